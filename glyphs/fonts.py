@@ -1,0 +1,169 @@
+"""Finds the font files of the Debian packages in packages.txt.
+
+Each file gets a family (style words stripped, so that bold and regular never part), a licence
+read from the package's copyright file, and its side of the split, a hash of the family's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fontTools.ttLib import TTFont, TTLibError
+
+PACKAGES = Path(__file__).with_name("packages.txt")
+FONT_ROOT = Path("/usr/share")
+DOC_ROOT = Path("/usr/share/doc")
+DPKG_INFO = Path("/var/lib/dpkg/info")
+TEST_SHARE = 0.2
+
+STYLE_WORDS = frozenset(
+    """thin hairline extralight ultralight light semilight demilight book regular normal roman
+    medium semibold demibold demi bold extrabold ultrabold black heavy fat ultra extra semi
+    italic oblique slanted condensed cond compressed narrow semicondensed extracondensed extended
+    ext expanded wide semiexpanded compact caps sc smallcaps display text caption subhead deck
+    poster halfloose halftight loose tight vf variable hinted unhinted otf ttf std pro lt bd md
+    semicond semicon bolditalic outline shadow web ui""".split()
+)
+# One design under many names: the name that all of them get.
+SAME_DESIGN = (
+    (re.compile(r"^noto (sans|serif|naskh|kufi|nastaliq)\b.*"), r"noto \1"),
+    (re.compile(r"^(lm|latin modern) ?(\w+).*"), r"lm \2"),
+    (re.compile(r"^monoid.*"), "monoid"),
+    (re.compile(r"^(andika|charis|doulos|gentium|awami)\b.*"), r"\1"),
+    (re.compile(r"^(fira ?code|fira ?mono)\b.*"), "fira code"),
+    (re.compile(r"^(spleen|roadgeek|samyak|lohit)\b.*"), r"\1"),
+)
+LICENCE_WORDS = (
+    ("SIL OPEN FONT LICENSE", "OFL"),
+    ("Open Font License", "OFL"),
+    ("Apache License", "Apache-2.0"),
+    ("GUST Font", "GUST-Font-License"),
+    ("LaTeX Project Public", "LPPL"),
+    ("GNU Lesser General Public", "LGPL"),
+    ("GNU General Public", "GPL"),
+    ("GNU GPL", "GPL"),
+    ("Creative Commons Attribution", "CC-BY"),
+    ("public domain", "public-domain"),
+    ("Bitstream Vera", "Bitstream-Vera"),
+    ("X11", "MIT"),
+    ("Permission is hereby granted", "MIT"),
+    ("free for any use", "free-for-any-use"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Font:
+    """One font file: `path` below /usr/share; `test` is its side of the split."""
+
+    path: str
+    family: str
+    package: str
+    licence: str
+    test: bool
+
+    @property
+    def file(self) -> Path:
+        return FONT_ROOT / self.path
+
+
+def normalise_family(name: str) -> str:
+    """Family of a font's own family name: lower case, without style words and sizes.
+
+    A name of nothing but style words keeps them.
+    """
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"[^0-9a-z]+", " ", name.lower()).split()
+    kept = [word for word in words if word not in STYLE_WORDS and not word.isdigit()]
+    family = " ".join(kept or words)
+    for pattern, replacement in SAME_DESIGN:
+        family = pattern.sub(replacement, family)
+    return re.sub(r" ?\d+$", "", family) or family
+
+
+def is_test_family(family: str) -> bool:
+    """Whether the family is kept unseen: a hash of its name, the same for every script."""
+    digest = hashlib.sha256(family.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < TEST_SHARE
+
+
+def read_licence(package: str) -> str:
+    """Short licence names of a package, " / " between several.
+
+    Reads the machine-readable `License:` fields, else looks for well-known sentences.
+    """
+    text = (DOC_ROOT / package / "copyright").read_text(encoding="utf-8", errors="replace")
+    stanzas = re.split(r"\n\s*\n", text)
+    found: list[str] = []
+    for stanza in stanzas:
+        files = re.search(r"^Files:(.*)$", stanza, re.M)
+        licence = re.search(r"^Licen[sc]e:[ \t]*(\S[^\n]*)$", stanza, re.M)
+        if licence and files and "debian" not in files.group(1):
+            found.append(licence.group(1).strip())
+    if not found:
+        flat = re.sub(r"\s+", " ", text)
+        found = [short for words, short in LICENCE_WORDS if words.lower() in flat.lower()]
+    return " / ".join(dict.fromkeys(found)) or "see copyright file"
+
+
+def package_files(package: str) -> list[Path]:
+    """Font files that an installed package owns, sorted, links left out."""
+    listing = DPKG_INFO / f"{package}.list"
+    if not listing.exists():
+        raise FileNotFoundError(f"package {package} is not installed: sudo apt install {package}")
+    paths = [Path(line) for line in listing.read_text().splitlines()]
+    fonts = [p for p in paths if p.suffix.lower() in (".ttf", ".otf") and p.is_file()]
+    return sorted(p for p in fonts if not p.is_symlink() and p.is_relative_to(FONT_ROOT))
+
+
+def package_section(package: str) -> str:
+    """Debian section, e.g. `fonts` or `non-free/fonts`."""
+    command = ["dpkg-query", "-W", "-f", "${Section}", package]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def read_family(path: Path) -> str | None:
+    """Normalised family of a font file; None if unreadable, variable or without characters."""
+    try:
+        with TTFont(path, lazy=True) as font:
+            if "fvar" in font or "cmap" not in font or not font.getBestCmap():
+                return None
+            name = font["name"].getDebugName(16) or font["name"].getDebugName(1)
+    except (TTLibError, AssertionError, ValueError, KeyError, OSError, TypeError):
+        return None
+    return normalise_family(name) if name else None
+
+
+def find_fonts(packages: list[str] | None = None) -> list[Font]:
+    """All usable font files of `packages` (None: those of packages.txt), byte copies once."""
+    names = packages if packages is not None else PACKAGES.read_text().split()
+    fonts: list[Font] = []
+    seen: set[bytes] = set()
+    for package in sorted(names):
+        if "/" in package_section(package):
+            raise ValueError(f"package {package} is not in Debian's free section; leave it out")
+        licence = read_licence(package)
+        for path in package_files(package):
+            digest = hashlib.sha256(path.read_bytes()).digest()
+            family = None if digest in seen else read_family(path)
+            seen.add(digest)
+            if family:
+                place = str(path.relative_to(FONT_ROOT))
+                test = is_test_family(family)
+                font = Font(path=place, family=family, package=package, licence=licence, test=test)
+                fonts.append(font)
+    return fonts
+
+
+def save_fonts(fonts: list[Font], path: Path) -> None:
+    """Writes the fonts as a JSON list, one object a font."""
+    path.write_text("[\n" + ",\n".join(json.dumps(asdict(font)) for font in fonts) + "\n]\n")
+
+
+def load_fonts(path: Path) -> list[Font]:
+    """Reads what `save_fonts` wrote."""
+    return [Font(**entry) for entry in json.loads(path.read_text())]

@@ -1,0 +1,201 @@
+"""Renders every font that has a whole script into 32 x 32 coverage masks.
+
+`python -m glyphs.render` writes data/glyphs/<script>.npz (masks, class names, font, family, split)
+and fonts.json. Drawn at 4x and box-averaged; capital height 18, baseline at row 24, centred.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from fontTools.ttLib import TTFont, TTLibError
+from PIL import Image, ImageDraw, ImageFont
+
+from glyphs.fonts import Font, find_fonts, save_fonts
+from glyphs.scripts import SCRIPTS, Script
+
+SIZE, OVERSAMPLING, CAPITAL_HEIGHT, BASELINE = 32, 4, 18, 24
+DATA = Path("data/glyphs")
+MIN_DISTINCT = 0.7  # share of different shapes
+MAX_BOXES = 0.25  # share of solid boxes: I and l are boxes without serifs
+MAX_CUT = 0.1  # share of glyphs that leave the picture
+# Share of glyphs nearer to their own class's mean than to another's; symbols score about 0.02.
+MIN_LEGIBLE = 0.35
+SAME_FONT = 0.02  # squared distance over squared length below which two fonts are one design
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glyphs:
+    """One script. masks (F, C, 32, 32) uint8 coverage; font (F,) places in fonts.json.
+
+    family (F,) are ids into family_names; test (F,) marks the unseen families.
+    """
+
+    masks: np.ndarray
+    class_names: list[str]
+    font: np.ndarray
+    family: np.ndarray
+    test: np.ndarray
+
+
+def draw_script(font: Font, script: Script) -> np.ndarray | str:
+    """Masks (C, 32, 32) of one font, or the reason why the font is left out."""
+    try:
+        with TTFont(font.file, lazy=True) as tables:
+            known = tables.getBestCmap()
+        if any(ord(character) not in known for character in script.characters.values()):
+            return "lacks a character"
+        large = ImageFont.truetype(font.file, 400, layout_engine=ImageFont.Layout.BASIC)
+        top = large.getbbox(script.reference, anchor="ls")[1]
+        if top >= 0:
+            return "reference capital is empty"
+        pixels = 400 * CAPITAL_HEIGHT * OVERSAMPLING / -top
+        sized = ImageFont.truetype(font.file, pixels, layout_engine=ImageFont.Layout.BASIC)
+        drawn = [draw_glyph(sized, character) for character in script.characters.values()]
+    except (OSError, ValueError, KeyError, TTLibError, AssertionError, TypeError) as error:
+        return f"unreadable: {type(error).__name__}"
+    return check_masks(np.stack([mask for mask, _ in drawn]), [cut for _, cut in drawn])
+
+
+def draw_glyph(font: ImageFont.FreeTypeFont, character: str) -> tuple[np.ndarray, bool]:
+    """Mask (32, 32) uint8 of one character, and whether it leaves the picture."""
+    side = SIZE * OVERSAMPLING
+    left, top, right, bottom = font.getbbox(character, anchor="ls")
+    baseline = BASELINE * OVERSAMPLING
+    picture = Image.new("L", (side, side))
+    place = ((side - left - right) / 2, baseline)
+    ImageDraw.Draw(picture).text(place, character, fill=255, font=font, anchor="ls")
+    mask = picture.resize((SIZE, SIZE), Image.Resampling.BOX)
+    slack = OVERSAMPLING
+    cut = right - left > side + slack or baseline + top < -slack or baseline + bottom > side + slack
+    return np.asarray(mask), cut
+
+
+def is_box(mask: np.ndarray) -> bool:
+    """Whether the ink fills its bounding box."""
+    rows, columns = np.nonzero(mask > 127)
+    if not len(rows):
+        return True
+    box = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return float(box.mean()) > 0.97 * 255
+
+
+def check_masks(masks: np.ndarray, cut: list[bool]) -> np.ndarray | str:
+    """The masks, or the reason why the font is left out."""
+    if (masks.max((1, 2)) < 64).any():
+        return "draws an empty glyph"
+    if sum(map(is_box, masks)) > MAX_BOXES * len(masks):
+        return "draws solid boxes"
+    if len({mask.tobytes() for mask in masks}) < MIN_DISTINCT * len(masks):
+        return "too few different shapes"
+    if sum(cut) > MAX_CUT * len(masks):
+        return "leaves the picture"
+    return masks
+
+
+def flat(masks: np.ndarray) -> np.ndarray:
+    """(F, C, 32, 32) -> (F, C * 256) float32 at half size: enough to compare designs."""
+    fonts, classes = masks.shape[:2]
+    halves = masks.reshape(fonts, classes, SIZE // 2, 2, SIZE // 2, 2).mean((3, 5), np.float32)
+    return halves.reshape(fonts, -1) / 255
+
+
+def legibility(masks: np.ndarray) -> np.ndarray:
+    """Share of glyphs nearest to their own class's median shape, for each font (F,)."""
+    fonts, classes = masks.shape[:2]
+    shapes = flat(masks).reshape(fonts, classes, -1)
+    means = shapes.mean(0)
+    score = np.einsum("fcp,kp->fck", shapes, means, optimize=True) - (means**2).sum(1) / 2
+    return (score.argmax(2) == np.arange(classes)).mean(1)
+
+
+def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Squared distances over the squared length of the left row: (L, R)."""
+    length = (left**2).sum(1, keepdims=True)
+    return (length - 2 * left @ right.T + (right**2).sum(1)) / length
+
+
+def keep_fonts(masks: np.ndarray, test: np.ndarray, reasons: Counter[str]) -> np.ndarray:
+    """Places (F',) of the fonts that stay: legible, drawn once, and new where they are unseen."""
+    legible = legibility(masks) >= MIN_LEGIBLE
+    reasons["not letters"] += int((~legible).sum())
+    seen: set[bytes] = set()
+    kept = []
+    for index in np.argsort(test, kind="stable"):  # training families first
+        digest = hashlib.sha256(masks[index].tobytes()).digest()
+        if legible[index] and digest not in seen:
+            kept.append(index)
+        seen.add(digest)
+    reasons["drawn twice"] += int(legible.sum()) - len(kept)
+    places = np.array(sorted(kept))
+    unseen, known = places[test[places]], places[~test[places]]
+    nearest = squared_distances(flat(masks[unseen]), flat(masks[known])).min(1)
+    reasons["unseen, yet like a training font"] += int((nearest < SAME_FONT).sum())
+    return np.sort(np.concatenate([known, unseen[nearest >= SAME_FONT]]))
+
+
+def render_script(name: str, fonts: list[Font], pool: ProcessPoolExecutor) -> None:
+    """Writes data/glyphs/<name>.npz and prints what was left out and why."""
+    script = SCRIPTS[name]
+    drawn = list(pool.map(partial(draw_script, script=script), fonts, chunksize=16))
+    reasons = Counter(result for result in drawn if isinstance(result, str))
+    places = np.array([i for i, result in enumerate(drawn) if not isinstance(result, str)])
+    masks = np.stack([result for result in drawn if not isinstance(result, str)])
+    test = np.array([fonts[i].test for i in places])
+    kept = keep_fonts(masks, test, reasons)
+    families = sorted({font.family for font in fonts})
+    family = np.array([families.index(fonts[i].family) for i in places[kept]])
+    np.savez(
+        DATA / f"{name}.npz",
+        masks=masks[kept],
+        class_names=np.array(script.class_names),
+        font=places[kept],
+        family=family,
+        test=test[kept],
+    )
+    unseen = len(set(family[test[kept]]))
+    print(
+        f"{name}: {len(kept)} fonts ({int(test[kept].sum())} unseen), "
+        f"{len(set(family))} families ({unseen} unseen); left out: {dict(reasons)}"
+    )
+
+
+def load_script(name: str) -> Glyphs:
+    """Reads data/glyphs/<name>.npz."""
+    path = DATA / f"{name}.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run python -m glyphs.render")
+    with np.load(path) as arrays:
+        return Glyphs(
+            masks=arrays["masks"],
+            class_names=[str(class_name) for class_name in arrays["class_names"]],
+            font=arrays["font"],
+            family=arrays["family"],
+            test=arrays["test"],
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scripts", default=",".join(SCRIPTS), help="comma-separated")
+    names = parser.parse_args().scripts.split(",")
+    DATA.mkdir(parents=True, exist_ok=True)
+    fonts = find_fonts()
+    save_fonts(fonts, DATA / "fonts.json")
+    print(json.dumps({"files": len(fonts), "families": len({font.family for font in fonts})}))
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for name in names:
+            render_script(name, fonts, pool)
+
+
+if __name__ == "__main__":
+    main()

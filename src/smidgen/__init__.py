@@ -1,0 +1,1 @@
+"""smidgen fine-tunes a pretrained diffusion model by a smidgen of its parameters."""

@@ -1,0 +1,1 @@
+"""Diffusion as pure functions of tensors and callables: schedule, objective, samplers, guidance."""

@@ -1,0 +1,152 @@
+"""The noise schedule: every table of the forward process, and respacing to fewer steps.
+
+Dimensions: t diffusion steps, b batch. All tables are float64 on the CPU; `gather` reads them at the precision and on
+the device of the data. No network, no sampling.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+Spacing = Literal["uniform", "ddim", "half-open"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Schedule:
+    """The forward process q(x_t | x_0) = N(sqrt(alphas_cumprod_t) x_0, (1 - alphas_cumprod_t) I) (DDPM, Ho et al. 2020).
+
+    Row i is step i + 1 of the paper. `timesteps` holds what the network is told at row i: i itself for the schedule of
+    training, the original step for a respaced one. `posterior_*` belong to q(x_{t-1} | x_t, x_0) (equations 6 and 7).
+    """
+
+    betas: Float64[Tensor, " t"]
+    alphas_cumprod: Float64[Tensor, " t"]
+    alphas_cumprod_prev: Float64[Tensor, " t"]
+    sqrt_alphas_cumprod: Float64[Tensor, " t"]
+    sqrt_one_minus_alphas_cumprod: Float64[Tensor, " t"]
+    sqrt_recip_alphas_cumprod: Float64[Tensor, " t"]
+    sqrt_recipm1_alphas_cumprod: Float64[Tensor, " t"]
+    log_betas: Float64[Tensor, " t"]
+    posterior_variance: Float64[Tensor, " t"]
+    posterior_log_variance_clipped: Float64[Tensor, " t"]
+    posterior_mean_coef1: Float64[Tensor, " t"]
+    posterior_mean_coef2: Float64[Tensor, " t"]
+    timesteps: Int64[Tensor, " t"]
+
+    @staticmethod
+    def linear(
+        num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> "Schedule":
+        """Betas evenly spaced from beta_start to beta_end (DDPM, section 4); the defaults are those of the released DiT.
+
+        Raises:
+            ValueError: num_steps < 1, or a beta outside (0, 1).
+        """
+        if num_steps < 1:
+            raise ValueError(f"a schedule of {num_steps} steps: give at least 1")
+        return Schedule.from_betas(
+            torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+        )
+
+    @staticmethod
+    def from_betas(
+        betas: Float[Tensor, " t"], timesteps: Int[Tensor, " t"] | None = None
+    ) -> "Schedule":
+        """Every table from the betas; timesteps None means 0 ... T - 1.
+
+        Raises:
+            ValueError: a beta outside (0, 1), NaN included.
+        """
+        betas = betas.detach().to("cpu", torch.float64)
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError("every beta must lie strictly between 0 and 1")
+        if timesteps is None:
+            timesteps = torch.arange(len(betas))
+        cumprod = torch.cumprod(1 - betas, dim=0)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), cumprod[:-1]])
+        variance = betas * (1 - previous) / (1 - cumprod)
+        # The first posterior variance is 0 (x_0 is known): its logarithm is replaced by the second, as in improved DDPM.
+        clipped = torch.cat([variance[1:2], variance[1:]]) if len(betas) > 1 else betas
+        return Schedule(
+            betas=betas,
+            alphas_cumprod=cumprod,
+            alphas_cumprod_prev=previous,
+            sqrt_alphas_cumprod=cumprod.sqrt(),
+            sqrt_one_minus_alphas_cumprod=(1 - cumprod).sqrt(),
+            sqrt_recip_alphas_cumprod=(1 / cumprod).sqrt(),
+            sqrt_recipm1_alphas_cumprod=(1 / cumprod - 1).sqrt(),
+            log_betas=betas.log(),
+            posterior_variance=variance,
+            posterior_log_variance_clipped=clipped.log(),
+            posterior_mean_coef1=betas * previous.sqrt() / (1 - cumprod),
+            posterior_mean_coef2=(1 - previous) * (1 - betas).sqrt() / (1 - cumprod),
+            timesteps=timesteps.detach().to("cpu", torch.int64),
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Rows of every table."""
+        return len(self.betas)
+
+    def respace(self, num_steps: int, spacing: Spacing = "uniform") -> "Schedule":
+        """The schedule that visits only num_steps of the steps, with the same alphas_cumprod there (improved DDPM, sec. 4).
+
+        See `spaced_indices` for the spacings. `timesteps` keeps the original steps for the network.
+
+        Raises:
+            ValueError: the spacing has no such number of steps.
+        """
+        indices = torch.tensor(spaced_indices(self.num_steps, num_steps, spacing))
+        cumprod = self.alphas_cumprod[indices]
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), cumprod[:-1]])
+        return Schedule.from_betas(1 - cumprod / previous, self.timesteps[indices])
+
+
+def spaced_indices(total: int, num_steps: int, spacing: Spacing = "uniform") -> list[int]:
+    """num_steps increasing indices below total.
+
+    uniform: evenly from 0 to total - 1, both included (the released ADM and DiT code's "250"); one step is total - 1.
+    ddim: multiples of the smallest stride that gives exactly num_steps (the same code's "ddim50").
+    half-open: the num_steps + 1 points of uniform without 0 (DPM-Solver: num_steps intervals, evaluated at their noisy end).
+
+    Raises:
+        ValueError: num_steps outside 1 ... total, or the spacing cannot give that many.
+    """
+    if not 1 <= num_steps <= total:
+        raise ValueError(f"{num_steps} steps of {total}: give 1 to {total}")
+    if spacing == "uniform":
+        return _even_points(total, num_steps) if num_steps > 1 else [total - 1]
+    if spacing == "ddim":
+        for stride in range(1, total + 1):
+            if len(range(0, total, stride)) == num_steps:
+                return list(range(0, total, stride))
+        raise ValueError(
+            f'no whole stride visits exactly {num_steps} of {total} steps: use spacing "uniform"'
+        )
+    if spacing == "half-open":
+        if num_steps == total:
+            raise ValueError(f'spacing "half-open" gives at most {total - 1} of {total} steps')
+        return _even_points(total, num_steps + 1)[1:]
+    raise ValueError(f"unknown spacing {spacing!r}: use uniform, ddim or half-open")
+
+
+def _even_points(total: int, num_points: int) -> list[int]:
+    stride = (total - 1) / (num_points - 1)
+    position, points = 0.0, []
+    # Added up instead of multiplied: at exact halves the rounding then falls as in the released samplers.
+    for _ in range(num_points):
+        points.append(round(position))
+        position += stride
+    return points
+
+
+def gather(
+    table: Float64[Tensor, " t"], index: Int[Tensor, " b"], like: Float[Tensor, "b ..."]
+) -> Float[Tensor, "b ..."]:
+    """table[index] in the dtype and on the device of `like`, shaped (b, 1, ..., 1) to broadcast against it."""
+    # Cast before moving: not every device has float64.
+    values = table.to(like.dtype).to(like.device)[index]
+    return values.reshape(-1, *([1] * (like.ndim - 1)))
