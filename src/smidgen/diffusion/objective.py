@@ -1,7 +1,9 @@
 """The training objective: noising, L_hybrid with a learned variance, label dropout.
 
-Dimensions: b batch, c latent channels, d = c or 2c output channels, h and w latent rows and columns. `t` are rows of the
-schedule. Everything is elementwise and free of data-dependent control flow, so it compiles together with the network.
+Dimensions: b batch, c latent channels, d = c or 2c output channels, h and w latent rows and
+columns; t counts rows of the schedule. Everything is elementwise and free of data-dependent control
+flow, so it compiles together with the network. The samplers read the network through the same
+functions.
 """
 
 import math
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from smidgen.diffusion.schedule import Schedule, gather
 
-# Half the width of one of 256 grey levels on [-1, 1].
-HALF_BIN = 1 / 255
+# Half the width of one of 256 levels on [-1, 1].
+HALF_LEVEL = 1 / 255
 
 
 def add_noise(
@@ -22,7 +24,7 @@ def add_noise(
     t: Int[Tensor, " b"],
     noise: Float[Tensor, "b c h w"],
 ) -> Float[Tensor, "b c h w"]:
-    """x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise (DDPM, equation 4)."""
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM, equation 4)."""
     signal = gather(schedule.sqrt_alphas_cumprod, t, x0)
     return signal * x0 + gather(schedule.sqrt_one_minus_alphas_cumprod, t, x0) * noise
 
@@ -38,16 +40,16 @@ def hybrid_loss(
     vlb_weight: float = 1e-3,
     min_snr: float | None = None,
 ) -> Float[Tensor, " b"]:
-    """L_hybrid = L_simple + vlb_weight * L_vlb for each sample (improved DDPM, Nichol & Dhariwal 2021, equation 16).
+    """L_simple + vlb_weight * L_vlb of each sample (improved DDPM, Nichol & Dhariwal 2021, eq. 16).
 
-    L_simple is the mean squared error of the predicted noise. L_vlb = sum of L_t is estimated from the one drawn step as
-    T * L_t, in bits per dimension, and teaches the variance only: the predicted noise is detached in it. With T = 1000
-    and the default 0.001 the factor before L_t is exactly 1, that of the released DiT training. Where the output has c
-    channels there is no learned variance and no L_vlb.
+    L_simple is the mean squared error of the predicted noise. L_vlb, the sum of all T terms, is
+    estimated from the drawn one as T * L_t, in bits per dimension; it teaches the variance only,
+    for the predicted noise is detached in it. With T = 1000 the default 0.001 puts a factor of
+    exactly 1 before L_t, as does the released DiT training. An output of c channels has no learned
+    variance and no L_vlb.
 
-    min_snr: the gamma of min-SNR weighting (Hang et al. 2023), min(snr, gamma) / snr on L_simple alone; None is weight 1.
-
-    Computed in float32, or in float64 when the output is.
+    min_snr is gamma of min-SNR weighting (Hang et al. 2023): min(snr, gamma) / snr on L_simple
+    alone; None weighs every step 1. Computed in float32, or in float64 when the output is.
 
     Raises:
         ValueError: the output has neither c nor 2c channels.
@@ -57,13 +59,72 @@ def hybrid_loss(
     epsilon, v = split_output(output, x0.shape[1])
     loss = (epsilon - noise).square().mean(dim=(1, 2, 3))
     if min_snr is not None:
-        # min(snr, gamma) / snr = min(1, gamma / snr)
         inverse_snr = (1 - schedule.alphas_cumprod) / schedule.alphas_cumprod
+        # min(snr, gamma) / snr = min(1, gamma / snr)
         loss = loss * gather(inverse_snr * min_snr, t, loss).clamp(max=1)
     if v is None or vlb_weight == 0:
         return loss
     bits = vlb_bits(epsilon.detach(), v, x0, x_t, t, schedule)
     return loss + vlb_weight * schedule.num_steps * bits
+
+
+def vlb_bits(
+    epsilon: Float[Tensor, "b c h w"],
+    v: Float[Tensor, "b c h w"],
+    x0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    schedule: Schedule,
+) -> Float[Tensor, " b"]:
+    """One term L_t of the variational bound, in bits per dimension (improved DDPM, eq. 4 to 7).
+
+    t > 0: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). t = 0: -log p(x_0 | x_1), discretised to
+    256 levels on [-1, 1]; latents have no such levels, but released weights were trained so.
+    """
+    prior_log_variance = gather(schedule.posterior_log_variance_clipped, t, x0)
+    log_variance = learned_log_variance(v, t, schedule)
+    # Both means have the same term in x_t, so x_0 alone makes their difference. At t = 0 the
+    # coefficient is 1 and the difference x_0 minus the mean.
+    error = x0 - predict_x0(epsilon, x_t, t, schedule)
+    difference = gather(schedule.posterior_mean_coef1, t, x0) * error
+    kl = 0.5 * (
+        log_variance
+        - prior_log_variance
+        - 1
+        + torch.exp(prior_log_variance - log_variance)
+        + difference.square() * torch.exp(-log_variance)
+    )
+    nll = discretized_gaussian_nll(x0, difference, log_variance)
+    is_first = (t == 0).reshape(-1, 1, 1, 1)
+    return torch.where(is_first, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
+
+
+def discretized_gaussian_nll(
+    x0: Float[Tensor, "b c h w"],
+    difference: Float[Tensor, "b c h w"],
+    log_variance: Float[Tensor, "b c h w"],
+) -> Float[Tensor, "b c h w"]:
+    """-log of a Gaussian's mass on the level around x_0, in nats (DDPM, equation 13).
+
+    difference = x_0 - mean. The outermost levels, |x_0| > 0.999, reach to infinity. A mass below
+    1e-12 counts as 1e-12.
+    """
+    inverse_std = torch.exp(-0.5 * log_variance)
+    upper = (difference + HALF_LEVEL) * inverse_std
+    lower = (difference - HALF_LEVEL) * inverse_std
+    # [lower, upper] and [-upper, -lower] have the same mass; on the left of 0 the difference of two
+    # distribution functions keeps its digits.
+    mirror = difference > 0
+    inner = _normal_cdf(torch.where(mirror, -lower, upper)) - _normal_cdf(
+        torch.where(mirror, -upper, lower)
+    )
+    mass = torch.where(x0 < -0.999, _normal_cdf(upper), inner)
+    mass = torch.where(x0 > 0.999, _normal_cdf(-lower), mass)
+    return -torch.log(mass.clamp(min=1e-12))
+
+
+def _normal_cdf(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
 
 
 def split_output(
@@ -84,68 +145,32 @@ def split_output(
     )
 
 
-def vlb_bits(
+def predict_x0(
     epsilon: Float[Tensor, "b c h w"],
-    v: Float[Tensor, "b c h w"],
-    x0: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
     t: Int[Tensor, " b"],
     schedule: Schedule,
-) -> Float[Tensor, " b"]:
-    """One term L_t of the variational bound, in bits per dimension (improved DDPM, equations 4 to 7 and 15).
-
-    t > 0: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). t = 0: the negative log-likelihood of x_0 under p(x_0 | x_1)
-    discretised to 256 levels on [-1, 1]; for latents the levels mean nothing, but this is how released weights were trained.
-    v in [-1, 1] runs from the posterior's variance to beta_t in log space, and may leave that range.
-    """
-    prior_log_variance = gather(schedule.posterior_log_variance_clipped, t, x0)
-    log_beta = gather(schedule.log_betas, t, x0)
-    log_variance = prior_log_variance + (v + 1) / 2 * (log_beta - prior_log_variance)
-    predicted = gather(schedule.sqrt_recip_alphas_cumprod, t, x0) * x_t
-    predicted = predicted - gather(schedule.sqrt_recipm1_alphas_cumprod, t, x0) * epsilon
-    # Both means share the term in x_t, so that their difference needs x_0 alone; at t = 0 it is x_0 minus the mean.
-    difference = gather(schedule.posterior_mean_coef1, t, x0) * (x0 - predicted)
-    kl = 0.5 * (
-        log_variance
-        - prior_log_variance
-        - 1
-        + torch.exp(prior_log_variance - log_variance)
-        + difference.square() * torch.exp(-log_variance)
-    )
-    nll = discretized_gaussian_nll(x0, difference, log_variance)
-    is_first = (t == 0).reshape(-1, 1, 1, 1)
-    return torch.where(is_first, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
-
-
-def discretized_gaussian_nll(
-    x0: Float[Tensor, "b c h w"],
-    difference: Float[Tensor, "b c h w"],
-    log_variance: Float[Tensor, "b c h w"],
 ) -> Float[Tensor, "b c h w"]:
-    """-log of the Gaussian's mass in the grey level around x_0, in nats (DDPM, equation 13); difference = x_0 - mean.
+    """x_0 where epsilon is the noise in x_t: DDPM's equation 4 solved for x_0."""
+    scaled = gather(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+    return scaled - gather(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * epsilon
 
-    The outermost levels reach to infinity. Masses below 1e-12 count as 1e-12.
+
+def learned_log_variance(
+    v: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], schedule: Schedule
+) -> Float[Tensor, "b c h w"]:
+    """From the posterior's log variance at v = -1 to log beta_t at v = 1 (improved DDPM, eq. 15).
+
+    v may leave [-1, 1].
     """
-    inverse_std = torch.exp(-0.5 * log_variance)
-    upper = (difference + HALF_BIN) * inverse_std
-    lower = (difference - HALF_BIN) * inverse_std
-    # By symmetry the mass of [lower, upper] is that of [-upper, -lower]: the tail on the left loses no digits.
-    flip = difference > 0
-    left = _normal_cdf(torch.where(flip, -lower, upper))
-    inner = left - _normal_cdf(torch.where(flip, -upper, lower))
-    mass = torch.where(x0 < -0.999, _normal_cdf(upper), inner)
-    mass = torch.where(x0 > 0.999, _normal_cdf(-lower), mass)
-    return -torch.log(mass.clamp(min=1e-12))
-
-
-def _normal_cdf(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+    low = gather(schedule.posterior_log_variance_clipped, t, v)
+    return low + (v + 1) / 2 * (gather(schedule.log_betas, t, v) - low)
 
 
 def drop_labels(
     labels: Int[Tensor, " b"], null_label: int, probability: float, generator: torch.Generator
 ) -> Int[Tensor, " b"]:
-    """Each label replaced by the null label with this probability (classifier-free guidance, Ho & Salimans 2022).
+    """Each label replaced by the null label with this probability (Ho & Salimans 2022).
 
     One draw per sample, on the generator's device.
 

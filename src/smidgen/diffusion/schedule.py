@@ -1,7 +1,7 @@
 """The noise schedule: every table of the forward process, and respacing to fewer steps.
 
-Dimensions: t diffusion steps, b batch. All tables are float64 on the CPU; `gather` reads them at the precision and on
-the device of the data. No network, no sampling.
+Dimensions: t diffusion steps, b batch. All tables are float64 on the CPU; `gather` reads them at
+the precision and on the device of the data. No network, no sampling.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ Spacing = Literal["uniform", "ddim", "half-open"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Schedule:
-    """The forward process q(x_t | x_0) = N(sqrt(alphas_cumprod_t) x_0, (1 - alphas_cumprod_t) I) (DDPM, Ho et al. 2020).
+    """The forward process q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et al. 2020).
 
-    Row i is step i + 1 of the paper. `timesteps` holds what the network is told at row i: i itself for the schedule of
-    training, the original step for a respaced one. `posterior_*` belong to q(x_{t-1} | x_t, x_0) (equations 6 and 7).
+    Row i is step i + 1 of the paper; abar is `alphas_cumprod`. `timesteps` holds what the network
+    is told at row i: i itself for the schedule of training, the original step for a respaced one.
+    `posterior_*` belong to q(x_{t-1} | x_t, x_0) (equations 6 and 7).
     """
 
     betas: Float64[Tensor, " t"]
@@ -40,7 +41,7 @@ class Schedule:
     def linear(
         num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> "Schedule":
-        """Betas evenly spaced from beta_start to beta_end (DDPM, section 4); the defaults are those of the released DiT.
+        """Betas evenly spaced from beta_start to beta_end (DDPM, section 4; defaults: DiT's).
 
         Raises:
             ValueError: num_steps < 1, or a beta outside (0, 1).
@@ -66,9 +67,10 @@ class Schedule:
         if timesteps is None:
             timesteps = torch.arange(len(betas))
         cumprod = torch.cumprod(1 - betas, dim=0)
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), cumprod[:-1]])
+        previous = _shift(cumprod)
         variance = betas * (1 - previous) / (1 - cumprod)
-        # The first posterior variance is 0 (x_0 is known): its logarithm is replaced by the second, as in improved DDPM.
+        # The first posterior variance is 0 (x_0 is known), which has no logarithm: improved DDPM
+        # puts the second in its place.
         clipped = torch.cat([variance[1:2], variance[1:]]) if len(betas) > 1 else betas
         return Schedule(
             betas=betas,
@@ -92,33 +94,46 @@ class Schedule:
         return len(self.betas)
 
     def respace(self, num_steps: int, spacing: Spacing = "uniform") -> "Schedule":
-        """The schedule that visits only num_steps of the steps, with the same alphas_cumprod there (improved DDPM, sec. 4).
+        """The schedule of num_steps of the steps, its abar theirs (improved DDPM, section 4).
 
-        See `spaced_indices` for the spacings. `timesteps` keeps the original steps for the network.
+        `spaced_indices` explains the spacings. `timesteps` keeps the original steps for the
+        network.
 
         Raises:
             ValueError: the spacing has no such number of steps.
         """
         indices = torch.tensor(spaced_indices(self.num_steps, num_steps, spacing))
         cumprod = self.alphas_cumprod[indices]
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), cumprod[:-1]])
-        return Schedule.from_betas(1 - cumprod / previous, self.timesteps[indices])
+        return Schedule.from_betas(1 - cumprod / _shift(cumprod), self.timesteps[indices])
+
+
+def _shift(cumprod: Float64[Tensor, " t"]) -> Float64[Tensor, " t"]:
+    return torch.cat([torch.ones(1, dtype=cumprod.dtype), cumprod[:-1]])
 
 
 def spaced_indices(total: int, num_steps: int, spacing: Spacing = "uniform") -> list[int]:
     """num_steps increasing indices below total.
 
-    uniform: evenly from 0 to total - 1, both included (the released ADM and DiT code's "250"); one step is total - 1.
-    ddim: multiples of the smallest stride that gives exactly num_steps (the same code's "ddim50").
-    half-open: the num_steps + 1 points of uniform without 0 (DPM-Solver: num_steps intervals, evaluated at their noisy end).
+    uniform: evenly from 0 to total - 1, both included: the rule of the released ADM and DiT
+        samplers ("250"), but a single step is total - 1, where the noise is, instead of 0.
+    ddim: multiples of the smallest stride that gives exactly num_steps (their "ddim50").
+    half-open: the num_steps + 1 even points from 0 to total - 1, without 0: num_steps intervals,
+        each evaluated at its noisy end.
 
     Raises:
         ValueError: num_steps outside 1 ... total, or the spacing cannot give that many.
     """
     if not 1 <= num_steps <= total:
-        raise ValueError(f"{num_steps} steps of {total}: give 1 to {total}")
+        raise ValueError(f"{num_steps} sampling steps of {total}: give 1 to {total}")
     if spacing == "uniform":
-        return _even_points(total, num_steps) if num_steps > 1 else [total - 1]
+        if num_steps == 1:
+            return [total - 1]
+        stride, position, indices = (total - 1) / (num_steps - 1), 0.0, []
+        # Added up, not multiplied: halves then round as in the released samplers.
+        for _ in range(num_steps):
+            indices.append(round(position))
+            position += stride
+        return indices
     if spacing == "ddim":
         for stride in range(1, total + 1):
             if len(range(0, total, stride)) == num_steps:
@@ -128,25 +143,16 @@ def spaced_indices(total: int, num_steps: int, spacing: Spacing = "uniform") -> 
         )
     if spacing == "half-open":
         if num_steps == total:
-            raise ValueError(f'spacing "half-open" gives at most {total - 1} of {total} steps')
-        return _even_points(total, num_steps + 1)[1:]
+            raise ValueError(f"{num_steps} half-open steps of {total}: give 1 to {total - 1}")
+        stride = (total - 1) / num_steps
+        return [round(i * stride) for i in range(1, num_steps + 1)]
     raise ValueError(f"unknown spacing {spacing!r}: use uniform, ddim or half-open")
-
-
-def _even_points(total: int, num_points: int) -> list[int]:
-    stride = (total - 1) / (num_points - 1)
-    position, points = 0.0, []
-    # Added up instead of multiplied: at exact halves the rounding then falls as in the released samplers.
-    for _ in range(num_points):
-        points.append(round(position))
-        position += stride
-    return points
 
 
 def gather(
     table: Float64[Tensor, " t"], index: Int[Tensor, " b"], like: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
-    """table[index] in the dtype and on the device of `like`, shaped (b, 1, ..., 1) to broadcast against it."""
+    """table[index] in the dtype and on the device of `like`, as (b, 1, ..., 1) to broadcast."""
     # Cast before moving: not every device has float64.
     values = table.to(like.dtype).to(like.device)[index]
     return values.reshape(-1, *([1] * (like.ndim - 1)))
