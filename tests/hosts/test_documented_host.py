@@ -1,0 +1,64 @@
+"""docs/add-a-host.md is true: methods work on the network that it describes."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from smidgen.core.fold import fold
+from smidgen.errors import SmidgenError
+from smidgen.methods import METHODS
+from tests.laws.tiny import TinyBase, randomise
+
+PAGE = Path(__file__).parents[2] / "docs" / "add-a-host.md"
+
+
+@pytest.fixture
+def page():
+    names: dict = {}
+    for source in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(source, str(PAGE), "exec"), names)
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture
+def base(page):
+    torch.manual_seed(0)
+    model = page.Painter().double().requires_grad_(False)
+    return TinyBase(
+        denoiser=model,
+        host=page.host(model),
+        class_names=("ant", "bee", "cat"),
+        name="painter",
+        fingerprint="",
+    )
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_a_method_trains_and_folds_on_the_documented_host(page, base, method):
+    entry = METHODS[method]
+    classes = ("dog", "elk", "fox", "gnu")
+    delta = entry.build(base, entry.config(), classes, torch.Generator().manual_seed(0)).double()
+    randomise(delta, 0.2, seed=1)
+    x = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    inputs = x, torch.linspace(10, 900, 5).double(), torch.arange(5)
+    with delta.attach(base.denoiser):
+        output = base.denoiser(*inputs)
+    output.square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in delta.parameters())
+    folded = page.Painter(num_classes=4).double()
+    folded.load_state_dict(fold(delta, base.denoiser.state_dict(), base.host.folds))
+    torch.testing.assert_close(folded(*inputs), output, atol=1e-12, rtol=1e-12)
+
+
+def test_every_bias_of_the_documented_host_is_listed(base):
+    expected = {n for n, _ in base.denoiser.named_parameters() if n.endswith(".bias")}
+    assert {f"{site.module}.bias" for site in base.host.biases} == expected
+
+
+def test_a_method_that_needs_a_missing_tap_names_it(base):
+    entry = METHODS["difffit"]
+    with pytest.raises(SmidgenError, match=r'no tap "norm1\.out"'):
+        entry.build(base, entry.config(), ("dog",), torch.Generator())

@@ -1,0 +1,142 @@
+"""DiffFit against its equations written out here, and what its options mean."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from smidgen.errors import UsageError
+from smidgen.methods.difffit import Config, chosen_blocks
+from tests.laws.tiny import (
+    NEW_CLASSES,
+    TINY_HOSTS,
+    all_labels,
+    tiny_base,
+    tiny_delta,
+    trained_tensors,
+)
+
+EVERY_GAMMA = ("block", "qkv", "proj", "final", "patch", "time")
+
+
+def _reference(
+    w: dict[str, Tensor], d: dict[str, Tensor], x, t, y, *, depth, heads, patch
+) -> Tensor:
+    """A DiT with DiffFit: `w` the base's tensors, `d` the trained ones by name."""
+
+    def linear(name, h):
+        bias = w[f"{name}.bias"] + d[f"{name}.bias.offset"]
+        return h @ w[f"{name}.weight"].flatten(1).T + bias
+
+    def gamma(name):
+        return d.get(f"{name}.gamma.gain", 1.0)
+
+    def norm(name, h):
+        h = h - h.mean(-1, keepdim=True)
+        h = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return h * d[f"{name}.weight.gain"] + d[f"{name}.bias.offset"]
+
+    def silu(h):
+        return h / (1 + (-h).exp())
+
+    def gelu(h):
+        return h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+
+    batch, channels, size, _ = x.shape
+    grid = size // patch
+    h = x.reshape(batch, channels, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
+    h = linear("x_embedder.proj", h.reshape(batch, grid * grid, -1)) * gamma("x_embedder.proj")
+    h = h + w["pos_embed"]
+    angles = t[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)[None]
+    features = torch.cat([angles.cos(), angles.sin()], -1).double()
+    time = linear("t_embedder.mlp.2", silu(linear("t_embedder.mlp.0", features)))
+    c = silu(time * gamma("t_embedder.mlp.2") + d["label_table.rows"][y])
+    for n in range(depth):
+        block = f"blocks.{n}"
+        modulation = linear(f"{block}.adaLN_modulation.1", c)[:, None].chunk(6, -1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        a = norm(f"{block}.norm1", h) * (1 + scale1) + shift1
+        qkv = linear(f"{block}.attn.qkv", a) * gamma(f"{block}.attn.qkv")
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        a = linear(f"{block}.attn.proj", (weights @ v).transpose(1, 2).flatten(2))
+        a = a * gamma(f"{block}.attn.proj") * gamma(f"{block}.attn")
+        h = h + gate1 * a
+        f = norm(f"{block}.norm2", h) * (1 + scale2) + shift2
+        f = linear(f"{block}.mlp.fc2", gelu(linear(f"{block}.mlp.fc1", f)))
+        h = h + gate2 * f * gamma(f"{block}.mlp")
+    shift, scale = linear("final_layer.adaLN_modulation.1", c)[:, None].chunk(2, -1)
+    h = norm("final_layer.norm_final", h) * (1 + scale) + shift
+    h = linear("final_layer.linear", h) * gamma("final_layer.linear")
+    h = h.reshape(batch, grid, grid, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+    return h.reshape(batch, -1, size, size)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"gammas": EVERY_GAMMA, "blocks": "all"}, {"gammas": EVERY_GAMMA, "blocks": "2-2"}],
+    ids=["default", "everything", "last-blocks"],
+)
+def test_outputs_and_gradients_equal_the_equations(config):
+    base = tiny_base("dit")
+    delta = tiny_delta(base, "difffit", **config)
+    inputs = TINY_HOSTS["dit"].inputs(all_labels(NEW_CLASSES))
+    with delta.attach(base.denoiser):
+        output = base.denoiser(*inputs)
+    tensors = trained_tensors(delta)
+    expected = _reference(base.denoiser.state_dict(), tensors, *inputs, depth=2, heads=2, patch=2)
+    # the timestep's features are float32 in both, computed in another order
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
+
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(5)).double()
+    ours = torch.autograd.grad((output * direction).sum(), list(tensors.values()))
+    theirs = torch.autograd.grad((expected * direction).sum(), list(tensors.values()))
+    for name, one, other in zip(tensors, ours, theirs, strict=True):
+        atol = 1e-5 * other.abs().max().item()
+        torch.testing.assert_close(one, other, atol=atol, rtol=1e-5, msg=f"gradient of {name}")
+
+
+def test_the_default_covers_the_first_half_of_the_blocks():
+    assert chosen_blocks("half", 28) == range(14)
+    assert chosen_blocks("half", 12) == range(6)
+    assert chosen_blocks("half", 3) == range(2)
+    assert chosen_blocks("half", 1) == range(1)
+
+
+def test_a_range_counts_from_one_and_includes_both_ends():
+    assert chosen_blocks("15-28", 28) == range(14, 28)
+    assert chosen_blocks("3-3", 28) == range(2, 3)
+    assert chosen_blocks("all", 28) == range(28)
+
+
+def test_gammas_sit_in_the_chosen_blocks_only():
+    delta = tiny_delta(tiny_base("dit"), "difffit", blocks="2-2")
+    gammas = {name for name in delta.edits if name.endswith(".gamma")}
+    in_block = {f"blocks.1.{part}.gamma" for part in ("attn.qkv", "attn.proj", "attn", "mlp")}
+    assert gammas == in_block | {"final_layer.linear.gamma"}
+
+
+def test_biases_and_affines_can_be_left_out():
+    delta = tiny_delta(
+        tiny_base("dit"), "difffit", biases=False, layer_norm=False, gammas=("final",)
+    )
+    assert set(delta.edits) == {"label_table", "final_layer.linear.gamma"}
+
+
+@pytest.mark.parametrize("blocks", ["", "0-3", "4-2", "7", "1-", "first", "1-3-5", "-1-3"])
+def test_a_malformed_range_is_refused(blocks):
+    with pytest.raises(UsageError, match="expected"):
+        Config(blocks=blocks)
+
+
+def test_a_range_beyond_the_depth_is_refused():
+    with pytest.raises(UsageError, match="blocks 1-2"):
+        tiny_delta(tiny_base("dit"), "difffit", blocks="2-3")
+
+
+def test_unknown_and_repeated_gammas_are_refused():
+    with pytest.raises(UsageError, match="choose from: block"):
+        Config(gammas=("blocks",))
+    with pytest.raises(UsageError, match="twice"):
+        Config(gammas=("qkv", "qkv"))
