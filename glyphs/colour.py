@@ -1,11 +1,13 @@
 """Colours a coverage mask: 6 inks on 4 light grounds.
 
-`colour` is a pure function of (mask, ink, ground); `draw_colours` draws the choice from a generator.
+`colour` is a pure function of (mask, ink, ground); `draw_colours` draws the choice.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+from smidgen.data.embedded_sets import mix_colours
 
 INKS = {
     "near-black": (24, 24, 28),
@@ -30,11 +32,7 @@ def colour(masks: np.ndarray, ink: np.ndarray, ground: np.ndarray) -> np.ndarray
 
     Coverage mixes ground and ink linearly, rounded half up.
     """
-    cover = masks[..., None].astype(np.int32)  # (..., H, W, 1)
-    inks = INK_RGB[ink][..., None, None, :].astype(np.int32)
-    grounds = GROUND_RGB[ground][..., None, None, :].astype(np.int32)
-    mixed = grounds * (255 - cover) + inks * cover
-    return ((mixed + 127) // 255).astype(np.uint8)
+    return mix_colours(masks, INK_RGB[ink], GROUND_RGB[ground])
 
 
 def draw_colours(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """Finds the font files of the Debian packages in packages.txt.
 
 Each file gets a family (style words stripped, so that bold and regular never part), a licence
-read from the package's copyright file, and its side of the split, a hash of the family's name.
+(from the package's copyright file; from the font itself where a package collects many) and its
+side of the split, a hash of the family's name.
 """
 
 from __future__ import annotations
@@ -20,33 +21,44 @@ FONT_ROOT = Path("/usr/share")
 DOC_ROOT = Path("/usr/share/doc")
 DPKG_INFO = Path("/var/lib/dpkg/info")
 TEST_SHARE = 0.2
+COLLECTIONS = "texlive-"  # packages of many fonts, each under its own licence
 
 STYLE_WORDS = frozenset(
-    """thin hairline extralight ultralight light semilight demilight book regular normal roman
+    re.split(
+        r"\s+",
+        """thin hairline extralight ultralight light semilight demilight book regular normal roman
     medium semibold demibold demi bold extrabold ultrabold black heavy fat ultra extra semi
     italic oblique slanted condensed cond compressed narrow semicondensed extracondensed extended
     ext expanded wide semiexpanded compact caps sc smallcaps display text caption subhead deck
     poster halfloose halftight loose tight vf variable hinted unhinted otf ttf std pro lt bd md
-    semicond semicon bolditalic outline shadow web ui""".split()
+    semicond semicon cn bolditalic outline shadow web ui""",
+    )
 )
 # One design under many names: the name that all of them get.
 SAME_DESIGN = (
     (re.compile(r"^noto (sans|serif|naskh|kufi|nastaliq)\b.*"), r"noto \1"),
-    (re.compile(r"^(lm|latin modern) ?(\w+).*"), r"lm \2"),
+    (re.compile(r"^(lm|latin modern|cmu|new computer modern|new cmuncial|ae m)\b.*"), "cm"),
+    (re.compile(r"^(alm fixed|cm[a-z]+)$"), "cm"),
+    (re.compile(r"^(libertinus|linux libertine|linux biolinum)\b.*"), "libertine"),
+    (re.compile(r"^(averia|tiresias|romande adf|elstob|junicode|mint spirit)\b.*"), r"\1"),
+    (re.compile(r"^(lexend|merriweather|montserrat|cormorant|quattrocento|kp)\b.*"), r"\1"),
+    (re.compile(r"^(stix|step|xits)\w*\b.*"), "stix"),
     (re.compile(r"^monoid.*"), "monoid"),
     (re.compile(r"^(andika|charis|doulos|gentium|awami)\b.*"), r"\1"),
     (re.compile(r"^(fira ?code|fira ?mono)\b.*"), "fira code"),
     (re.compile(r"^(spleen|roadgeek|samyak|lohit)\b.*"), r"\1"),
 )
 LICENCE_WORDS = (
-    ("SIL OPEN FONT LICENSE", "OFL"),
-    ("Open Font License", "OFL"),
+    ("Open Font License", "OFL-1.1"),
+    ("openfont license", "OFL-1.1"),
+    ("OFL", "OFL-1.1"),
     ("Apache License", "Apache-2.0"),
-    ("GUST Font", "GUST-Font-License"),
+    ("GUST", "GUST-Font-License"),
     ("LaTeX Project Public", "LPPL"),
+    ("LPPL", "LPPL"),
     ("GNU Lesser General Public", "LGPL"),
     ("GNU General Public", "GPL"),
-    ("GNU GPL", "GPL"),
+    ("GPL", "GPL"),
     ("Creative Commons Attribution", "CC-BY"),
     ("public domain", "public-domain"),
     ("Bitstream Vera", "Bitstream-Vera"),
@@ -104,10 +116,14 @@ def read_licence(package: str) -> str:
         licence = re.search(r"^Licen[sc]e:[ \t]*(\S[^\n]*)$", stanza, re.M)
         if licence and files and "debian" not in files.group(1):
             found.append(licence.group(1).strip())
-    if not found:
-        flat = re.sub(r"\s+", " ", text)
-        found = [short for words, short in LICENCE_WORDS if words.lower() in flat.lower()]
-    return " / ".join(dict.fromkeys(found)) or "see copyright file"
+    return " / ".join(dict.fromkeys(found)) or find_licences(text) or "see copyright file"
+
+
+def find_licences(text: str) -> str:
+    """Licences whose well-known words are in the text, " / " between several."""
+    flat = re.sub(r"\s+", " ", text).lower()
+    found = [short for words, short in LICENCE_WORDS if words.lower() in flat]
+    return " / ".join(dict.fromkeys(found))
 
 
 def package_files(package: str) -> list[Path]:
@@ -126,32 +142,42 @@ def package_section(package: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def read_family(path: Path) -> str | None:
-    """Normalised family of a font file; None if unreadable, variable or without characters."""
+def read_names(path: Path) -> tuple[str, str] | None:
+    """Normalised family, and licences that the font names about itself ("" if none).
+
+    None for a font that is unreadable, variable or without characters.
+    """
     try:
         with TTFont(path, lazy=True) as font:
             if "fvar" in font or "cmap" not in font or not font.getBestCmap():
                 return None
-            name = font["name"].getDebugName(16) or font["name"].getDebugName(1)
+            names = [font["name"].getDebugName(number) for number in (16, 1, 13, 14, 0, 10)]
     except (TTLibError, AssertionError, ValueError, KeyError, OSError, TypeError):
         return None
-    return normalise_family(name) if name else None
+    family = names[0] or names[1]
+    licence = find_licences(" ".join(filter(None, names[2:])))
+    return (normalise_family(family), licence) if family else None
 
 
 def find_fonts(packages: list[str] | None = None) -> list[Font]:
-    """All usable font files of `packages` (None: those of packages.txt), byte copies once."""
+    """All usable font files of `packages` (None: those of packages.txt), byte copies once.
+
+    Of a package that collects many fonts, those that do not name a free licence are left out.
+    """
     names = packages if packages is not None else PACKAGES.read_text().split()
     fonts: list[Font] = []
     seen: set[bytes] = set()
     for package in sorted(names):
         if "/" in package_section(package):
             raise ValueError(f"package {package} is not in Debian's free section; leave it out")
-        licence = read_licence(package)
+        shared_licence = None if package.startswith(COLLECTIONS) else read_licence(package)
         for path in package_files(package):
             digest = hashlib.sha256(path.read_bytes()).digest()
-            family = None if digest in seen else read_family(path)
+            names_read = None if digest in seen else read_names(path)
             seen.add(digest)
-            if family:
+            family, own_licence = names_read or ("", "")
+            licence = shared_licence or own_licence
+            if family and licence:
                 place = str(path.relative_to(FONT_ROOT))
                 test = is_test_family(family)
                 font = Font(path=place, family=family, package=package, licence=licence, test=test)

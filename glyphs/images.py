@@ -45,6 +45,15 @@ def flatten(glyphs: Glyphs, test: bool) -> tuple[np.ndarray, np.ndarray]:
     return masks.reshape(-1, *masks.shape[2:]), np.tile(np.arange(classes), fonts)
 
 
+def family_weights(family: np.ndarray) -> np.ndarray:
+    """Weight of each font (F,): one over the square root of its family's number of fonts.
+
+    Some families have 150 fonts of one design, most have one.
+    """
+    _, inverse, counts = np.unique(family, return_inverse=True, return_counts=True)
+    return 1 / np.sqrt(counts[inverse])
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The keyword arguments of a training's settings."""
     return tomllib.loads(path.read_text())

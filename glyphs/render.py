@@ -30,7 +30,12 @@ MAX_BOXES = 0.25  # share of solid boxes: I and l are boxes without serifs
 MAX_CUT = 0.1  # share of glyphs that leave the picture
 # Share of glyphs nearer to their own class's mean than to another's; symbols score about 0.02.
 MIN_LEGIBLE = 0.35
-SAME_FONT = 0.02  # squared distance over squared length below which two fonts are one design
+# Greek letters or small capitals at Latin letters' places.
+NOT_LETTERS = {
+    "latin": {"standard symbols ps", "alfa beta", "aegyptus", "anatolian", "gardiner"}
+    | {"cretan hieroglyphs"},
+}
+SAME_FONT = 0.05  # squared distance over squared length below which two fonts are one design
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +129,13 @@ def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (length - 2 * left @ right.T + (right**2).sum(1)) / length
 
 
-def keep_fonts(masks: np.ndarray, test: np.ndarray, reasons: Counter[str]) -> np.ndarray:
-    """Places (F',) of the fonts that stay: legible, drawn once, and new where they are unseen."""
+def keep_fonts(
+    masks: np.ndarray, family: np.ndarray, test: np.ndarray, reasons: Counter[str]
+) -> np.ndarray:
+    """Places (F',) of the fonts that stay: legible, drawn once, and new where they are unseen.
+
+    An unseen family goes altogether if one of its fonts is a training font under another name.
+    """
     legible = legibility(masks) >= MIN_LEGIBLE
     reasons["not letters"] += int((~legible).sum())
     seen: set[bytes] = set()
@@ -139,33 +149,37 @@ def keep_fonts(masks: np.ndarray, test: np.ndarray, reasons: Counter[str]) -> np
     places = np.array(sorted(kept))
     unseen, known = places[test[places]], places[~test[places]]
     nearest = squared_distances(flat(masks[unseen]), flat(masks[known])).min(1)
-    reasons["unseen, yet like a training font"] += int((nearest < SAME_FONT).sum())
-    return np.sort(np.concatenate([known, unseen[nearest >= SAME_FONT]]))
+    new = ~np.isin(family[unseen], family[unseen[nearest < SAME_FONT]])
+    reasons["unseen, yet like a training font"] += int((~new).sum())
+    return np.sort(np.concatenate([known, unseen[new]]))
 
 
 def render_script(name: str, fonts: list[Font], pool: ProcessPoolExecutor) -> None:
     """Writes data/glyphs/<name>.npz and prints what was left out and why."""
     script = SCRIPTS[name]
     drawn = list(pool.map(partial(draw_script, script=script), fonts, chunksize=16))
+    for index, font in enumerate(fonts):
+        if font.family in NOT_LETTERS.get(name, set()):
+            drawn[index] = "not letters"
     reasons = Counter(result for result in drawn if isinstance(result, str))
     places = np.array([i for i, result in enumerate(drawn) if not isinstance(result, str)])
     masks = np.stack([result for result in drawn if not isinstance(result, str)])
     test = np.array([fonts[i].test for i in places])
-    kept = keep_fonts(masks, test, reasons)
     families = sorted({font.family for font in fonts})
-    family = np.array([families.index(fonts[i].family) for i in places[kept]])
+    family = np.array([families.index(fonts[i].family) for i in places])
+    kept = keep_fonts(masks, family, test, reasons)
     np.savez(
         DATA / f"{name}.npz",
         masks=masks[kept],
         class_names=np.array(script.class_names),
         font=places[kept],
-        family=family,
+        family=family[kept],
         test=test[kept],
     )
-    unseen = len(set(family[test[kept]]))
+    unseen = len(set(family[kept][test[kept]]))
     print(
         f"{name}: {len(kept)} fonts ({int(test[kept].sum())} unseen), "
-        f"{len(set(family))} families ({unseen} unseen); left out: {dict(reasons)}"
+        f"{len(set(family[kept]))} families ({unseen} unseen); left out: {dict(reasons)}"
     )
 
 

@@ -61,6 +61,6 @@ def _cyrillic() -> dict[str, str]:
 
 SCRIPTS: dict[str, Script] = {
     "latin": Script(characters=_latin(), reference="H"),
-    "greek": Script(characters=_greek(), reference="Η"),
-    "cyrillic": Script(characters=_cyrillic(), reference="Н"),
+    "greek": Script(characters=_greek(), reference="\N{GREEK CAPITAL LETTER ETA}"),
+    "cyrillic": Script(characters=_cyrillic(), reference="\N{CYRILLIC CAPITAL LETTER EN}"),
 }

@@ -1,0 +1,291 @@
+"""The latent cache: every image is encoded once, whatever is run again, moved or added.
+
+An image is found by the SHA-256 of its bytes in the folder of its transform and codec;
+a changed file therefore has no entry, and only it is encoded again. See shards.py for the files.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smidgen.data.encoding import Encoder, Picture, encode_rows
+from smidgen.data.folder import ImageFile, ImageFolder, Progress, check_bad_share, with_findings
+from smidgen.data.images import (
+    TRANSFORM_VERSION,
+    Mode,
+    UnusableImage,
+    content_key,
+    decode,
+    fit,
+    read_bytes,
+    strict_pillow,
+)
+from smidgen.data.latents import LatentSet, MappedRows
+from smidgen.data.listing import BadFile
+from smidgen.data.reading import ordered_map
+from smidgen.data.shards import (
+    FORMAT_VERSION,
+    Row,
+    Shard,
+    check_writable,
+    discard,
+    open_shards,
+    write_shard,
+)
+from smidgen.errors import SmidgenError, UsageError
+
+# A shard ends with the batch that reaches one of these; a killed run loses no more than that.
+SHARD_IMAGES = 1024
+SHARD_BYTES = 64 * 2**20
+SHARD_SECONDS = 30.0
+
+# Pixels that the codec sees at once: small batches of large images, so that little is padded.
+ENCODE_PIXELS = 2**18
+
+# Above this a LatentSet stays memory-mapped.
+MEMORY_BYTES = 2**30
+
+
+def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """$SMIDGEN_CACHE, or the platform's folder for caches.
+
+    Raises:
+        SmidgenError: there is no home folder.
+    """
+    if given := environment.get("SMIDGEN_CACHE"):
+        return Path(given)
+    xdg = Path(environment.get("XDG_CACHE_HOME", ""))
+    # The XDG specification has relative paths ignored.
+    if xdg.is_absolute():
+        return xdg / "smidgen"
+    if sys.platform == "win32" and (local := environment.get("LOCALAPPDATA")):
+        return Path(local) / "smidgen" / "cache"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise SmidgenError(
+            "there is no home folder for the latent cache: set SMIDGEN_CACHE"
+        ) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "smidgen"
+
+
+def _check_request(
+    folder: ImageFolder, image_size: int, factor: int, mode: str, cache_dir: Path
+) -> None:
+    if image_size <= 0 or image_size % factor:
+        raise UsageError(
+            f"image size {image_size}: give a positive multiple of {factor}, "
+            "by which the codec shrinks images"
+        )
+    if mode not in ("crop", "resize"):
+        raise UsageError(f'unknown mode "{mode}" for images; choose from: crop, resize')
+    if cache_dir.resolve().is_relative_to(folder.root.resolve()):
+        raise UsageError(
+            f'the cache folder "{cache_dir}" lies in the image folder "{folder.root}", '
+            "which is never written to: give another"
+        )
+
+
+class LatentCache:
+    """The cached latents of one transform and codec."""
+
+    def __init__(self, directory: Path, spec: dict[str, Any]) -> None:
+        self.directory = directory
+        self.spec = spec
+        self._lock = threading.Lock()
+        self._shards = open_shards(directory, spec)
+        self._index: dict[str, tuple[Shard, int]] = {}
+        self._reindex()
+
+    @classmethod
+    def build(
+        cls,
+        folder: ImageFolder,
+        codec: Encoder,
+        *,
+        image_size: int,
+        mode: Mode = "crop",
+        flip: bool = False,
+        cache_dir: str | Path | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+        bad_limit: float = 0.05,
+    ) -> LatentSet:
+        """The latents of every usable file of `folder`, encoding those that the cache lacks.
+
+        `flip` caches the mirror image too. What is stored is float32. Files that vanished or
+        changed since the scan are judged as they are now. `batch_size` None: as many images as
+        have 2^18 pixels, at most 64. `progress(done, total)` counts files.
+
+        Raises:
+            SmidgenError: more bad files than `bad_limit`, a class without a usable image, a
+                non-finite latent, or a cache folder that cannot be used.
+            UsageError: a size, mode or cache folder that makes no sense.
+        """
+        cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        _check_request(folder, image_size, codec.factor, mode, cache_dir)
+        spec = {
+            "format": FORMAT_VERSION,
+            "transform": TRANSFORM_VERSION,
+            "size": image_size,
+            "mode": mode,
+            "flip": flip,
+            "codec": codec.fingerprint,
+        }
+        key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:32]
+        batch_size = batch_size or min(64, max(1, ENCODE_PIXELS // image_size**2))
+        # The lock inside makes a second build in this process wait and then find everything.
+        with strict_pillow():
+            cache = cls(cache_dir / "latents" / key, spec)
+            return cache._fill(folder, _Batches(cache, codec, batch_size), progress, bad_limit)
+
+    def find(self, content: str) -> tuple[Shard, int] | None:
+        """The shard and row of a file's content, if it is cached and undamaged. Thread-safe."""
+        while (found := self._index.get(content)) is not None:
+            shard = found[0]
+            if shard.intact():
+                return found
+            with self._lock:
+                if shard in self._shards:
+                    discard(shard.path, "its checksum differs")
+                    self._shards.remove(shard)
+                    self._reindex()
+        return None
+
+    def add(self, rows: list[Row]) -> None:
+        """Writes rows to the disk and makes them findable."""
+        shard = write_shard(self.directory, self.spec, rows)
+        with self._lock:
+            self._shards.append(shard)
+            self._enter(shard)
+
+    def _reindex(self) -> None:
+        self._index = {}
+        for shard in self._shards:
+            self._enter(shard)
+
+    def _enter(self, shard: Shard) -> None:
+        for row, content in enumerate(shard.contents):
+            self._index.setdefault(content, (shard, row))
+
+    def _fill(
+        self,
+        folder: ImageFolder,
+        batches: "_Batches",
+        progress: Progress | None,
+        bad_limit: float,
+    ) -> LatentSet:
+        size, mode = self.spec["size"], self.spec["mode"]
+
+        def read(file: ImageFile) -> Picture | UnusableImage:
+            try:
+                data = read_bytes(file.path)
+                content = content_key(data)
+                if (found := self.find(content)) is not None:
+                    facts = found[0].facts[found[1]]
+                    facts.check(file.path, folder.min_size)
+                    return Picture(content, facts, None)
+                image, facts = decode(data, file.path, folder.min_size)
+                return Picture(content, facts, fit(image, size, mode))
+            except UnusableImage as error:
+                return error
+
+        good: list[ImageFile] = []
+        pictures: list[Picture] = []
+        bad: list[BadFile] = []
+        total = len(folder.files) + folder.num_bad
+        with closing(ordered_map(read, folder.files)) as outcomes:
+            for file, found in zip(folder.files, outcomes, strict=True):
+                if isinstance(found, UnusableImage):
+                    bad.append(BadFile(path=file.path, reason=str(found)))
+                else:
+                    good.append(file)
+                    pictures.append(found._replace(pixels=None))
+                    # Once the run is lost, the rest is read only to name every bad file.
+                    if (folder.num_bad + len(bad)) / total <= bad_limit:
+                        batches.put(found, folder.name(file.path))
+                if progress is not None:
+                    progress(len(good) + len(bad), len(folder.files))
+        folder = with_findings(folder, good, bad)
+        check_bad_share(folder, bad_limit)
+        batches.finish()
+        return self._latent_set(folder, pictures, batches.num_encoded)
+
+    def _latent_set(
+        self, folder: ImageFolder, pictures: list[Picture], num_encoded: int
+    ) -> LatentSet:
+        places = [self._index[picture.content] for picture in pictures]
+        shards = list(dict.fromkeys(shard for shard, _ in places))
+        numbers = {shard: number for number, shard in enumerate(shards)}
+        part_of = torch.tensor([numbers[shard] for shard, _ in places])
+        row_of = torch.tensor([row for _, row in places])
+        mean = MappedRows([shard.mean for shard in shards], part_of, row_of)
+        std = MappedRows([shard.std for shard in shards], part_of, row_of)
+        small = 2 * 4 * mean.shape.numel() <= MEMORY_BYTES
+        return LatentSet(
+            mean=mean.to_tensor() if small else mean,
+            std=std.to_tensor() if small else std,
+            labels=torch.tensor(folder.labels),
+            names=tuple(folder.name(file.path) for file in folder.files),
+            folder=folder,
+            num_encoded=num_encoded,
+            num_enlarged=sum(p.facts.enlarged(self.spec["size"]) for p in pictures),
+        )
+
+
+class _Batches:
+    """Collects pictures, encodes them in full batches and hands the rows to the cache."""
+
+    def __init__(self, cache: LatentCache, codec: Encoder, batch_size: int) -> None:
+        self._cache = cache
+        self._codec = codec
+        self._batch_size = batch_size
+        self._waiting: dict[str, tuple[Picture, str]] = {}
+        self._rows: dict[str, Row] = {}
+        self._last_write = time.monotonic()
+        self.num_encoded = 0
+
+    def put(self, picture: Picture, name: str) -> None:
+        """Adds a picture; equal files are encoded once."""
+        content = picture.content
+        if content in self._waiting or content in self._rows or self._cache.find(content):
+            return
+        if not self.num_encoded and not self._waiting:
+            check_writable(self._cache.directory)
+            self._last_write = time.monotonic()
+        self._waiting[content] = (picture, name)
+        if len(self._waiting) == self._batch_size:
+            self._encode()
+
+    def finish(self) -> None:
+        """Encodes and writes what is left."""
+        if self._waiting:
+            self._encode()
+        self._write()
+
+    def _encode(self) -> None:
+        waiting = list(self._waiting.values())
+        flip, batch_size = self._cache.spec["flip"], self._batch_size
+        rows = encode_rows(self._codec, waiting, batch_size=batch_size, flip=flip)
+        self._rows.update((row.content, row) for row in rows)
+        self.num_encoded += len(waiting)
+        self._waiting = {}
+        num_bytes = 2 * 4 * rows[0].mean.numel() * len(self._rows)
+        late = time.monotonic() - self._last_write > SHARD_SECONDS
+        if len(self._rows) >= SHARD_IMAGES or num_bytes >= SHARD_BYTES or late:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._cache.add(list(self._rows.values()))
+            self._rows = {}
+            self._last_write = time.monotonic()

@@ -1,0 +1,150 @@
+"""Image sets that ship inside the package, unpacked as ordinary folders of PNGs.
+
+A set is embedded/<name>/glyphs.npz: grey coverage masks at 16 levels with the ids of an ink and a
+ground, half the bytes of the coloured pictures and no loss. LICENSES.json beside it names every
+font. N images, K classes; images are 32 x 32.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smidgen.errors import SmidgenError, UsageError
+
+EMBEDDED = resources.files("smidgen.data") / "embedded"
+SETS = ("greek",)
+LEVELS = 16  # grey levels of a mask; 15 is full ink
+MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSet:
+    """A set in memory. The test images come from font families that no training image shows.
+
+    levels (N, 32, 32) uint8 in 0..15, label, ink, ground (N,) ids, is_test (N,) bool; inks and
+    grounds are RGB tables (., 3) uint8; font (N,) places in the font list of LICENSES.json.
+    """
+
+    levels: np.ndarray
+    label: np.ndarray
+    ink: np.ndarray
+    ground: np.ndarray
+    is_test: np.ndarray
+    font: np.ndarray
+    inks: np.ndarray
+    grounds: np.ndarray
+    class_names: tuple[str, ...]
+
+    def images(self, chosen: np.ndarray) -> np.ndarray:
+        """RGB images (M, 32, 32, 3) uint8 at the places `chosen` (M,)."""
+        masks = self.levels[chosen] * np.uint8(255 // (LEVELS - 1))
+        return mix_colours(masks, self.inks[self.ink[chosen]], self.grounds[self.ground[chosen]])
+
+
+def mix_colours(masks: np.ndarray, ink: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """Ink (..., 3) over ground (..., 3) by coverage (..., H, W): (..., H, W, 3), all uint8.
+
+    Linear in the RGB values, rounded half up.
+    """
+    cover = masks[..., None].astype(np.int32)  # (..., H, W, 1)
+    over = ink[..., None, None, :].astype(np.int32)
+    under = ground[..., None, None, :].astype(np.int32)
+    return ((under * (255 - cover) + over * cover + 127) // 255).astype(np.uint8)
+
+
+def save_set(embedded: EmbeddedSet, path: Path) -> None:
+    """Writes what `load_set` reads: two masks' levels in a byte, deflated."""
+    halves = embedded.levels.reshape(len(embedded.levels), -1, 2)
+    np.savez_compressed(
+        path,
+        packed=halves[..., 0] << 4 | halves[..., 1],
+        label=embedded.label.astype(np.uint8),
+        ink=embedded.ink.astype(np.uint8),
+        ground=embedded.ground.astype(np.uint8),
+        is_test=embedded.is_test,
+        font=embedded.font.astype(np.uint16),
+        inks=embedded.inks,
+        grounds=embedded.grounds,
+        class_names=np.array(embedded.class_names),
+    )
+
+
+def load_set(name: str) -> EmbeddedSet:
+    """Reads a shipped set.
+
+    Raises: UsageError if no set has this name.
+    """
+    if name not in SETS:
+        raise UsageError(f'no image set "{name}" ships with smidgen; choose {", ".join(SETS)}')
+    with (EMBEDDED / name / "glyphs.npz").open("rb") as file, np.load(file) as arrays:
+        packed = arrays["packed"]
+        levels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), 32, 32)
+        names = tuple(str(class_name) for class_name in arrays["class_names"])
+        rest = {
+            key: arrays[key]
+            for key in ("label", "ink", "ground", "is_test", "font", "inks", "grounds")
+        }
+        return EmbeddedSet(levels=levels, class_names=names, **rest)
+
+
+def unpack(name: str, folder: Path) -> Path:
+    """Writes a shipped set as folder/{train,test}/<class>/NNNNN.png and returns the folder.
+
+    Does nothing if the folder already holds the set. The pictures are written beside it first and
+    moved in one step, so an interrupted call leaves no half-filled folder.
+
+    Raises:
+        UsageError: no set has this name.
+        SmidgenError: the folder has other contents, or cannot be written.
+    """
+    folder = Path(folder).absolute()
+    if read_marker(folder) == {"set": name}:
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SmidgenError(f"{folder} has other contents; give a new or an empty folder")
+    embedded = load_set(name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise SmidgenError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        for split in SPLITS:
+            write_split(embedded, split, partial / split)
+        (partial / MARKER).write_text(json.dumps({"set": name}))
+        partial.chmod(0o755)
+        partial.replace(folder)
+    except OSError as error:
+        if read_marker(folder) != {"set": name}:  # else another process was quicker
+            raise SmidgenError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_marker(folder: Path) -> dict[str, str] | None:
+    """What the folder's marker says; None without a readable marker."""
+    try:
+        return json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_split(embedded: EmbeddedSet, split: str, folder: Path) -> None:
+    """Writes folder/<class>/NNNNN.png, numbered through the split."""
+    for class_name in embedded.class_names:
+        (folder / class_name).mkdir(parents=True)
+    chosen = np.flatnonzero(embedded.is_test == (split == "test"))
+    for number, (place, image) in enumerate(zip(chosen, embedded.images(chosen), strict=True)):
+        class_name = embedded.class_names[embedded.label[place]]
+        path = folder / class_name / f"{number:05d}.png"
+        Image.fromarray(image).save(path, compress_level=1)

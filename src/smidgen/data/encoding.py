@@ -1,0 +1,74 @@
+"""From pixels to rows of the latent cache: what is asked of a codec, and a batch through it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smidgen.data.images import Facts
+from smidgen.data.shards import Row
+from smidgen.errors import SmidgenError
+
+
+class Encoder(Protocol):
+    """What is needed of a codec: its encoder, which places the images on its own device.
+
+    Codecs with equal fingerprints give equal latents: it covers weights, scaling and precision.
+    """
+
+    @property
+    def factor(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 images (B, 3, H, W) in [-1, 1] -> scaled mean and std (B, C, h, w)."""
+        ...
+
+
+class Picture(NamedTuple):
+    """A usable file: what it is, and its pixels (3, H, W) unless the cache has its latents."""
+
+    content: str
+    facts: Facts
+    pixels: NDArray[np.uint8] | None
+
+
+def encode_rows(
+    codec: Encoder,
+    pictures: Sequence[tuple[Picture, str]],
+    *,
+    batch_size: int,
+    flip: bool,
+) -> list[Row]:
+    """The float32 posteriors of at most `batch_size` named pictures, mirrored too with `flip`.
+
+    The codec always sees `batch_size` images, the last repeated: kernels are chosen by the size of
+    the batch and round differently, and an image's latent must not depend on its neighbours.
+
+    Raises:
+        SmidgenError: a latent is not finite; names the files.
+    """
+    pixels = [picture.pixels for picture, _ in pictures if picture.pixels is not None]
+    pixels += pixels[-1:] * (batch_size - len(pixels))
+    images = torch.from_numpy(np.stack(pixels)).float().div(127.5).sub(1)
+    views = [images, images.flip(-1)] if flip else [images]
+    with torch.no_grad():
+        encoded = [codec.encode(view) for view in views]
+    # V x (B, C, h, w) -> (B, V, C, h, w)
+    mean = torch.stack([m.detach().float().cpu() for m, _ in encoded], dim=1)[: len(pictures)]
+    std = torch.stack([s.detach().float().cpu() for _, s in encoded], dim=1)[: len(pictures)]
+    finite = (mean.isfinite() & std.isfinite()).flatten(1).all(1)
+    if not finite.all():
+        names = [pictures[number][1] for number in (~finite).nonzero().flatten().tolist()]
+        raise SmidgenError(
+            f"the codec gives non-finite latents for {len(names)} of {len(pictures)} images "
+            f"({', '.join(names[:5])}): run it in float32 or check its weights"
+        )
+    return [
+        Row(content=picture.content, facts=picture.facts, mean=mean[i], std=std[i])
+        for i, (picture, _) in enumerate(pictures)
+    ]

@@ -1,0 +1,201 @@
+"""An image folder: its classes, the files that can be used, and by name those that cannot.
+
+Sub-folders are classes in the order of their names; a folder without sub-folders is one class.
+Which names are looked at is decided in listing.py, what is inside a file in images.py.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from smidgen.data.images import FORMATS, UnusableImage, decode, read_bytes, strict_pillow
+from smidgen.data.listing import BadFile, class_name, list_images, printable
+from smidgen.data.reading import ordered_map
+from smidgen.errors import SmidgenError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """One image and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """Files of a folder with their classes; `bad` is everything that was seen and skipped."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[ImageFile, ...]
+    bad: tuple[BadFile, ...] = ()
+    flat: bool = False
+    min_size: int = 8
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return tuple(file.label for file in self.files)
+
+    @property
+    def num_bad(self) -> int:
+        """Skipped files that were meant as images."""
+        return sum(file.counts for file in self.bad)
+
+    @property
+    def bad_share(self) -> float:
+        """Bad files as a share of all files that were meant as images."""
+        return self.num_bad / max(1, self.num_bad + len(self.files))
+
+    def name(self, path: Path) -> str:
+        """The path below the root with forward slashes, printable whatever bytes it is made of."""
+        return printable(path.relative_to(self.root).as_posix())
+
+    def skipped(self) -> list[dict[str, str | bool]]:
+        """Every skipped file as JSON: `file`, `reason`, and whether it `counts` as a bad file."""
+        return [
+            {"file": self.name(bad.path), "reason": bad.reason, "counts": bad.counts}
+            for bad in self.bad
+        ]
+
+    def report(self, *, num_enlarged: int = 0, show: int = 10) -> str:
+        """Lines of text: counts, then the first `show` skipped files with their reasons."""
+        images, classes = f"{len(self.files):,} image(s)", f"{len(self.classes):,} class(es)"
+        lines = [f"{images} in {classes} from {printable(str(self.root))}"]
+        if num_enlarged:
+            lines.append(f"{num_enlarged:,} smaller than the training size, enlarged")
+        if self.bad:
+            kinds = Counter(bad.kind for bad in self.bad).most_common()
+            counted = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
+            lines.append(f"{len(self.bad):,} file(s) skipped: {counted}")
+            lines += [f"  {text}" for text in self.listed(self.bad, show)]
+        return "\n".join(lines)
+
+    def listed(self, bad: Sequence[BadFile], show: int = 10) -> list[str]:
+        """`name: reason` of the first `show` files, then how many more; files that count first."""
+        ordered = sorted(bad, key=lambda file: not file.counts)
+        lines = [f"{self.name(file.path)}: {file.reason}" for file in ordered[:show]]
+        return lines + ([f"… and {len(bad) - show:,} more"] if len(bad) > show else [])
+
+
+def scan(
+    folder: str | Path,
+    *,
+    min_size: int = 8,
+    decode: bool = True,
+    progress: Progress | None = None,
+) -> ImageFolder:
+    """Lists a folder and decodes every file once, in threads, to find those that cannot be used.
+
+    `decode=False` looks at names only: for `LatentCache.build`, which decodes and finds the same.
+    `min_size`: the shortest usable side in pixels. `progress(done, total)` is called for each file.
+
+    Raises:
+        SmidgenError: no such folder, no images in it, or a class folder without a usable image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        problem = "this is a file, not a folder" if root.exists() else "no such folder"
+        raise SmidgenError(
+            f'{problem}: "{root}"; give a folder of images, or of one sub-folder for each class'
+        )
+    listing = list_images(root)
+    paths = enumerate(listing.images.values())
+    listed = ImageFolder(
+        root=root,
+        classes=tuple(listing.images),
+        files=tuple(ImageFile(path=path, label=label) for label, ps in paths for path in ps),
+        bad=tuple(listing.bad),
+        flat=listing.flat,
+        min_size=min_size,
+    )
+    check_classes(listed)
+    return _decoded(listed, progress) if decode else listed
+
+
+def _decoded(listed: ImageFolder, progress: Progress | None) -> ImageFolder:
+    def problem(file: ImageFile) -> str | None:
+        try:
+            decode(read_bytes(file.path), file.path, listed.min_size)
+        except UnusableImage as error:
+            return str(error)
+        return None
+
+    good: list[ImageFile] = []
+    bad: list[BadFile] = []
+    with strict_pillow(), closing(ordered_map(problem, listed.files)) as problems:
+        for file, reason in zip(listed.files, problems, strict=True):
+            if reason is None:
+                good.append(file)
+            else:
+                bad.append(BadFile(path=file.path, reason=reason))
+            if progress is not None:
+                progress(len(good) + len(bad), len(listed.files))
+    return with_findings(listed, good, bad)
+
+
+def with_findings(
+    folder: ImageFolder, good: Sequence[ImageFile], bad: Sequence[BadFile]
+) -> ImageFolder:
+    """The folder with `good` as its files and `bad` added to what was skipped, in path order.
+
+    Raises:
+        SmidgenError: a class has no usable image left.
+    """
+    skipped = sorted([*folder.bad, *bad], key=lambda file: file.path)
+    found = dataclasses.replace(folder, files=tuple(good), bad=tuple(skipped))
+    check_classes(found)
+    return found
+
+
+def check_bad_share(folder: ImageFolder, limit: float = 0.05) -> None:
+    """Refuses a folder of which more than the share `limit` are bad files, listing them.
+
+    Raises:
+        SmidgenError: as said.
+    """
+    if folder.bad_share <= limit:
+        return
+    total = folder.num_bad + len(folder.files)
+    listed = folder.listed([bad for bad in folder.bad if bad.counts])
+    raise SmidgenError(
+        f'{folder.num_bad:,} of {total:,} image files in "{folder.root}" cannot be used '
+        f"({folder.bad_share:.1%}; allowed are {limit:.1%}): repair or remove them, "
+        f"or raise the limit\n{'; '.join(listed)}"
+    )
+
+
+def check_classes(folder: ImageFolder) -> None:
+    """Refuses a folder without images and a class without any, saying what was found instead.
+
+    Raises:
+        SmidgenError: as said.
+    """
+    found = set(folder.labels)
+    empty = [name for label, name in enumerate(folder.classes) if label not in found]
+    if not empty:
+        return
+    names = ", ".join(f'"{name}"' for name in empty[:10])
+    more = f" and {len(empty) - 10:,} more" if len(empty) > 10 else ""
+    what = f'no usable image in "{printable(str(folder.root))}"'
+    if not folder.flat:
+        what += f" for class folder {names}{more}"
+    bad = [b for b in folder.bad if folder.flat or _class_of(folder, b) in empty]
+    nested = sorted({b.path.parent for b in bad if b.kind == "misplaced" and b.counts})
+    if nested:
+        inside = printable(str(folder.root / nested[0].relative_to(folder.root).parts[0]))
+        what += f': its images lie in folders inside it; perhaps "{inside}" is the folder to give'
+    elif bad:
+        what += f"; skipped: {'; '.join(folder.listed(bad))}"
+    else:
+        what += f"; add images ({' '.join(FORMATS)})" + ("" if folder.flat else " or remove it")
+    raise SmidgenError(what)
+
+
+def _class_of(folder: ImageFolder, bad: BadFile) -> str:
+    parts = bad.path.relative_to(folder.root).parts
+    return class_name(parts[0]) if len(parts) > 1 else ""

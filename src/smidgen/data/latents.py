@@ -1,0 +1,95 @@
+"""The latents of a data set: posterior means and standard deviations, and fresh draws from them.
+
+N images, V views (the picture, and its mirror image with flip), C channels, h x w latent pixels.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from smidgen.data.folder import ImageFolder
+
+
+class MappedRows:
+    """A tensor (N, V, C, h, w) whose rows lie in several memory-mapped tensors (n, V, C, h, w)."""
+
+    def __init__(self, parts: Sequence[torch.Tensor], part_of: torch.Tensor, row_of: torch.Tensor):
+        """Image i is row `row_of[i]` of `parts[part_of[i]]`."""
+        self._parts = list(parts)
+        self._part_of = part_of
+        self._row_of = row_of
+        self.shape = torch.Size((len(part_of), *parts[0].shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self._part_of)
+
+    def __getitem__(self, key: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """(B, C, h, w) of images and views (B,), as `tensor[images, views]` gives it."""
+        images, views = key
+        parts, rows = self._part_of[images], self._row_of[images]
+        out = torch.empty((len(images), *self.shape[2:]), dtype=self._parts[0].dtype)
+        for part in parts.unique().tolist():
+            here = parts == part
+            out[here] = self._parts[part][rows[here], views[here]]
+        return out
+
+    def to_tensor(self) -> torch.Tensor:
+        """All of it in memory."""
+        out = torch.empty(self.shape, dtype=self._parts[0].dtype)
+        for part, tensor in enumerate(self._parts):
+            here = self._part_of == part
+            out[here] = tensor[self._row_of[here]]
+        return out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSet:
+    """float32 posteriors with labels (N,) and the images' names; large sets stay on the disk.
+
+    `folder` is what was scanned, with what turned out bad while encoding. `num_encoded` images were
+    encoded now and not found in the cache; `num_enlarged` are smaller than the training size.
+    """
+
+    mean: torch.Tensor | MappedRows
+    std: torch.Tensor | MappedRows
+    labels: torch.Tensor
+    names: tuple[str, ...]
+    folder: ImageFolder | None = None
+    num_encoded: int = 0
+    num_enlarged: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_views(self) -> int:
+        return self.mean.shape[1]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(C, h, w) of one latent."""
+        return self.mean.shape[2:]
+
+    def draw(
+        self, indices: torch.Tensor | Sequence[int], generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (B, C, h, w) drawn from the posteriors of the images, and their labels (B,).
+
+        Each draw is mean + std * noise, of a random view where there are two. The result depends
+        on `generator` (a CPU generator, advanced) and on the indices, nothing else.
+        """
+        images = torch.as_tensor(indices, dtype=torch.long)
+        views = torch.zeros(len(images), dtype=torch.long)
+        if self.num_views > 1:
+            views = torch.randint(self.num_views, (len(images),), generator=generator)
+        mean, std = self.mean[images, views], self.std[images, views]
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        return mean + std * noise, self.labels[images]
+
+    def report(self, show: int = 10) -> str:
+        """The folder's report with what the cache found, as lines of text."""
+        cached = f"{self.num_encoded:,} encoded, {len(self) - self.num_encoded:,} from the cache"
+        if self.folder is None:
+            return cached
+        return f"{self.folder.report(num_enlarged=self.num_enlarged, show=show)}\n{cached}"

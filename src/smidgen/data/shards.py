@@ -1,0 +1,175 @@
+"""The files of the latent cache: safetensors shards of mean and std (n, V, C, h, w).
+
+n images, V views (2 with flip), C latent channels. A shard is named by the SHA-256 of its bytes, is
+written under a temporary name and renamed, and never changes: whoever reads one reads a whole one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from smidgen.data.images import Facts
+from smidgen.errors import SmidgenError
+
+# Part of every spec, and so of the folder's name: raise it with any change to the files.
+FORMAT_VERSION = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image of a shard: SHA-256 of its file, facts, mean and std (V, C, h, w)."""
+
+    content: str
+    facts: Facts
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+class Shard:
+    """An opened shard; its tensors are memory-mapped and cost memory only where they are read."""
+
+    def __init__(self, path: Path, spec: dict[str, Any]) -> None:
+        """Reads the header.
+
+        Raises:
+            ValueError: damaged, or not made for `spec`.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        self._intact: bool | None = None
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads(file.metadata()["smidgen"])
+                self.mean: torch.Tensor = file.get_tensor("mean")
+                self.std: torch.Tensor = file.get_tensor("std")
+            self.contents = [str(content) for content, *_ in header["rows"]]
+            self.facts = [Facts(format=f, width=w, height=h) for _, f, w, h in header["rows"]]
+            fits = len(self.contents) == len(self.mean) == len(self.std)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if header.get("spec") != spec:
+            raise ValueError("made for another transform or codec")
+        if not fits:
+            raise ValueError("rows and tensors do not fit")
+
+    def intact(self) -> bool:
+        """Whether the bytes are those that were written; reads the whole file on the first call."""
+        with self._lock:
+            if self._intact is None:
+                try:
+                    with self.path.open("rb") as file:
+                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                except OSError:
+                    digest = ""
+                self._intact = self.path.stem == digest
+            return self._intact
+
+
+def open_shards(directory: Path, spec: dict[str, Any]) -> list[Shard]:
+    """Every readable shard of a folder, in the order of names; damaged ones are removed.
+
+    Raises:
+        SmidgenError: the folder exists and cannot be read.
+    """
+    shards: list[Shard] = []
+    try:
+        paths = sorted(p for p in directory.iterdir() if p.suffix == ".safetensors")
+    except FileNotFoundError:
+        return shards
+    except OSError as error:
+        raise cache_error(directory, error, "read") from error
+    for path in paths:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            # Another run has just removed it, or another user owns it: neither is damage.
+            _log.warning("cannot read the cache file %s: %s", path, error.strerror)
+            continue
+        try:
+            shards.append(Shard(path, spec))
+        except ValueError as error:
+            discard(path, str(error))
+    return shards
+
+
+def discard(path: Path, reason: str) -> None:
+    """Logs that a cache file is damaged and removes it, if the folder allows that."""
+    _log.warning("cache file %s is damaged (%s): its images are encoded again", path, reason)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("cannot remove %s: %s", path, error.strerror)
+
+
+def write_shard(directory: Path, spec: dict[str, Any], rows: Sequence[Row]) -> Shard:
+    """Writes the rows as a new shard and opens it. Two writers of equal rows write equal files.
+
+    Raises:
+        SmidgenError: the folder cannot be made or written, or the disk is full.
+    """
+    facts = [[r.content, r.facts.format, r.facts.width, r.facts.height] for r in rows]
+    header = {"spec": spec, "rows": facts}
+    tensors = {
+        "mean": torch.stack([row.mean for row in rows]),
+        "std": torch.stack([row.std for row in rows]),
+    }
+    data = save(tensors, metadata={"smidgen": json.dumps(header)})
+    path = directory / f"{hashlib.sha256(data).hexdigest()}.safetensors"
+    # Not from tempfile: its files are their owner's alone, and a cache may be shared.
+    temporary = directory / f"writing-{uuid.uuid4().hex}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cache_error(directory, error, "write") from error
+    try:
+        return Shard(path, spec)
+    except ValueError as error:
+        raise SmidgenError(f"cannot read back the cache file {path}: {error}") from error
+
+
+def check_writable(directory: Path) -> None:
+    """Makes the folder and a file in it, and removes what killed runs left more than a day ago.
+
+    Raises:
+        SmidgenError: it cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"smidgen")
+        for left in directory.glob("writing-*.tmp"):
+            if time.time() - left.stat().st_mtime > 86_400:
+                left.unlink(missing_ok=True)
+    except FileNotFoundError as error:
+        # Another run may remove the same leftovers at the same moment.
+        if not directory.is_dir():
+            raise cache_error(directory, error, "write") from error
+    except OSError as error:
+        raise cache_error(directory, error, "write") from error
+
+
+def cache_error(directory: Path, error: OSError, verb: str) -> SmidgenError:
+    """The one line for a cache folder that cannot be used."""
+    return SmidgenError(
+        f'cannot {verb} the latent cache "{directory}": {error.strerror or error}; '
+        "make room or give another folder (environment variable SMIDGEN_CACHE)"
+    )

@@ -1,0 +1,153 @@
+"""The shipped image sets: what they hold, and that unpacking is faithful, whole and repeatable."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smidgen.data import embedded_sets
+from smidgen.data.embedded_sets import (
+    EMBEDDED,
+    EmbeddedSet,
+    load_set,
+    mix_colours,
+    save_set,
+    unpack,
+)
+from smidgen.errors import SmidgenError, UsageError
+
+
+def make_set(num_images: int = 12) -> EmbeddedSet:
+    draw = np.random.default_rng(0)
+    return EmbeddedSet(
+        levels=draw.integers(16, size=(num_images, 32, 32), dtype=np.uint8),
+        label=np.arange(num_images) % 3,
+        ink=draw.integers(2, size=num_images),
+        ground=draw.integers(2, size=num_images),
+        is_test=np.arange(num_images) % 4 == 3,
+        font=np.arange(num_images),
+        inks=np.array([[0, 0, 0], [200, 10, 30]], dtype=np.uint8),
+        grounds=np.array([[255, 255, 255], [220, 230, 240]], dtype=np.uint8),
+        class_names=("alpha", "beta", "gamma"),
+    )
+
+
+@pytest.fixture
+def small_set(tmp_path, monkeypatch):
+    """A set of 12 random pictures in the place of the shipped one."""
+    folder = tmp_path / "embedded" / "greek"
+    folder.mkdir(parents=True)
+    embedded = make_set()
+    save_set(embedded, folder / "glyphs.npz")
+    monkeypatch.setattr(embedded_sets, "EMBEDDED", tmp_path / "embedded")
+    return embedded
+
+
+def test_mixing_is_the_rounded_linear_mix():
+    draw = np.random.default_rng(1)
+    masks = draw.integers(256, size=(3, 4, 5), dtype=np.uint8)
+    ink = draw.integers(256, size=(3, 3), dtype=np.uint8)
+    ground = draw.integers(256, size=(3, 3), dtype=np.uint8)
+    share = masks[..., None] / 255
+    expected = share * ink[:, None, None, :] + (1 - share) * ground[:, None, None, :]
+    mixed = mix_colours(masks, ink, ground)
+    assert mixed.dtype == np.uint8
+    assert np.abs(mixed - expected).max() <= 0.5  # rounding
+
+
+def test_saving_and_loading_keeps_everything(small_set):
+    loaded = load_set("greek")
+    assert loaded.class_names == small_set.class_names
+    for key in ("levels", "label", "ink", "ground", "is_test", "font", "inks", "grounds"):
+        np.testing.assert_array_equal(getattr(loaded, key), getattr(small_set, key))
+
+
+def test_unpacked_pictures_are_the_coloured_masks_of_their_class_and_split(small_set, tmp_path):
+    folder = unpack("greek", tmp_path / "greek")
+    for split, is_test in (("train", False), ("test", True)):
+        places = np.flatnonzero(small_set.is_test == is_test)
+        written = sorted((folder / split).rglob("*.png"), key=lambda path: path.name)
+        assert len(written) == len(places)
+        for path, place in zip(written, places, strict=True):
+            assert path.parent.name == small_set.class_names[small_set.label[place]]
+            share = small_set.levels[place][..., None] / 15
+            ink = small_set.inks[small_set.ink[place]]
+            ground = small_set.grounds[small_set.ground[place]]
+            expected = share * ink + (1 - share) * ground
+            with Image.open(path) as picture:
+                assert picture.mode == "RGB"
+                assert np.abs(np.asarray(picture) - expected).max() <= 0.5
+
+
+def test_class_order_is_the_order_of_sorted_folders(small_set, tmp_path):
+    folder = unpack("greek", tmp_path / "greek")
+    for split in ("train", "test"):
+        names = sorted(path.name for path in (folder / split).iterdir())
+        assert tuple(names) == small_set.class_names
+
+
+def test_unpacking_again_changes_nothing(small_set, tmp_path):
+    folder = unpack("greek", tmp_path / "greek")
+    picture = next((folder / "train").rglob("*.png"))
+    picture.write_bytes(b"kept")
+    assert unpack("greek", folder) == folder
+    assert picture.read_bytes() == b"kept"
+
+
+def test_an_interrupted_unpacking_leaves_nothing_and_can_be_repeated(
+    small_set, tmp_path, monkeypatch
+):
+    def fail(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", fail)
+        with pytest.raises(KeyboardInterrupt):
+            unpack("greek", tmp_path / "out" / "greek")
+    assert list((tmp_path / "out").iterdir()) == []
+    unpack("greek", tmp_path / "out" / "greek")
+    assert len(list((tmp_path / "out").rglob("*.png"))) == len(small_set.label)
+
+
+def test_a_folder_with_other_contents_is_refused_and_kept(small_set, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("mine")
+    with pytest.raises(SmidgenError, match="other contents"):
+        unpack("greek", mine)
+    assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+
+
+def test_an_empty_folder_is_filled(small_set, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert (unpack("greek", tmp_path / "empty") / "train" / "alpha").is_dir()
+
+
+def test_an_unknown_set_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(UsageError, match="greek"):
+        unpack("klingon", tmp_path / "klingon")
+    assert not (tmp_path / "klingon").exists()
+
+
+def test_the_shipped_set_is_as_promised():
+    embedded = load_set("greek")
+    num_classes = len(embedded.class_names)
+    assert num_classes == 48
+    assert list(embedded.class_names) == sorted(embedded.class_names)
+    for is_test, least in ((False, 10_000), (True, 3_000)):
+        chosen = embedded.is_test == is_test
+        counts = np.bincount(embedded.label[chosen], minlength=num_classes)
+        assert chosen.sum() >= least
+        assert counts.min() == counts.max()  # every class alike
+    ink = embedded.levels.max(axis=(1, 2))
+    assert ink.min() >= 4  # no empty picture
+
+
+def test_no_family_is_on_both_sides_and_every_font_has_a_licence():
+    embedded = load_set("greek")
+    fonts = json.loads((EMBEDDED / "greek" / "LICENSES.json").read_text(encoding="utf-8"))
+    assert set(embedded.font) == set(range(len(fonts)))
+    family = np.array([font["family"] for font in fonts])[embedded.font]
+    assert not set(family[embedded.is_test]) & set(family[~embedded.is_test])
+    assert all(font["licence"] and font["package"] and font["file"] for font in fonts)
