@@ -1,0 +1,166 @@
+"""Sites: where in a frozen network an edit acts, and how a function is put there with a hook.
+
+A site is the input or the output of one module. Nothing here changes a module's class or weights.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
+
+from smidgen.errors import SmidgenError
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One end of the module with this dotted name ("" is the whole network).
+
+    `in` takes the name of an argument of `forward` (None: the first), `out` the index into a tuple
+    of outputs (None: the output is one tensor). `axis` is where the tensor has its channels.
+    """
+
+    module: str
+    end: Literal["in", "out"] = "out"
+    argument: str | None = None
+    index: int | None = None
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        if self.end == "in" and self.index is not None:
+            raise ValueError(f"{self}: an input is named by its argument, not by an index")
+        if self.end == "out" and self.argument is not None:
+            raise ValueError(f"{self}: an output is chosen by an index, not by an argument")
+
+    def spec(self) -> dict[str, Any]:
+        """The arguments that make this site, as JSON, without those at their default."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def __str__(self) -> str:
+        part = self.argument if self.end == "in" else self.index
+        return f"{self.module or 'root'}.{self.end}" + ("" if part is None else f"[{part}]")
+
+
+def bind(root: nn.Module, site: Site, function: Function) -> RemovableHandle:
+    """Let `function` replace the tensor at `site` in every call from now on; `remove()` ends it.
+
+    Functions at one site run in the order in which they were bound. An argument or output that is
+    absent or None is left alone.
+
+    Raises: SmidgenError if `root` has no such module or its `forward` no such argument; in a call,
+        if there is something other than a tensor at the site.
+    """
+    module = module_at(root, site.module)
+    if site.end == "in":
+        hook = _input_hook(module, site, function)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_hook(_output_hook(site, function))
+
+
+def module_at(root: nn.Module, name: str) -> nn.Module:
+    """The module of `root` with this dotted name. Raises: SmidgenError if there is none."""
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        raise misfit(f'{type(root).__name__} has no module "{name}"') from None
+
+
+def misfit(what: str) -> SmidgenError:
+    """The error of a delta that does not fit the network."""
+    return SmidgenError(f"{what}; give the base that the delta was made for")
+
+
+def num_channels(module: nn.Module, end: Literal["in", "out"]) -> int | None:
+    """The channels that a layer of PyTorch reads (`in`) or returns (`out`); None if only a call
+    can tell.
+    """
+    match module:
+        case nn.Linear():
+            return module.in_features if end == "in" else module.out_features
+        case _ConvNd():
+            return module.in_channels if end == "in" else module.out_channels
+        case nn.Embedding():
+            return module.embedding_dim if end == "out" else None
+        case nn.LayerNorm():
+            return module.normalized_shape[-1]
+        case nn.GroupNorm():
+            return module.num_channels
+    return None
+
+
+def compiled_module(root: nn.Module) -> str | None:
+    """The name of the first module that `torch.compile` or `.compile()` has compiled, if any."""
+    for name, module in root.named_modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            return name
+    return None
+
+
+def check_attachable(root: nn.Module) -> None:
+    """Compiled code ignores hooks that come after it, without a word; so refuse it with one.
+
+    Raises: SmidgenError if `root` or a module in it is compiled.
+    """
+    name = compiled_module(root)
+    if name is not None:
+        where = f'module "{name}"' if name else type(root).__name__
+        raise SmidgenError(
+            f"{where} is compiled, and compiled code would ignore the delta: "
+            "attach to the model as it was before torch.compile, then compile"
+        )
+
+
+def _output_hook(site: Site, function: Function) -> Callable[..., Any]:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        if site.index is None:
+            return _apply(site, function, output)
+        if not isinstance(output, tuple | list) or not -len(output) <= site.index < len(output):
+            raise SmidgenError(f"{site}: the module returns no output number {site.index}")
+        parts = list(output)
+        parts[site.index] = _apply(site, function, parts[site.index])
+        return parts if isinstance(output, list) else tuple(parts)
+
+    return hook
+
+
+def _input_hook(module: nn.Module, site: Site, function: Function) -> Callable[..., Any]:
+    name, position = _argument(module, site)
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if name in named:
+            return arguments, named | {name: _apply(site, function, named[name])}
+        if position is not None and position < len(arguments):
+            value = _apply(site, function, arguments[position])
+            return (*arguments[:position], value, *arguments[position + 1 :]), named
+        return None  # left to its default
+
+    return hook
+
+
+def _argument(module: nn.Module, site: Site) -> tuple[str, int | None]:
+    """The name of the site's argument and its position, None where it goes by keyword only."""
+    parameters = inspect.signature(module.forward).parameters
+    keyword_only = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    positional = [name for name, p in parameters.items() if p.kind not in keyword_only]
+    name = site.argument or next(iter(positional), "")
+    if name in positional:
+        return name, positional.index(name)
+    if name in parameters or any(p.kind is keyword_only[1] for p in parameters.values()):
+        return name, None
+    raise misfit(f"{site}: {type(module).__name__}.forward takes only {', '.join(parameters)}")
+
+
+def _apply(site: Site, function: Function, value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise SmidgenError(
+            f"{site} carries a {type(value).__name__}, not a tensor; a site may need an index"
+        )
+    return function(value)
