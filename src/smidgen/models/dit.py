@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -88,9 +89,10 @@ def preset(name: str, *, image_size: int = 32, num_classes: int = 1000) -> DiTCo
 
 
 def position_table(width: int, grid_size: int) -> Float[Tensor, "1 N D"]:
-    """Fixed two-dimensional sine-cosine positions; the first half of the channels is the column."""
-    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.outer(torch.arange(grid_size, dtype=torch.float64), omega)
+    """Fixed sine-cosine positions, on the CPU; the first half of the channels is the column."""
+    cpu = torch.device("cpu")
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device=cpu) / (width // 4))
+    angles = torch.outer(torch.arange(grid_size, dtype=torch.float64, device=cpu), omega)
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D / 2)
     columns = line.repeat(grid_size, 1)
     rows = line.repeat_interleave(grid_size, dim=0)
@@ -132,10 +134,11 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Float[Tensor, "B"] | Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
         half = NUM_FREQUENCIES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=t.device)
-        frequencies = torch.exp(exponent * (-math.log(10000.0) / (half - self.frequency_shift)))
+        # In the order of the released code: float32 rounding of the exponent is felt at high t.
+        frequencies = torch.exp(-math.log(10000.0) * exponent / (half - self.frequency_shift))
         angles = t[:, None].float() * frequencies[None]
         features = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -143,7 +146,9 @@ class LabelEmbedder(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(config.num_classes + 1, config.width)
+        # Zeros, not noise: random numbers on the meta device import torch's compiler, a second.
+        rows = torch.zeros(config.num_classes + 1, config.width)
+        self.embedding_table = nn.Embedding.from_pretrained(rows, freeze=False)
 
     def forward(self, y: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
         return self.embedding_table(y)
@@ -188,13 +193,9 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
         self.mlp = FeedForward(config)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), nn.Linear(config.width, 6 * config.width)
-        )
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], c: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], c: Float[Tensor, "B D"]) -> Float[Tensor, "B N D"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
         x = torch.addcmul(x, gate1[:, None], self.attn(modulate(self.norm1(x), shift1, scale1)))
         return torch.addcmul(x, gate2[:, None], self.mlp(modulate(self.norm2(x), shift2, scale2)))
@@ -207,13 +208,9 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), nn.Linear(config.width, 2 * config.width)
-        )
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], c: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B N P"]:
+    def forward(self, x: Float[Tensor, "B N D"], c: Float[Tensor, "B D"]) -> Float[Tensor, "B N P"]:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
@@ -231,9 +228,8 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
-        self.pos_embed = nn.Parameter(
-            position_table(config.width, config.grid_size), requires_grad=False
-        )
+        table = position_table(config.width, config.grid_size)
+        self.pos_embed = nn.Parameter(table.to(torch.empty(0).device), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
 
@@ -267,13 +263,10 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
-                nn.init.zeros_(module.bias)
-        for weight in (
-            self.y_embedder.embedding_table.weight,
-            self.t_embedder.mlp[0].weight,
-            self.t_embedder.mlp[2].weight,
-        ):
-            nn.init.normal_(weight, std=0.02, generator=generator)
-        zeroed = [block.adaLN_modulation[1] for block in self.blocks]
-        for linear in (*zeroed, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(linear.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for name in ("y_embedder.embedding_table", "t_embedder.mlp.0", "t_embedder.mlp.2"):
+            nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.02, generator=generator)
+        zeroed = [f"blocks.{index}.adaLN_modulation.1" for index in range(self.config.depth)]
+        for name in (*zeroed, "final_layer.adaLN_modulation.1", "final_layer.linear"):
+            nn.init.zeros_(self.get_parameter(f"{name}.weight"))

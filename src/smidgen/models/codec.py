@@ -1,0 +1,191 @@
+"""Codecs: images to latents and back. The network is handed in as a loader and built on first use.
+
+B images of H x W pixels, C latent channels of h x w latent pixels. Everything runs in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smidgen.errors import SmidgenError
+from smidgen.models.files import check_safetensors, read_json, refuse_pickles, write_whole
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+ENCODE_PIXELS = (
+    2**19
+)  # of all images encoded at once: about 1 GB of activations in the released codecs
+DECODE_PIXELS = 2**14  # of all images decoded at once
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What training, sampling and the latent cache need of an autoencoder."""
+
+    @property
+    def factor(self) -> int:
+        """Image pixels to a latent pixel, along one side."""
+        ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The same only for a codec that gives the same latents."""
+        ...
+
+    def encode(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+        """Mean and standard deviation of the latents of images in [-1, 1], in the base's scale."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Images in [-1, 1] of latents in the base's scale."""
+        ...
+
+
+class AutoencoderCodec:
+    """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752) in a folder.
+
+    `load` turns the folder into the network, in float32, at the first image: a command that fails
+    before does not pay for it. Files and configuration are checked at once.
+
+    Raises:
+        SmidgenError: the folder lacks a file, a file is truncated, or it holds another kind of
+            codec.
+    """
+
+    def __init__(self, folder: Path, load: Callable[[Path], nn.Module]) -> None:
+        config = read_json(folder / "config.json")
+        kind = config.get("_class_name", "AutoencoderKL")
+        if kind != "AutoencoderKL" or config.get("latents_mean") or config.get("latents_std"):
+            raise SmidgenError(f"{folder} holds a {kind} that is no plain AutoencoderKL codec")
+        if config.get("in_channels", 3) != 3:
+            raise SmidgenError(f"{folder} holds a codec that does not read RGB images")
+        if not (folder / WEIGHTS).is_file():
+            refuse_pickles(folder)
+        check_safetensors(folder / WEIGHTS)
+        self.folder = folder
+        self._config = config
+        self._load = load
+        self._device = torch.device("cpu")
+
+    @property
+    def factor(self) -> int:
+        """Image pixels to a latent pixel, along one side."""
+        return 2 ** (len(self._config.get("block_out_channels", (64,))) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self._config.get("latent_channels", 4)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same only for the same weights and scale: a hash of both."""
+        return self._digest
+
+    def to(self, device: str | torch.device) -> AutoencoderCodec:
+        """Moves the codec; it stays in float32."""
+        self._device = torch.device(device)
+        if "_network" in self.__dict__:
+            self._network.to(self._device)
+        return self
+
+    @torch.no_grad()
+    def encode(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+        """Mean and standard deviation of q(latent | image in [-1, 1]), times the scaling factor.
+
+        Raises:
+            SmidgenError: the sides of the images are no multiples of `factor`.
+        """
+        height, width = images.shape[2:]
+        if height % self.factor or width % self.factor:
+            raise SmidgenError(
+                f"images of {width} x {height} pixels do not fit a codec that reduces by "
+                f"{self.factor}; use sizes that are multiples of {self.factor}"
+            )
+        means, stds = [], []
+        for part in images.split(max(1, ENCODE_PIXELS // (height * width))):
+            posterior = self._network.encode(self._place(part)).latent_dist
+            means.append((posterior.mean - self._shift) * self._scale)
+            stds.append(posterior.std * self._scale)
+        return torch.cat(means), torch.cat(stds)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Images in [-1, 1]; the same for a latent, bit for bit, whatever else is in the batch.
+
+        Raises:
+            SmidgenError: another number of latent channels.
+        """
+        if latents.shape[1] != self.latent_channels:
+            raise SmidgenError(
+                f"latents of {latents.shape[1]} channels for a codec with {self.latent_channels}; "
+                "use the codec that the base was trained with"
+            )
+        pixels = latents.shape[2] * latents.shape[3] * self.factor**2
+        # Kernels are chosen by the batch size and round differently: always run the same one.
+        num_at_once = min(16, max(1, DECODE_PIXELS // pixels))
+        images = []
+        for part in latents.split(num_at_once):
+            whole = part.new_zeros(num_at_once, *part.shape[1:])
+            whole[: len(part)] = part
+            decoded = self._network.decode(self._place(whole) / self._scale + self._shift).sample
+            images.append(decoded[: len(part)].clamp(-1, 1))
+        return torch.cat(images)
+
+    def save(self, folder: Path) -> None:
+        """Copies the codec's files. Raises: SmidgenError if the disk refuses."""
+        for name in ("config.json", WEIGHTS):
+            source = self.folder / name
+            write_whole(
+                folder / name, lambda target, source=source: shutil.copyfile(source, target)
+            )
+
+    @cached_property
+    def _digest(self) -> str:
+        public = {k: v for k, v in self._config.items() if not k.startswith("_")}
+        with (self.folder / WEIGHTS).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        digest.update(json.dumps(public, sort_keys=True).encode())
+        return f"sha256:{digest.hexdigest()}"
+
+    @cached_property
+    def _network(self) -> Any:
+        return self._load(self.folder).to(self._device).requires_grad_(False).eval()
+
+    @property
+    def _scale(self) -> float:
+        return self._config.get("scaling_factor", 0.18215)
+
+    @property
+    def _shift(self) -> float:
+        return self._config.get("shift_factor") or 0.0
+
+    def _place(self, values: Tensor) -> Tensor:
+        return values.to(self._device, torch.float32)
+
+
+def save_codec(codec: Codec, folder: Path) -> None:
+    """Writes a codec as a diffusers `vae` folder.
+
+    Raises:
+        SmidgenError: a codec that did not come from such a folder, or the disk refuses.
+    """
+    if not isinstance(codec, AutoencoderCodec):
+        raise SmidgenError(f"a {type(codec).__name__} has no files to write as a diffusers vae")
+    codec.save(folder)

@@ -1,0 +1,248 @@
+"""A DiT in diffusers' words: names, configuration, scheduler and pipeline index, both ways.
+
+Pure functions of dicts, after `DiTTransformer2DModel` of diffusers 0.42; diffusers itself is not
+imported. There queries, keys and values are apart, and every block repeats the timestep and label
+embedders.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smidgen.diffusion.schedule import Schedule
+from smidgen.errors import SmidgenError
+from smidgen.models.dit import DiT, DiTConfig
+
+DIFFUSERS_SHIFT = 1.0  # the frequency shift built into diffusers' DiT
+
+ROOT_MODULES = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+BLOCK_MODULES = {
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+    "adaLN_modulation.1": "norm1.linear",
+}
+QKV_MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
+REPEATED = {  # parameter -> the parameter of every block
+    "t_embedder.mlp.0.weight": "norm1.emb.timestep_embedder.linear_1.weight",
+    "t_embedder.mlp.0.bias": "norm1.emb.timestep_embedder.linear_1.bias",
+    "t_embedder.mlp.2.weight": "norm1.emb.timestep_embedder.linear_2.weight",
+    "t_embedder.mlp.2.bias": "norm1.emb.timestep_embedder.linear_2.bias",
+    "y_embedder.embedding_table.weight": "norm1.emb.class_embedder.embedding_table.weight",
+}
+REQUIRED = {  # what diffusers can vary and this architecture does not -> its value
+    "norm_type": "ada_norm_zero",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+}
+
+
+def to_diffusers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Our state dict under diffusers' names; the fixed position table is not among them.
+
+    The tensors share memory with `state`, the repeated embedders with each other.
+    """
+    renamed = {}
+    for end in ("weight", "bias"):
+        for ours, theirs in ROOT_MODULES.items():
+            renamed[f"{theirs}.{end}"] = state[f"{ours}.{end}"]
+        for index in range(depth):
+            block, target = f"blocks.{index}", f"transformer_blocks.{index}"
+            for ours, theirs in BLOCK_MODULES.items():
+                renamed[f"{target}.{theirs}.{end}"] = state[f"{block}.{ours}.{end}"]
+            parts = state[f"{block}.attn.qkv.{end}"].chunk(3)
+            for theirs, part in zip(QKV_MODULES, parts, strict=True):
+                renamed[f"{target}.{theirs}.{end}"] = part
+    for index in range(depth):
+        for ours, theirs in REPEATED.items():
+            renamed[f"transformer_blocks.{index}.{theirs}"] = state[ours]
+    return renamed
+
+
+def from_diffusers(state: Mapping[str, Tensor], depth: int, source: Path) -> dict[str, Tensor]:
+    """A complete state dict of diffusers under our names, without the position table.
+
+    Raises:
+        SmidgenError: the embedders differ between blocks, so that no single one can stand for them.
+    """
+    renamed = {}
+    for ours, theirs in REPEATED.items():
+        renamed[ours] = state[f"transformer_blocks.0.{theirs}"]
+        for index in range(1, depth):
+            if not torch.equal(renamed[ours], state[f"transformer_blocks.{index}.{theirs}"]):
+                raise SmidgenError(
+                    f"{source}: {theirs} of block {index} differs from that of block 0; DiT has "
+                    "one for all blocks, so a folder trained apart cannot be read"
+                )
+    for end in ("weight", "bias"):
+        for ours, theirs in ROOT_MODULES.items():
+            renamed[f"{ours}.{end}"] = state[f"{theirs}.{end}"]
+        for index in range(depth):
+            block, origin = f"blocks.{index}", f"transformer_blocks.{index}"
+            for ours, theirs in BLOCK_MODULES.items():
+                renamed[f"{block}.{ours}.{end}"] = state[f"{origin}.{theirs}.{end}"]
+            renamed[f"{block}.attn.qkv.{end}"] = torch.cat(
+                [state[f"{origin}.{theirs}.{end}"] for theirs in QKV_MODULES]
+            )
+    return renamed
+
+
+def diffusers_shapes(config: DiTConfig) -> dict[str, torch.Size]:
+    """Names and shapes of diffusers' parameters for this architecture."""
+    with torch.device("meta"):
+        state = DiT(config).state_dict()
+    return {name: t.shape for name, t in to_diffusers(state, config.depth).items()}
+
+
+def config_from_diffusers(config: Mapping[str, Any], source: Path) -> DiTConfig:
+    """Our configuration from `transformer/config.json`; absent keys mean diffusers' defaults.
+
+    The frequency shift is what smidgen recorded when it wrote the folder, else 0, that of the
+    released weights. `norm_eps` is ignored: 1e-6 as in training.
+
+    Raises:
+        SmidgenError: not a DiT, or a variant of it that this architecture does not have.
+    """
+    for key, value in REQUIRED.items():
+        if config.get(key, value) != value:
+            raise SmidgenError(f'{source}: {key} is "{config[key]}"; a DiT has "{value}"')
+    in_channels = config.get("in_channels", 4)
+    out_channels = config.get("out_channels") or in_channels
+    if out_channels not in (in_channels, 2 * in_channels):
+        raise SmidgenError(
+            f"{source}: out_channels is {out_channels}; expected {in_channels} or {2 * in_channels}"
+        )
+    num_heads = config.get("num_attention_heads", 16)
+    try:
+        return DiTConfig(
+            image_size=config.get("sample_size", 32),
+            patch_size=config.get("patch_size", 2),
+            in_channels=in_channels,
+            width=num_heads * config.get("attention_head_dim", 72),
+            depth=config.get("num_layers", 28),
+            num_heads=num_heads,
+            num_classes=config.get("num_embeds_ada_norm", 1000),
+            learn_sigma=out_channels == 2 * in_channels,
+            frequency_shift=float(config.get("_frequency_shift", 0.0)),
+        )
+    except (TypeError, ValueError) as error:
+        raise SmidgenError(f"{source}: {error}") from error
+
+
+def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
+    """`transformer/config.json`; the frequency shift of training is recorded under a private key.
+
+    Raises:
+        SmidgenError: a feed-forward that is not 4 times as wide, which diffusers cannot express.
+    """
+    if config.mlp_ratio != 4:
+        raise SmidgenError(
+            f"diffusers' DiT has a feed-forward 4 times as wide as its tokens, this one "
+            f"{config.mlp_ratio:g} times; write the original format instead"
+        )
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "_diffusers_version": version("diffusers"),
+        "_frequency_shift": config.frequency_shift,
+        **REQUIRED,
+        "attention_head_dim": config.width // config.num_heads,
+        "dropout": 0.0,
+        "in_channels": config.in_channels,
+        "norm_eps": 1e-6,
+        "norm_num_groups": 32,
+        "num_attention_heads": config.num_heads,
+        "num_embeds_ada_norm": config.num_classes,
+        "num_layers": config.depth,
+        "out_channels": config.out_channels,
+        "patch_size": config.patch_size,
+        "sample_size": config.image_size,
+        "upcast_attention": False,
+    }
+
+
+def schedule_from_diffusers(config: Mapping[str, Any], source: Path) -> Schedule:
+    """The training schedule behind a scheduler's configuration.
+
+    Raises:
+        SmidgenError: the network does not predict noise, or betas of an unknown kind.
+    """
+    kind = config.get("beta_schedule", "linear")
+    predicted = config.get("prediction_type", "epsilon")
+    if predicted != "epsilon":
+        raise SmidgenError(f'{source}: the network predicts "{predicted}"; only epsilon is known')
+    try:
+        if config.get("trained_betas") is not None:
+            return Schedule.from_betas(torch.tensor(config["trained_betas"], dtype=torch.float64))
+        num_steps = config.get("num_train_timesteps", 1000)
+        start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+        if kind == "linear":
+            return Schedule.linear(num_steps, start, end)
+        if kind == "scaled_linear":
+            roots = torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float64)
+            return Schedule.from_betas(roots**2)
+    except (TypeError, ValueError) as error:
+        raise SmidgenError(f"{source}: {error}") from error
+    raise SmidgenError(f'{source}: beta_schedule is "{kind}"; expected linear or scaled_linear')
+
+
+def schedule_to_diffusers(schedule: Schedule) -> dict[str, Any]:
+    """The configuration of diffusers' DDIMScheduler for this training schedule."""
+    betas = schedule.betas
+    linear = Schedule.linear(len(betas), float(betas[0]), float(betas[-1])).betas
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": version("diffusers"),
+        "beta_start": float(betas[0]),
+        "beta_end": float(betas[-1]),
+        "beta_schedule": "linear",
+        "clip_sample": False,
+        "num_train_timesteps": len(betas),
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "trained_betas": None if torch.allclose(betas, linear, rtol=1e-9) else betas.tolist(),
+    }
+
+
+def pipeline_index(class_names: Sequence[str]) -> dict[str, Any]:
+    """`model_index.json` of a DiTPipeline; the exact class names are kept under a private key.
+
+    DiTPipeline splits its labels at commas, so they alone would not give the names back.
+    """
+    return {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": version("diffusers"),
+        "_class_names": list(class_names),
+        "id2label": {str(index): name for index, name in enumerate(class_names)},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def class_names_of_index(index: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """One unique name for each class from `model_index.json`: the first synonym of each label.
+
+    ImageNet has two classes "crane": names that occur twice get their number, classes without a
+    label are their number.
+    """
+    exact = index.get("_class_names")
+    if isinstance(exact, list) and len(exact) == num_classes:
+        return tuple(str(name) for name in exact)
+    labels = index.get("id2label")
+    labels = labels if isinstance(labels, dict) else {}
+    names = [str(labels.get(str(i), i)).split(",")[0].strip() or str(i) for i in range(num_classes)]
+    counts = Counter(names)
+    return tuple(f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names))

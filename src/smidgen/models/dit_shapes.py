@@ -1,0 +1,104 @@
+"""What the tensors of a DiT alone tell: its configuration by the shapes, and its positions.
+
+D width, N tokens. The tensors have the names of the released `.pt`; no file is opened here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from smidgen.errors import SmidgenError
+from smidgen.models.dit import DIT_SIZES, DiTConfig, position_table
+
+# bf16 keeps 8 bits of a value of at most 1
+POSITION_TOLERANCE = 4e-3
+
+
+def infer_config(
+    state: Mapping[str, Tensor], source: Path, *, num_heads: int | None = None
+) -> DiTConfig:
+    """The configuration that fits an original state dict's shapes; heads by the family's table.
+
+    Raises:
+        SmidgenError: not a DiT's tensors, or a width outside the family without `num_heads`.
+    """
+    try:
+        width, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+        rows = state["final_layer.linear.weight"].shape[0]
+        num_classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
+        grid_size = math.isqrt(state["pos_embed"].shape[1])
+    except (KeyError, ValueError, IndexError) as error:
+        raise SmidgenError(
+            f"{source} does not hold the tensors of a DiT: {error} is missing or has another shape"
+        ) from error
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    heads = {family_width: count for family_width, _, count in DIT_SIZES.values()}
+    num_heads = num_heads or heads.get(width)
+    if num_heads is None:
+        raise SmidgenError(
+            f"{source} is {width} wide, which is not of the DiT family, and its shapes do not tell "
+            "the number of heads: give num_heads, or a config.json beside it"
+        )
+    out_channels = rows // patch_size**2
+    if out_channels not in (in_channels, 2 * in_channels):
+        raise SmidgenError(f"{source}: final_layer.linear has {rows} rows, not those of a DiT")
+    try:
+        return DiTConfig(
+            image_size=grid_size * patch_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=_ratio(hidden, width),
+            num_classes=num_classes,
+            learn_sigma=out_channels == 2 * in_channels,
+        )
+    except ValueError as error:
+        raise SmidgenError(f"{source}: {error}") from error
+
+
+def fit_positions(
+    config: DiTConfig, state: dict[str, Tensor], image_size: int | None, source: Path
+) -> tuple[DiTConfig, dict[str, Tensor]]:
+    """The state with the position table of the wanted size, None: the configuration's.
+
+    Computed, unless the file's is not the fixed table: that is kept.
+
+    Raises:
+        SmidgenError: an impossible size, or another than that of a table that is not fixed.
+    """
+    if image_size is not None:
+        try:
+            config = dataclasses.replace(config, image_size=image_size)
+        except ValueError as error:
+            raise SmidgenError(f"{source}: {error}") from error
+    table = state.get("pos_embed")
+    if table is not None and not is_fixed_table(table):
+        if table.shape[1] != config.grid_size**2:
+            own_size = math.isqrt(table.shape[1]) * config.patch_size
+            raise SmidgenError(
+                f"{source} has positions that are not the fixed table and cannot be computed for "
+                f"another size; load it at {own_size} latent pixels"
+            )
+        return config, state
+    return config, {**state, "pos_embed": position_table(config.width, config.grid_size)}
+
+
+def is_fixed_table(table: Tensor) -> bool:
+    if table.ndim != 3 or table.shape[2] % 4 or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
+        return False
+    fixed = position_table(table.shape[2], math.isqrt(table.shape[1]))
+    return bool((table.detach().cpu().float() - fixed).abs().max() <= POSITION_TOLERANCE)
+
+
+def _ratio(hidden: int, width: int) -> float:
+    ratio = hidden / width
+    # The model rounds width * ratio down.
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -1,0 +1,279 @@
+"""Files of DiT weights <-> our state dict: the original `.pt`, our folder, the diffusers folder.
+
+D width, N tokens. Reading keeps the file's precision and maps the file instead of copying it. Class
+names, schedules and codecs of a whole base are read in pretrained.py; here they are only written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smidgen.diffusion.schedule import Schedule
+from smidgen.errors import SmidgenError
+from smidgen.models.codec import Codec, save_codec
+from smidgen.models.dit import DiT, DiTConfig
+from smidgen.models.dit_diffusers import (
+    DIFFUSERS_SHIFT,
+    config_from_diffusers,
+    config_to_diffusers,
+    diffusers_shapes,
+    from_diffusers,
+    pipeline_index,
+    schedule_to_diffusers,
+    to_diffusers,
+)
+from smidgen.models.dit_shapes import fit_positions, infer_config, is_fixed_table
+from smidgen.models.files import (
+    check_shapes,
+    read_json,
+    read_tensors,
+    recorded,
+    refuse_pickles,
+    write_json,
+    write_pickle,
+    write_safetensors_file,
+)
+
+FORMAT = "smidgen-base"
+WEIGHTS = "dit.safetensors"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+
+logger = logging.getLogger(__name__)
+
+
+def read_dit(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    frequency_shift: float | None = None,
+    num_heads: int | None = None,
+) -> tuple[DiTConfig, dict[str, Tensor]]:
+    """Configuration and state dict, with our names in the file's precision, of a DiT on disk.
+
+    `image_size` in latent pixels: another than the file's computes the fixed position table anew.
+    `frequency_shift` None: what was recorded, else 0, that of the released weights. `num_heads` is
+    needed only for a lone file of another program and of a width outside the family.
+
+    Raises:
+        SmidgenError: nothing readable there, a pickle with more than tensors, a truncated file,
+            missing, unknown or mis-shaped tensors, or positions that are not the fixed table and
+            would have to be resized.
+    """
+    path = Path(path)
+    if path.is_dir():
+        transformer = diffusers_folder(path)
+        if (path / WEIGHTS).is_file():
+            config = config_of_folder(path)
+            state = read_tensors(path / WEIGHTS)
+        elif transformer is not None:
+            config, state = _read_diffusers(transformer)
+        else:
+            raise SmidgenError(
+                f"{path} holds no DiT: expected {WEIGHTS} with config.json, or a diffusers folder "
+                f"with transformer/config.json and {DIFFUSERS_WEIGHTS}"
+            )
+    else:
+        state = read_tensors(path)
+        if any(name.startswith("transformer_blocks.") for name in state):
+            raise SmidgenError(f"{path} has diffusers' names; give its folder, with config.json")
+        config = _config_of_file(state, path, num_heads)
+    if frequency_shift is not None:
+        config = dataclasses.replace(config, frequency_shift=float(frequency_shift))
+    config, state = fit_positions(config, state, image_size, path)
+    with torch.device("meta"):
+        check_shapes({k: t.shape for k, t in DiT(config).state_dict().items()}, state, path)
+    return config, state
+
+
+def read_config(path: str | Path, *, num_heads: int | None = None) -> DiTConfig:
+    """The configuration alone, as `read_dit` would give it; of a file the shapes tell it.
+
+    Raises:
+        SmidgenError: as `read_dit`, as far as the configuration shows it.
+    """
+    path = Path(path)
+    transformer = diffusers_folder(path)
+    if (path / "config.json").is_file() and (path / WEIGHTS).is_file():
+        return config_of_folder(path)
+    if transformer is not None:
+        return config_from_diffusers(read_json(transformer / "config.json"), transformer)
+    return read_dit(path, num_heads=num_heads)[0]
+
+
+def diffusers_folder(path: Path) -> Path | None:
+    """The transformer's folder if `path` is a diffusers pipeline or transformer, else None."""
+    for folder in (path / "transformer", path):
+        config = folder / "config.json"
+        if config.is_file() and read_json(config).get("_class_name") in DIFFUSERS_CLASSES:
+            return folder
+    return None
+
+
+def config_of_folder(folder: Path) -> DiTConfig:
+    """The `dit` entry of our own `config.json`. Raises: SmidgenError if it is not one."""
+    document = read_json(folder / "config.json")
+    fields = document.get("dit")
+    known = {field.name for field in dataclasses.fields(DiTConfig)}
+    if document.get("format") != FORMAT or not isinstance(fields, dict) or set(fields) - known:
+        raise SmidgenError(f'{folder}/config.json is not a "{FORMAT}" that this version can read')
+    try:
+        return DiTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise SmidgenError(f"{folder}/config.json: {error}") from error
+
+
+def build_dit(
+    config: DiTConfig,
+    state: Mapping[str, Tensor],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DiT:
+    """A frozen DiT in evaluation mode; it holds these very tensors where nothing converts them."""
+    with torch.device("meta"):
+        model = DiT(config)
+    converted = {name: tensor.to(device=device, dtype=dtype) for name, tensor in state.items()}
+    model.load_state_dict(converted, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def write_original_pt(model: DiT, path: str | Path) -> list[str]:
+    """Writes the state dict as the released `.pt` files are; returns what will differ there."""
+    write_pickle(model.state_dict(), Path(path), dataclasses.asdict(model.config))
+    return _notes_on_shift(model.config, 0.0, "the original code")
+
+
+def write_safetensors(
+    model: DiT,
+    folder: str | Path,
+    *,
+    codec: Codec | None = None,
+    class_names: Sequence[str] = (),
+    schedule: Schedule | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes our folder: config.json, dit.safetensors and, with a codec, vae/.
+
+    `dtype` None keeps the model's.
+
+    Raises:
+        SmidgenError: a schedule that is not linear, or the disk refuses.
+    """
+    folder = Path(folder)
+    document: dict[str, Any] = {"format": FORMAT, "dit": dataclasses.asdict(model.config)}
+    if class_names:
+        document["class_names"] = list(class_names)
+    if codec is not None:
+        document["image_size"] = model.config.image_size * codec.factor
+    if schedule is not None:
+        document["schedule"] = _schedule_spec(schedule)
+    state = {k: t if dtype is None else t.to(dtype) for k, t in model.state_dict().items()}
+    write_safetensors_file(state, folder / WEIGHTS)
+    if codec is not None:
+        save_codec(codec, folder / "vae")
+    write_json(document, folder / "config.json")
+
+
+def write_diffusers(
+    model: DiT,
+    folder: str | Path,
+    *,
+    codec: Codec | None = None,
+    class_names: Sequence[str] = (),
+    schedule: Schedule | None = None,
+) -> list[str]:
+    """Writes a diffusers pipeline folder; without a codec only transformer/ and scheduler/.
+
+    Returns, and logs as warnings, what will differ there: diffusers computes the timestep
+    frequencies with shift 1, and its DiTPipeline takes 1000 as the null label. The shift of
+    training is recorded in transformer/config.json.
+
+    Raises:
+        SmidgenError: a feed-forward or positions that diffusers cannot express, or the disk
+            refuses.
+    """
+    folder, config = Path(folder), model.config
+    document = config_to_diffusers(config)
+    if not is_fixed_table(model.pos_embed):
+        raise SmidgenError(
+            "the position table is not the fixed one, and diffusers would compute that; "
+            "write the original format instead"
+        )
+    state = to_diffusers(model.state_dict(), config.depth)
+    # safetensors refuses tensors that share memory, as the repeated embedders do.
+    apart = {name: t.clone() if ".norm1.emb." in name else t for name, t in state.items()}
+    write_safetensors_file(apart, folder / "transformer" / DIFFUSERS_WEIGHTS)
+    write_json(document, folder / "transformer" / "config.json")
+    scheduler = schedule_to_diffusers(schedule or Schedule.linear())
+    write_json(scheduler, folder / "scheduler" / "scheduler_config.json")
+    notes = _notes_on_shift(config, DIFFUSERS_SHIFT, "diffusers")
+    if codec is not None:
+        save_codec(codec, folder / "vae")
+        write_json(pipeline_index(class_names), folder / "model_index.json")
+        if config.num_classes != 1000:
+            notes.append(
+                f"DiTPipeline guides with label 1000 as null; here null is {config.num_classes}"
+            )
+            logger.warning(notes[-1])
+    return notes
+
+
+def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
+    config = config_from_diffusers(read_json(folder / "config.json"), folder / "config.json")
+    state: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        state |= read_tensors(path)
+    # Early versions of diffusers also stored the fixed table.
+    state.pop("pos_embed.pos_embed", None)
+    check_shapes(diffusers_shapes(config), state, folder)
+    return config, from_diffusers(state, config.depth, folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / f"{DIFFUSERS_WEIGHTS}.index.json"
+    if (folder / DIFFUSERS_WEIGHTS).is_file():
+        return [folder / DIFFUSERS_WEIGHTS]
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise SmidgenError(f"{index} names no files of its own folder; get the folder again")
+        return [folder / name for name in names]
+    refuse_pickles(folder)
+    raise SmidgenError(f"{folder} holds no {DIFFUSERS_WEIGHTS}; get the folder again")
+
+
+def _config_of_file(state: Mapping[str, Tensor], path: Path, num_heads: int | None) -> DiTConfig:
+    """By shapes; what they do not tell by the argument, the file's record or config.json beside."""
+    record, beside = recorded(state), path.with_name("config.json")
+    if not record and beside.is_file():
+        fields = read_json(beside).get("dit")
+        record = fields if isinstance(fields, dict) else {}
+    config = infer_config(state, path, num_heads=num_heads or record.get("num_heads"))
+    return dataclasses.replace(config, frequency_shift=float(record.get("frequency_shift", 0.0)))
+
+
+def _notes_on_shift(config: DiTConfig, shift: float, reader: str) -> list[str]:
+    if config.frequency_shift == shift:
+        return []
+    note = (
+        f"{reader} computes the timestep frequencies with shift {shift:g}, this model was trained "
+        f"with {config.frequency_shift:g}: its outputs there differ, most at high noise"
+    )
+    logger.warning(note)
+    return [note]
+
+
+def _schedule_spec(schedule: Schedule) -> dict[str, Any]:
+    start, end = float(schedule.betas[0]), float(schedule.betas[-1])
+    linear = Schedule.linear(len(schedule.betas), start, end).betas
+    if not torch.allclose(schedule.betas, linear, rtol=1e-9):
+        raise SmidgenError("only a linear schedule can be written in smidgen's own folder")
+    return {"kind": "linear", "num_steps": len(linear), "beta_start": start, "beta_end": end}

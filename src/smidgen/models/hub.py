@@ -1,0 +1,90 @@
+"""The Hugging Face hub: a model's files on this machine, or an error within ten seconds."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+from smidgen.errors import SmidgenError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickle
+    *(f"{folder}*.json" for folder in ("", "transformer/", "vae/", "scheduler/")),
+    *(f"{folder}diffusion_pytorch_model*.safetensors" for folder in ("", "transformer/", "vae/")),
+    "dit.safetensors",
+]
+IGNORED = ["*.fp16.*", "*.bf16.*"]  # second copies
+ANSWER_SECONDS = 4.0  # for the connection and for each read
+DEADLINE_SECONDS = 6.0  # for everything, name resolution too; the rest of ten is for imports
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form owner/name."""
+    return HUB_ID.fullmatch(name) is not None
+
+
+def download(repo_id: str) -> Path:
+    """The folder of a hub model's safetensors and JSON files; an earlier copy if it is unreachable.
+
+    Raises:
+        SmidgenError: the hub does not answer and there is no copy, there is no such public model,
+            or the download breaks.
+    """
+    # imported late: half a second that a local base does not need
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    problem = _why_unreachable(repo_id)
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                allow_patterns=PATTERNS,
+                ignore_patterns=IGNORED,
+                etag_timeout=ANSWER_SECONDS,
+                local_files_only=problem is not None,
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise SmidgenError(
+            f'"{repo_id}" is no folder here, and as a hub id: {problem or _first_line(error)}. '
+            "Give a folder that you downloaded before"
+        ) from error
+    except Exception as error:  # the hub's client lets those of its http library through
+        raise SmidgenError(
+            f'"{repo_id}" could not be downloaded from the hub ({_first_line(error)}); '
+            "try again, or give a folder that you downloaded before"
+        ) from error
+
+
+def _why_unreachable(repo_id: str) -> str | None:
+    """Asks the hub once whether it has the model; None if so.
+
+    In a thread, because neither the resolution of names nor a trickle of bytes obeys the client's
+    timeouts.
+    """
+    outcome: list[str | None] = []
+    thread = threading.Thread(target=lambda: outcome.append(_ask(repo_id)), daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    return (
+        outcome[0] if outcome else f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds"
+    )
+
+
+def _ask(repo_id: str) -> str | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(repo_id, timeout=ANSWER_SECONDS)
+    except RepositoryNotFoundError:  # gated models as well
+        return "the hub has no such model that you may read"
+    except Exception as error:  # those of the http library, which is not ours to name
+        return f"the hub cannot be reached ({_first_line(error)})"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,265 @@
+"""Bases by name: shipped ones, folders, files, the hub. The only importer of diffusers.
+
+diffusers is imported when the first image is encoded or decoded, no earlier: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smidgen.diffusion.schedule import Schedule
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.host import find_host
+from smidgen.models.base import Base, base_fingerprint
+from smidgen.models.codec import AutoencoderCodec
+from smidgen.models.dit import DiT, DiTConfig, preset
+from smidgen.models.dit_diffusers import class_names_of_index, schedule_from_diffusers
+from smidgen.models.dit_weights import FORMAT, build_dit, read_config, read_dit
+from smidgen.models.files import read_json
+from smidgen.models.hub import download, is_hub_id
+
+EMBEDDED = Path(__file__).parent / "embedded"
+FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
+
+
+def load_base(
+    name: str | Path,
+    *,
+    codec: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    frequency_shift: float | None = None,
+    num_heads: int | None = None,
+) -> Base:
+    """A frozen base from a shipped name, a folder (ours or diffusers'), a file or a hub id.
+
+    `codec` is the folder, pipeline or hub id of an AutoencoderKL: needed with a file, and used
+    instead of a folder's own. `image_size` in pixels, None: what the base was trained at.
+    `frequency_shift` None: what the folder records, else 0, that of the released weights.
+    `num_classes` is checked against the file. `num_heads` is for a file of a width outside the DiT
+    family.
+
+    Raises:
+        UsageError: an architecture's name instead of weights, a file without codec, a size or a
+            number of classes that does not fit.
+        SmidgenError: nothing readable there, or the hub does not answer (within ten seconds).
+    """
+    _check_device(device)
+    source = _locate(name)
+    described = _describe(source)
+    autoencoder = load_codec(_codec_source(name, source, codec), device=device)
+    latent_size = None if image_size is None else _latent_size(image_size, autoencoder.factor)
+    config, state = read_dit(
+        source,
+        image_size=latent_size,
+        frequency_shift=frequency_shift,
+        num_heads=num_heads,
+    )
+    _check_fits(config, autoencoder, num_classes, str(name))
+    denoiser = build_dit(config, state, device=device, dtype=dtype)
+    return Base(
+        name=str(name),
+        denoiser=denoiser,
+        codec=autoencoder,
+        class_names=_class_names(described, config, source),
+        schedule=_schedule(described, source),
+        host=find_host(denoiser),
+        fingerprint=base_fingerprint(denoiser),
+        image_size=config.image_size * autoencoder.factor,
+    )
+
+
+def load_codec(source: str | Path, *, device: str | torch.device = "cpu") -> AutoencoderCodec:
+    """The codec in a diffusers vae folder, a base's folder, a shipped base or a hub id.
+
+    Raises:
+        UsageError: an unknown name or a missing folder.
+        SmidgenError: no codec there, or one that cannot be read.
+    """
+    folder = _locate(source)
+    if (folder / "vae" / "config.json").is_file():
+        folder = folder / "vae"
+    if not folder.is_dir() or not (folder / "config.json").is_file():
+        raise SmidgenError(
+            f"{folder} is no codec: expected a folder with config.json and "
+            "diffusion_pytorch_model.safetensors, or one that holds it as vae/"
+        )
+    return AutoencoderCodec(folder, _load_autoencoder).to(device)
+
+
+def architecture(name: str | Path, num_classes: int | None = None) -> DiTConfig:
+    """The configuration of `DiT-XL/2` and its like (32 latent pixels) or of what `load_base` takes.
+
+    `num_classes` None: those of the base, 1000 for an architecture's name.
+
+    Raises:
+        UsageError: an unknown name, or fewer than one class.
+        SmidgenError: as `load_base`.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"{num_classes} classes; expected at least 1")
+    if _is_architecture(name):
+        try:
+            config = preset(str(name))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    else:
+        config = read_config(_locate(name))
+    if num_classes is None:
+        return config
+    return dataclasses.replace(config, num_classes=num_classes)
+
+
+def meta_denoiser(name: str | Path, num_classes: int | None = None) -> DiT:
+    """The denoiser of `architecture(name, num_classes)` on the meta device, without weights."""
+    with torch.device("meta"):
+        return DiT(architecture(name, num_classes)).requires_grad_(False).eval()
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The bases that come with the package."""
+    return tuple(sorted(path.parent.name for path in EMBEDDED.glob("*/config.json")))
+
+
+def _is_architecture(name: str | Path) -> bool:
+    return isinstance(name, str) and name.startswith("DiT-") and not Path(name).exists()
+
+
+def _locate(name: str | Path) -> Path:
+    """The folder or file that `name` means; a shipped name comes before a folder of that name."""
+    if isinstance(name, str) and name in shipped_names():
+        return EMBEDDED / name
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if _is_architecture(name):
+        raise UsageError(
+            f'"{name}" is an architecture without weights; give the file and its codec: '
+            "--base DiT-XL-2-256x256.pt --codec FOLDER"
+        )
+    if isinstance(name, str) and is_hub_id(name) and path.suffix not in FILE_SUFFIXES:
+        return download(name)
+    raise UsageError(
+        f'no file or folder "{name}"; shipped bases: {", ".join(shipped_names()) or "none"}; '
+        "or give a hub id as owner/name"
+    )
+
+
+def _describe(source: Path) -> Mapping[str, Any]:
+    """What a folder says about its base: our config.json, or the model_index.json of diffusers."""
+    for name in ("model_index.json", "config.json"):
+        if source.is_dir() and (source / name).is_file():
+            return read_json(source / name)
+    return {}
+
+
+def _codec_source(name: str | Path, source: Path, codec: str | Path | None) -> str | Path:
+    if codec is not None:
+        return codec
+    if (source / "vae" / "config.json").is_file():
+        return source / "vae"
+    raise UsageError(
+        f'"{name}" has no codec: add --codec FOLDER (codec=... in Python), a diffusers vae folder '
+        "such as that of stabilityai/sd-vae-ft-ema"
+    )
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise UsageError(f'device "{device}" cannot be used here; try cpu') from error
+
+
+def _latent_size(image_size: int, factor: int) -> int:
+    if image_size < 1 or image_size % factor:
+        raise UsageError(
+            f"image size {image_size} does not fit a codec that reduces by {factor}; "
+            f"give a multiple of {factor}"
+        )
+    return image_size // factor
+
+
+def _check_fits(
+    config: DiTConfig, codec: AutoencoderCodec, num_classes: int | None, name: str
+) -> None:
+    if config.in_channels != codec.latent_channels:
+        raise SmidgenError(
+            f'base "{name}" works on {config.in_channels} latent channels, the codec gives '
+            f"{codec.latent_channels}; give the codec that the base was trained with"
+        )
+    if num_classes is not None and num_classes != config.num_classes:
+        raise UsageError(
+            f'base "{name}" has {config.num_classes} classes (and the null row), not {num_classes}'
+        )
+
+
+def _class_names(described: Mapping[str, Any], config: DiTConfig, source: Path) -> tuple[str, ...]:
+    if described.get("format") != FORMAT or "class_names" not in described:
+        return class_names_of_index(described, config.num_classes)
+    names = tuple(str(name) for name in described["class_names"])
+    if len(names) != config.num_classes or len(set(names)) != len(names):
+        raise SmidgenError(
+            f"{source}/config.json lists {len(set(names))} different class names for "
+            f"{config.num_classes} classes"
+        )
+    return names
+
+
+def _schedule(described: Mapping[str, Any], source: Path) -> Schedule:
+    """The schedule that the folder describes, else the linear one of the released models."""
+    scheduler = source / "scheduler" / "scheduler_config.json"
+    if described.get("format") == FORMAT:
+        fields: dict[str, Any] = dict(described.get("schedule") or {"kind": "linear"})
+        kind = fields.pop("kind", None)
+        try:
+            if kind == "linear":
+                return Schedule.linear(**fields)
+        except (TypeError, ValueError) as error:
+            raise SmidgenError(f"{source}/config.json: schedule: {error}") from error
+        raise SmidgenError(f'{source}/config.json: schedule "{kind}"; expected linear')
+    if scheduler.is_file():
+        return schedule_from_diffusers(read_json(scheduler), scheduler)
+    return Schedule.linear()
+
+
+def _load_autoencoder(folder: Path) -> nn.Module:
+    """The AutoencoderKL of a checked folder, by diffusers, without its notices."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The class's own module: the package's lazy door would pull in more.
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        noisy = logging.getLogger("diffusers")
+        level = noisy.level
+        noisy.setLevel(logging.ERROR)
+        try:
+            loaded: Any = AutoencoderKL.from_pretrained(
+                str(folder),
+                use_safetensors=True,
+                local_files_only=True,
+                torch_dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise SmidgenError(f"{folder} is no codec that diffusers can load: {reason}") from error
+        finally:
+            noisy.setLevel(level)
+    network, found = loaded
+    # diffusers would leave what is missing at random values.
+    wrong = [f"{key} is missing" for key in found["missing_keys"]]
+    wrong += [f"{key} is unknown" for key in found["unexpected_keys"]]
+    if wrong:
+        raise SmidgenError(f"{folder} does not fit its config.json: {'; '.join(wrong[:3])}")
+    return network

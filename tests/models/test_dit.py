@@ -1,0 +1,150 @@
+"""The DiT: parameter counts, positions, timestep features, initialisation, checkpointing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from smidgen.models.dit import DiT, DiTConfig, position_table, preset
+from tests.models.conftest import TINY, inputs, random_dit
+
+FAMILY = {"S": (384, 12), "B": (768, 12), "L": (1024, 24), "XL": (1152, 28)}
+
+
+def closed_form(width: int, depth: int, patch: int, image_size: int, num_classes: int) -> int:
+    tokens = (image_size // patch) ** 2
+    patches = patch**2 * 4 * width + width
+    times = 256 * width + width + width**2 + width
+    labels = (num_classes + 1) * width
+    attention = 3 * width**2 + 3 * width + width**2 + width
+    feed_forward = 2 * 4 * width**2 + 4 * width + width
+    block = attention + feed_forward + 6 * width**2 + 6 * width
+    last = 2 * width**2 + 2 * width + patch**2 * 8 * width + patch**2 * 8
+    return patches + times + labels + tokens * width + depth * block + last
+
+
+@pytest.mark.parametrize("patch", [2, 4, 8])
+@pytest.mark.parametrize("size", FAMILY)
+def test_parameter_counts_of_the_family_follow_the_closed_form(size, patch):
+    with torch.device("meta"):
+        model = DiT(preset(f"DiT-{size}/{patch}", image_size=64, num_classes=101))
+    count = sum(p.numel() for p in model.parameters())
+    assert count == closed_form(*FAMILY[size], patch, 64, 101)
+
+
+def test_xl_2_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = DiT(preset("DiT-XL/2"))
+    assert sum(p.numel() for p in model.parameters()) == 675_129_632
+
+
+@pytest.mark.parametrize("name", ["DiT-M/2", "DiT-XL/3", "XL/2", "DiT-XL", "dit-xl/2"])
+def test_unknown_members_are_refused(name):
+    with pytest.raises(ValueError, match="unknown architecture"):
+        preset(name)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": 5}, {"width": 30}, {"depth": 0}, {"num_heads": 5}, {"image_size": -2}]
+)
+def test_impossible_shapes_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"is|must be"):
+        DiTConfig(**{"image_size": 4, "width": 32, "depth": 1, "num_heads": 4, **wrong})
+
+
+@pytest.mark.parametrize(("width", "grid"), [(16, 3), (384, 16)])
+def test_position_table_is_sines_and_cosines_of_column_then_row(width, grid):
+    quarter = width // 4
+    expected = np.zeros((grid * grid, width))
+    for row in range(grid):
+        for column in range(grid):
+            for k in range(quarter):
+                frequency = 1 / 10000 ** (k / quarter)
+                expected[
+                    row * grid + column, [k, quarter + k, 2 * quarter + k, 3 * quarter + k]
+                ] = [
+                    math.sin(column * frequency),
+                    math.cos(column * frequency),
+                    math.sin(row * frequency),
+                    math.cos(row * frequency),
+                ]
+    # rounded once to float32
+    np.testing.assert_allclose(position_table(width, grid)[0].numpy(), expected, atol=6e-8)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_timestep_features_are_128_cosines_then_sines(shift):
+    model = random_dit(
+        DiTConfig(image_size=4, width=32, depth=1, num_heads=4, frequency_shift=shift)
+    )
+    t = torch.tensor([0, 1, 500, 999])
+    seen = []
+    handle = model.t_embedder.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.t_embedder(t)
+    handle.remove()
+    frequencies = np.exp(-np.log(10000) * np.arange(128) / (128 - shift))
+    angles = t.numpy()[:, None] * frequencies
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    # float32 angles of up to 999 are off by up to 999 * 2^-23
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=2.5e-4)
+
+
+def test_a_token_reaches_its_own_patch_of_the_output():
+    """With every token's output its own index, the image shows the patches in reading order."""
+    config = DiTConfig(
+        image_size=6, patch_size=2, width=32, depth=1, num_heads=4, learn_sigma=False
+    )
+    model = random_dit(config)
+    tokens = torch.arange(9.0)[None, :, None].expand(1, 9, 16)
+    handle = model.final_layer.register_forward_hook(lambda *_: tokens)
+    x, t, y = inputs(config, batch=1)
+    output = model(x, t, y)
+    handle.remove()
+    expected = torch.arange(9.0).reshape(3, 3).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(output, expected.expand(1, 4, 6, 6))
+
+
+def test_every_weight_matters():
+    """Nothing is computed in vain: changing any parameter changes the output."""
+    model = random_dit()
+    x, t, y = inputs()
+    reference = model(x, t, y)
+    for name, parameter in model.named_parameters():
+        before = parameter.clone()
+        parameter.add_(torch.linspace(0.1, 0.5, parameter.numel()).view_as(parameter))
+        if not name.endswith("qkv.bias"):
+            assert not torch.allclose(model(x, t, y), reference), name
+        parameter.copy_(before)
+
+
+def test_fresh_initialisation_predicts_zero_and_is_reproducible():
+    first, second = DiT(TINY), DiT(TINY)
+    first.initialize(torch.Generator().manual_seed(3))
+    second.initialize(torch.Generator().manual_seed(3))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    assert torch.equal(first.pos_embed, position_table(TINY.width, TINY.grid_size))
+    x, t, y = inputs()
+    assert torch.equal(first(x, t, y), torch.zeros(3, 8, 4, 4))
+    assert first.blocks[0].attn.qkv.weight.std() > 0.01
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    def gradients(checkpointing: bool):
+        model = random_dit().requires_grad_(True)
+        model.gradient_checkpointing = checkpointing
+        model(*inputs()).square().sum().backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    plain, recomputed = gradients(False), gradients(True)
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_labels_and_times_of_one_image_do_not_touch_another():
+    model = random_dit().double()
+    x, t, y = inputs(dtype=torch.float64)
+    together = model(x, t, y)
+    apart = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)

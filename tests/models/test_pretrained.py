@@ -1,0 +1,210 @@
+"""load_base: every kind of name, what it gives, and what it says when it cannot."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from smidgen.diffusion.schedule import Schedule
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.models import pretrained
+from smidgen.models.dit import DiTConfig
+from smidgen.models.dit_weights import write_diffusers, write_original_pt, write_safetensors
+from smidgen.models.pretrained import architecture, load_base, load_codec, meta_denoiser
+from tests.models.conftest import TINY, inputs, random_dit
+
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Any attempt to reach the hub fails the test."""
+
+    def refuse(name):
+        raise AssertionError(f"asked the hub for {name}")
+
+    monkeypatch.setattr(pretrained, "download", refuse)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, vae_folder):
+    """The same base as our folder, as a diffusers pipeline and as an original file."""
+    root = tmp_path_factory.mktemp("bases")
+    model = random_dit()
+    about = {"codec": load_codec(vae_folder), "class_names": NAMES}
+    schedule = Schedule.linear(100, 1e-3, 0.1)
+    write_safetensors(model, root / "ours", **about, schedule=schedule, dtype=torch.float16)
+    write_diffusers(model, root / "theirs", **about, schedule=schedule)
+    write_original_pt(model, root / "model.pt")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_a_folder_gives_the_whole_base(places, kind):
+    base = load_base(places / kind)
+    assert base.denoiser.config == TINY
+    assert base.class_names == NAMES
+    assert (base.num_classes, base.null_label) == (5, 5)
+    assert (base.image_size, base.codec.factor) == (8, 2)
+    assert torch.equal(base.schedule.betas, Schedule.linear(100, 1e-3, 0.1).betas)
+    assert base.host.family == "dit"
+    assert len(base.host.blocks) == TINY.depth
+    assert base.device == torch.device("cpu")
+    assert {p.dtype for p in base.denoiser.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in base.denoiser.parameters())
+    x, t, y = inputs()
+    # the file in float16 keeps 11 bits of every weight
+    torch.testing.assert_close(base.denoiser(x, t, y), random_dit()(x, t, y), rtol=0.05, atol=0.05)
+
+
+def test_a_file_takes_its_codec_and_numbers_its_classes(places, vae_folder):
+    base = load_base(places / "model.pt", codec=vae_folder, num_heads=4)
+    assert base.denoiser.config == TINY
+    assert base.class_names == ("0", "1", "2", "3", "4")
+    assert torch.equal(base.schedule.betas, Schedule.linear().betas)
+    assert base.name == str(places / "model.pt")
+    assert base.fingerprint == load_base(places / "theirs").fingerprint
+
+
+def test_a_file_without_codec_says_how_to_give_one(places):
+    with pytest.raises(UsageError, match="add --codec FOLDER"):
+        load_base(places / "model.pt", num_heads=4)
+
+
+def test_a_given_codec_replaces_that_of_the_folder(places, vae_folder, tmp_path):
+    shutil.copytree(vae_folder, tmp_path / "vae")
+    base = load_base(places / "ours", codec=tmp_path)
+    assert base.codec.folder == tmp_path / "vae"
+
+
+def test_image_size_is_in_pixels(places):
+    base = load_base(str(places / "ours"), image_size=16)
+    assert (base.image_size, base.denoiser.config.image_size) == (16, 8)
+    assert base.fingerprint == load_base(places / "ours").fingerprint
+    for wrong in (15, 0, -8):
+        with pytest.raises(UsageError, match=f"image size {wrong}"):
+            load_base(places / "ours", image_size=wrong)
+    with pytest.raises(SmidgenError, match="multiple of patch_size"):
+        load_base(places / "ours", image_size=6)
+
+
+def test_precision_and_shift_are_as_asked(places):
+    base = load_base(places / "theirs", dtype=torch.bfloat16, frequency_shift=1.0)
+    assert {p.dtype for p in base.denoiser.parameters()} == {torch.bfloat16}
+    assert base.denoiser.config.frequency_shift == 1
+    assert base.to(dtype=torch.float32) is base
+    assert {p.dtype for p in base.denoiser.parameters()} == {torch.float32}
+
+
+def test_a_device_that_is_not_there_is_refused(places):
+    with pytest.raises(UsageError, match='device "nowhere"'):
+        load_base(places / "ours", device="nowhere")
+
+
+def test_the_number_of_classes_is_checked(places):
+    assert load_base(places / "ours", num_classes=5).num_classes == 5
+    with pytest.raises(UsageError, match="has 5 classes"):
+        load_base(places / "ours", num_classes=6)
+
+
+def test_a_codec_of_other_channels_is_refused(places, vae_folder, tmp_path):
+    model = random_dit(dataclasses.replace(TINY, in_channels=3))
+    write_safetensors(model, tmp_path)
+    with pytest.raises(SmidgenError, match="3 latent channels, the codec gives 4"):
+        load_base(tmp_path, codec=vae_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ["a", "b"]}, "2 different class names for 5"),
+        ({"class_names": ["a"] * 5}, "1 different class names for 5"),
+        ({"schedule": {"kind": "cosine"}}, "expected linear"),
+        ({"schedule": {"kind": "linear", "beta_end": 2.0}}, "schedule"),
+        ({"schedule": {"kind": "linear", "gamma": 2.0}}, "schedule"),
+    ],
+)
+def test_a_folder_that_contradicts_itself_is_refused(places, tmp_path, change, message):
+    shutil.copytree(places / "ours", tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(SmidgenError, match=message):
+        load_base(tmp_path / "base")
+
+
+def test_an_architectures_name_is_never_asked_of_the_hub(no_hub):
+    for name in ("DiT-XL/2", "DiT-S/8", "DiT-XL/2-512", "DiT-Other/model"):
+        with pytest.raises(UsageError, match="--codec FOLDER"):
+            load_base(name)
+
+
+def test_paths_that_do_not_exist_are_never_asked_of_the_hub(no_hub, tmp_path):
+    for name in (
+        "nothing",
+        "./a/b",
+        "a/b/c",
+        "runs/model.pt",
+        "x.safetensors",
+        tmp_path / "no",
+        "",
+        "../x",
+    ):
+        with pytest.raises(SmidgenError):
+            load_base(name, codec=tmp_path)
+
+
+def test_owner_and_name_is_a_hub_id_unless_it_is_a_folder(monkeypatch, places, tmp_path):
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        return places / "theirs"
+
+    monkeypatch.setattr(pretrained, "download", download)
+    assert load_base("owner/some-model_1.0").name == "owner/some-model_1.0"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(places / "ours", tmp_path / "owner" / "name")
+    load_base("owner/name")
+    assert asked == ["owner/some-model_1.0"]
+
+
+def test_a_shipped_name_comes_before_a_folder_of_that_name(monkeypatch, places, tmp_path):
+    shutil.copytree(places / "ours", tmp_path / "embedded" / "small")
+    monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path / "embedded")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    assert load_base("small").class_names == NAMES
+    assert load_codec("small").factor == 2
+    assert architecture("small") == TINY
+    with pytest.raises(SmidgenError):
+        load_base(tmp_path / "small")
+    with pytest.raises(UsageError, match="shipped bases: small"):
+        load_base("smal")
+
+
+def test_architectures_need_no_weights(no_hub, places):
+    assert architecture("DiT-B/4", 10) == DiTConfig(
+        image_size=32, patch_size=4, width=768, depth=12, num_heads=12, num_classes=10
+    )
+    assert architecture("DiT-XL/2").num_classes == 1000
+    assert architecture(places / "ours", 7) == dataclasses.replace(TINY, num_classes=7)
+    model = meta_denoiser("DiT-XL/2", 101)
+    assert all(p.is_meta for p in model.parameters())
+    # the published count of full fine-tuning: everything but the fixed positions
+    assert sum(p.numel() for p in model.parameters()) - model.pos_embed.numel() == 673_799_072
+    for name, num_classes in [("DiT-XL/3", None), ("DiT-XL/2", 0)]:
+        with pytest.raises(UsageError):
+            architecture(name, num_classes)
+
+
+def test_loading_a_base_does_not_import_diffusers(places):
+    code = (
+        "import sys; from smidgen.models.pretrained import load_base; "
+        f"load_base({str(places / 'ours')!r}).codec.fingerprint; "
+        "assert 'diffusers' not in sys.modules; assert 'huggingface_hub' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
