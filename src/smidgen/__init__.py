@@ -1,1 +1,37 @@
-"""smidgen fine-tunes a pretrained diffusion model by a smidgen of its parameters."""
+"""smidgen fine-tunes a pretrained diffusion model by a smidgen of its parameters.
+
+The names below are loaded at their first use: `import smidgen` alone loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smidgen.errors import SmidgenError
+
+if TYPE_CHECKING:
+    from smidgen.api import Delta, evaluate, fold, inspect, load_base, sample, train
+
+__all__ = [
+    "Delta",
+    "SmidgenError",
+    "evaluate",
+    "fold",
+    "inspect",
+    "load_base",
+    "sample",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'smidgen' has no attribute {name!r}")
+    from smidgen import api
+
+    value = globals()[name] = getattr(api, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,276 @@
+"""`smidgen demo`: the shipped base learns Greek letters; before and after in pictures and numbers.
+
+The training's settings are in demo.toml beside this file; everything goes through the functions of
+the other verbs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smidgen.cli import demo_report as show
+from smidgen.cli import sample, train
+from smidgen.cli.arguments import Request, parse, read_request
+from smidgen.cli.demo_report import SET
+from smidgen.cli.evaluate import EvaluateOptions, measure
+from smidgen.cli.options import (
+    Switches,
+    answer,
+    answer_dry_run,
+    at_least,
+    check_output_folder,
+    log,
+    quiet_stdout,
+    write_json,
+)
+from smidgen.config import read_recipe, settings_of
+from smidgen.errors import SmidgenError
+
+if TYPE_CHECKING:
+    from smidgen.models.base import Base
+
+RECIPE = Path(str(files("smidgen.cli") / "demo.toml"))
+CURVE_IMAGES = 96
+
+DESCRIPTION = """Fine-tune the shipped base to Greek letters and show before and after, in minutes.
+
+Every flag of train is one here too. The same command again resumes, or says that it is finished.
+
+examples:
+  smidgen demo
+  smidgen demo --output runs/slow --steps 2000 --num-images 960"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """How the samples for the comparison are drawn, alike before and after."""
+
+    num_images: int = 480
+    """Samples in each folder."""
+    sample_steps: int = 20
+    """Steps of DPM-Solver++(2M)."""
+    guidance: float = 1.5
+    """Scale of classifier-free guidance."""
+
+    def __post_init__(self) -> None:
+        at_least("num_images", self.num_images, 48)
+        at_least("sample_steps", self.sample_steps, 1)
+        at_least("guidance", self.guidance, 0)
+
+
+class Clock:
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def part(self, name: str, text: str) -> Iterator[None]:
+        """Say what begins, and note how long it took."""
+        log(text)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+    def result(self) -> dict[str, float]:
+        """All parts and their sum with what lay between."""
+        return {**self.seconds, "total": round(time.perf_counter() - self._start, 2)}
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, check, do all parts, answer."""
+    clock = Clock()
+    parsed = parse_demo(read_request("demo", argv))
+    folder = parsed["run"].output
+    check_output_folder(folder)
+    if parsed["switches"].dry_run:
+        configs = [parsed[name] for name in (*train.GROUPS, "method", "demo")]
+        answer_dry_run(configs, {}, as_json=parsed["switches"].json)
+        return
+    document = None if parsed["switches"].force else finished_result(folder, parsed)
+    if document is not None:
+        log(f"{folder} holds a finished demo; --force starts over")
+    else:
+        with quiet_stdout():
+            document = perform(parsed, clock)
+    answer(document, show.summary(document, folder), folder, as_json=parsed["switches"].json)
+
+
+def parse_demo(request: Request) -> dict[str, Any]:
+    """The flags of train and of the demo, with demo.toml below a recipe of the user's."""
+    from smidgen.methods import METHODS
+
+    output = Path(str(request.peek("output", "runs/demo")))
+    recipe = read_recipe(RECIPE)
+    method = request.peek("method", recipe["method"])
+    if method not in METHODS:
+        return train.parse_train(request)
+    if method != recipe["method"]:  # then the options of the recipe's method mean nothing
+        others = settings_of(METHODS[recipe["method"]].config)
+        recipe = {name: value for name, value in recipe.items() if name not in others}
+    places = {"output": str(output), "data": str(output / SET / "train")}
+    values = {**places, **recipe, **request.values}
+    request = dataclasses.replace(request, recipe=request.recipe or RECIPE, values=values)
+    groups = {"demo": DemoOptions, **train.GROUPS, "method": METHODS[method].config}
+    return parse(request, groups, switches=Switches, description=DESCRIPTION)
+
+
+def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of a finished demo with these very settings, None if there is none."""
+    try:
+        document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if document.get("settings") != settings_of_demo(parsed):
+        return None
+    from smidgen.training.recipe import is_finished
+
+    return document if is_finished(folder, parsed["training"].steps) else None
+
+
+def settings_of_demo(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON."""
+    values = train.resolved(parsed) | dataclasses.asdict(parsed["demo"])
+    return json.loads(json.dumps(values, default=str))
+
+
+def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
+    """All parts; each leaves its files, so that a stopped demo goes on where it was."""
+    options, folder = parsed["run"], parsed["run"].output
+    with clock.part("unpack", "unpacking the images of Greek letters"):
+        from smidgen.data.embedded_sets import unpack
+
+        unpack(SET, folder / SET)
+    with clock.part("load", f'loading the base "{parsed["base"].base}"'):
+        base = train.load(parsed["base"])
+    with clock.part("train", f"training with {options.method}"):
+        trained = train.train(parsed, base=base)
+        log(f"trained {trained['trainable']:,} parameters: {trained['share']:.2%} of the base")
+    (folder / "result.json").unlink(missing_ok=True)  # training refuses other settings before
+    with clock.part("sample_before", f"drawing {parsed['demo'].num_images} samples before"):
+        draw(parsed, base, "before", start_delta(parsed, base))
+    with clock.part("sample_after", f"drawing {parsed['demo'].num_images} samples after"):
+        from smidgen.core.delta import Delta
+
+        draw(parsed, base, "after", Delta.load(options.output / "delta.safetensors"))
+    with clock.part("evaluate", "measuring both against unseen font families"):
+        before, after = (measure_samples(folder / name) for name in ("before", "after"))
+    with clock.part("curve", "measuring the deltas kept on the way"):
+        between = agreement_on_the_way(parsed, base)
+        first, last = (result["metrics"]["class_agreement"] for result in (before, after))
+        agreement = {0: first, **between, parsed["training"].steps: last}
+    with clock.part("pictures", "drawing the pictures"):
+        show.write_grid(folder, trained["classes"])
+        show.write_curves(folder, agreement)
+    document = {
+        **_compared(before, after),
+        "class_agreement_by_step": agreement,
+        "training": {k: v for k, v in trained.items() if k != "classes"},
+        "settings": settings_of_demo(parsed),
+        "seconds": clock.result(),
+    }
+    write_json(document, folder / "result.json")
+    return document
+
+
+def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of two evaluations, and the protocol that they share."""
+    shared = {k: v for k, v in after["protocol"].items() if before["protocol"][k] == v}
+    return {
+        "before": {**before["metrics"], **before.get("baselines", {})},
+        "after": {**after["metrics"], **after.get("baselines", {})},
+        "protocol": shared,
+        "warnings": sorted({*before["warnings"], *after["warnings"]}),
+    }
+
+
+def start_delta(parsed: Mapping[str, Any], base: Base) -> Any:
+    """The delta as training begins with it: new rows in the label table, nothing learned."""
+    from smidgen.data.folder import scan
+    from smidgen.methods import METHODS
+    from smidgen.training.randomness import generator_for
+
+    classes = scan(parsed["run"].data, decode=False).classes
+    generator = generator_for(parsed["training"].seed, "delta")
+    method = METHODS[parsed["run"].method]
+    return method.build(base, parsed["method"], classes, generator)
+
+
+def draw(parsed: Mapping[str, Any], base: Base, name: str, delta: Any) -> None:
+    """Fill the folder `name` with samples, unless it holds these already."""
+    demo, folder = parsed["demo"], parsed["run"].output / name
+    options = sample.SampleOptions(
+        num_images=demo.num_images,
+        steps=demo.sample_steps,
+        sampler="dpm++",
+        guidance=demo.guidance,
+        batch_size=96,
+        output=folder,
+    )
+    settings = sample.sampling_settings(parsed["base"], options)
+    settings["delta_sha256"] = fingerprint_of(delta)
+    record = sample.read_record(folder)
+    if not sample.check_record(folder, record, settings, force=True):
+        sample.draw(base, delta, options, settings)
+
+
+def fingerprint_of(delta: Any) -> str:
+    """A hash of the delta's values: the sampling record tells by it which delta was used."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for name, value in sorted(delta.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().float().numpy().tobytes())
+    return total.hexdigest()
+
+
+def measure_samples(folder: Path) -> dict[str, Any]:
+    """A sample folder against the shipped statistics of unseen font families."""
+    reference = Path(str(files("smidgen.data") / "embedded" / SET / "reference.npz"))
+    if not reference.is_file():
+        raise SmidgenError(f"the shipped reference {reference} is missing: install smidgen again")
+    return measure(EvaluateOptions(images=folder, reference=reference))
+
+
+def agreement_on_the_way(parsed: Mapping[str, Any], base: Base) -> dict[int, float]:
+    """Class agreement of a few samples of each delta that training kept before the last step."""
+    import torch
+
+    from smidgen import api
+    from smidgen.evaluation.features import load_extractor
+    from smidgen.evaluation.metrics import class_agreement
+    from smidgen.training.state import step_of
+
+    demo, found = parsed["demo"], {}
+    extractor = load_extractor("glyphs", base.device)
+    for path in (parsed["run"].output / "deltas").glob("step-*.safetensors"):
+        if step_of(path) >= parsed["training"].steps:
+            continue
+        delta = api.Delta.load(path)
+        batches = api.sample_arrays(
+            base,
+            delta=delta,
+            num_images=CURVE_IMAGES,
+            steps=demo.sample_steps,
+            sampler="dpm++",
+            guidance=demo.guidance,
+            batch_size=CURVE_IMAGES,
+        )
+        _, images, labels = next(iter(batches))
+        classes = delta.provenance.classes
+        head = extractor.head_for(set(classes))
+        assert head is not None, "the shipped classifier knows the shipped letters"
+        _, logits = extractor.read(torch.from_numpy(images).permute(0, 3, 1, 2))
+        intended = [extractor.heads[head].index(classes[label]) for label in labels]
+        predicted = logits[head].argmax(1).cpu()
+        found[step_of(path)] = class_agreement(predicted, torch.tensor(intended))
+    return dict(sorted(found.items()))

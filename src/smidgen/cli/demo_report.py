@@ -1,0 +1,79 @@
+"""What the demo shows of a finished run: grid.png, curves.png and three lines of summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from smidgen.cli import pictures, sample
+from smidgen.cli.pictures import Panel
+
+SET = "greek"
+COLUMNS = 24
+
+
+def write_grid(folder: Path, classes: Sequence[str]) -> None:
+    """grid.png: the same seeds before and after, and real letters, in each column."""
+    small = [name for name in classes if not name.startswith("capital-")][:COLUMNS]
+    rows: dict[str, list[Image.Image]] = {"base at\nthe start": [], "base\n+ delta": []}
+    for label, name in zip(rows, ("before", "after"), strict=True):
+        by_class: dict[str, str] = {}
+        for file, shown in sample.read_record(folder / name)["images"].items():
+            by_class.setdefault(shown, file)
+        rows[label] = [Image.open(folder / name / by_class[letter]) for letter in small]
+    rows["real, from\nunseen fonts"] = [
+        Image.open(_spread(folder / SET / "test" / letter, number))
+        for number, letter in enumerate(small)
+    ]
+    title = "A base that knew only Latin letters, before and after learning Greek"
+    pictures.image_grid(rows, small, title=title).save(folder / "grid.png")
+
+
+def _spread(folder: Path, number: int) -> Path:
+    """An image of the folder, another font for each number."""
+    found = sorted(folder.glob("*.png"))
+    return found[7 * number % len(found)]
+
+
+def write_curves(folder: Path, agreement: Mapping[int, float]) -> None:
+    """curves.png: the losses from the run's log, and the class agreement by step."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+    def curve(name: str) -> list[tuple[float, float]]:
+        return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+
+    losses = {
+        "training, smoothed": pictures.smoothed(curve("loss")),
+        "held out": curve("validation_loss"),
+    }
+    panels = [
+        Panel(title="Loss", curves={name: line for name, line in losses.items() if line}),
+        Panel(
+            title="Class agreement of samples",
+            curves={"guidance as in the grid": sorted(agreement.items())},
+            percent=True,
+            from_zero=True,
+        ),
+    ]
+    pictures.chart(panels, x_label="step", path=folder / "curves.png")
+
+
+def summary(document: Mapping[str, Any], folder: Path) -> list[str]:
+    """Three lines for a person."""
+    training, before, after = document["training"], document["before"], document["after"]
+    real = after.get("class_agreement_of_reference")
+    beside = f"; real letters {real:.0%}" if real is not None else ""
+    count, guidance = document["protocol"]["num_images"], document["settings"]["guidance"]
+    return [
+        f"trained {training['trainable']:,} parameters ({training['share']:.2%} of the base) in "
+        f"{document['seconds']['train']:.0f} s, {document['seconds']['total']:.0f} s in all; "
+        f"delta.safetensors has {training['delta_bytes']:,} bytes",
+        f"Frechet distance {before['fd']:.1f} -> {after['fd']:.1f}, class agreement "
+        f"{before['class_agreement']:.0%} -> {after['class_agreement']:.0%} "
+        f"({count} samples, guidance {guidance:g}{beside})",
+        f"look at {folder / 'grid.png'} and {folder / 'curves.png'}",
+    ]

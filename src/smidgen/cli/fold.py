@@ -1,0 +1,85 @@
+"""`smidgen fold`: a delta written into a copy of its base; the arithmetic is in core/fold.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from smidgen.cli.arguments import parse, read_request
+from smidgen.cli.options import (
+    BaseOptions,
+    Switches,
+    answer,
+    answer_dry_run,
+    check_file,
+    check_output_folder,
+    quiet_stdout,
+)
+from smidgen.errors import UsageError
+
+DESCRIPTION = """Write a delta into a copy of the base's weights; the base itself stays as it is.
+
+examples:
+  smidgen fold --base glyphs --delta runs/demo/delta.safetensors --format dit --output a.pt
+  smidgen fold --base glyphs --delta runs/demo/delta.safetensors --format diffusers --output a/"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoldOptions:
+    """What to write."""
+
+    delta: Path
+    """A delta.safetensors."""
+    format: Literal["dit", "diffusers"]
+    """dit: the original .pt; diffusers: a folder for diffusers."""
+    output: Path
+    """File (dit) or folder (diffusers) to write."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, check, fold, answer."""
+    parsed = parse(
+        read_request("fold", argv),
+        {"base": BaseOptions, "fold": FoldOptions},
+        switches=Switches,
+        description=DESCRIPTION,
+    )
+    base_options, options, switches = parsed["base"], parsed["fold"], parsed["switches"]
+    check_file(options.delta, "delta")
+    check_output_folder(options.output.parent, options.output)
+    if options.output.exists() and not switches.force and not _is_empty_folder(options.output):
+        raise UsageError(f"{options.output} exists; --force replaces it")
+    if switches.dry_run:
+        answer_dry_run([base_options, options], {}, as_json=switches.json)
+        return
+    with quiet_stdout():
+        document = fold(base_options, options)
+    answer(document, [], Path(document["output"]), as_json=switches.json)
+
+
+def fold(base_options: BaseOptions, options: FoldOptions) -> dict[str, Any]:
+    """Load both, check that they belong together, fold and write."""
+    from smidgen import api
+    from smidgen.core.delta import Delta
+
+    delta = Delta.load(options.delta)
+    base = api.load_base(
+        base_options.base,
+        codec=base_options.codec,
+        image_size=base_options.image_size,
+        frequency_shift=base_options.frequency_shift,
+    )
+    delta.check_base(base.fingerprint, base.name)
+    written = api.fold(base, delta, format=options.format, output=options.output)
+    return {
+        "output": str(written),
+        "format": options.format,
+        "base": base.name,
+        "classes": list(delta.provenance.classes),
+    }
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

@@ -1,0 +1,129 @@
+"""The `smidgen` command: picks the verb, and turns a user's errors into lines and an exit code.
+
+0 done, 1 failed, 2 misuse, 130 interrupted. Only the chosen verb is imported, so that help and most
+mistakes are answered before torch loads. SMIDGEN_DEBUG=1 shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+
+from smidgen.errors import SmidgenError, UsageError
+
+VERBS = {
+    "train": "fine-tune a base to a folder of images; writes RUN/delta.safetensors",
+    "sample": "draw images from a base, with or without a delta",
+    "evaluate": "measure a folder of images against a reference",
+    "inspect": "count what a method would train, without weights",
+    "fold": "write a delta into a copy of the base's weights",
+    "demo": "fine-tune the shipped base to Greek letters and show before and after",
+}
+
+HELP = """usage: smidgen VERB [RECIPE.toml] [--flag value ...]
+
+smidgen fine-tunes a pretrained diffusion model by a smidgen of its parameters.
+
+{verbs}
+
+examples:
+  smidgen demo
+  smidgen train --base glyphs --data photos/ --method difffit --steps 400 --output runs/photos
+
+smidgen VERB --help explains a verb. Every flag may stand in a recipe; flags override it.
+"""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:
+        # The reader of our output left, e.g. `| head`: nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SmidgenError as error:
+        return _fail(str(error), getattr(error, "exit_code", 1))
+    except OSError as error:
+        return _fail(_os_message(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail("out of memory: lower --batch-size or --image-size and run again", 1)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        raise UsageError(f"no verb given; choose from: {', '.join(VERBS)} (smidgen --help)")
+    verb, *rest = argv
+    if verb in ("-h", "--help", "help"):
+        listing = "\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items())
+        print(HELP.format(verbs=listing), end="")
+        return 0
+    if verb in ("-V", "--version"):
+        print(f"smidgen {_version()}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f'did you mean "{near[0]}"? ' if near else ""
+        raise UsageError(f'unknown verb "{verb}"; {hint}choose from: {", ".join(VERBS)}')
+    with _log_to_stderr():
+        import_module(f"smidgen.cli.{verb}").run(rest)
+    return 0
+
+
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """What the library logs, as bare lines."""
+    logger = logging.getLogger("smidgen")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("smidgen")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("SMIDGEN_DEBUG") and sys.exc_info()[0] is not None:
+        raise
+    print(f"smidgen: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _os_message(error: OSError) -> str:
+    """One line for what the operating system refused."""
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno in NO_SPACE:
+        return f"no space left on the disk{where}; free some and run the same command again"
+    return f"{error.strerror or error}{where}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the processor or the accelerator."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text

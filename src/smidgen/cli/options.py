@@ -1,0 +1,231 @@
+"""What several verbs share: groups of flags, checks of numbers and paths, the form of the answer.
+
+Nothing here imports torch: these checks come before any heavy import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import FlagCreatePairsOff
+
+from smidgen.config import flatten, recipe_text, settings_of
+from smidgen.errors import UsageError
+
+DEVICES = Literal["auto", "cpu", "cuda"]
+PRECISIONS = Literal["fp32", "bf16", "fp16"]
+EMBEDDED = Path(str(files("smidgen.models") / "embedded"))
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseOptions:
+    """The pretrained base."""
+
+    base: str
+    """A shipped name (glyphs), a folder, a file (.pt, .safetensors) or a hub id."""
+    codec: str | None = None
+    """Codec (VAE) folder or hub id, for a base file that has none of its own."""
+    image_size: int | None = None
+    """Side of the images in pixels; none: what the base was trained for."""
+    frequency_shift: float | None = None
+    """Shift of the timestep frequencies; none: 0, that of the released weights."""
+    device: DEVICES = "auto"
+    """auto: the accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        check_base_name(self.base)
+        if self.image_size is not None:
+            at_least("image_size", self.image_size, 1)
+        if self.frequency_shift is not None:
+            finite("frequency_shift", self.frequency_shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Switches:
+    """How to run and how to answer; never part of a recipe."""
+
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Check everything, print the resolved recipe and what it would do, and stop."""
+    json: FlagCreatePairsOff[bool] = False
+    """Answer with one JSON document on stdout and nothing else."""
+    force: FlagCreatePairsOff[bool] = False
+    """Start over where the output holds another run."""
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise UsageError unless the number is at least `least`."""
+    if not value >= least or not math.isfinite(value):
+        raise UsageError(f"{name} is {value}; expected a number of at least {least}")
+
+
+def finite(name: str, value: float) -> None:
+    """Raise UsageError unless the number is finite and not negative."""
+    at_least(name, value, 0)
+
+
+def shipped_bases() -> list[str]:
+    """The names of the bases inside the package."""
+    return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
+
+
+def check_base_name(name: str) -> None:
+    """Refuse early what can be no base: neither shipped, nor a path, nor the form of a hub id.
+
+    Raises: UsageError.
+    """
+    if Path(name).exists() or name in shipped_bases():
+        return
+    if name.startswith("DiT-"):
+        raise UsageError(
+            f'"{name}" is an architecture without weights; give --base a folder or a file '
+            f"with its weights (smidgen inspect {name} needs none)"
+        )
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith((".pt", ".safetensors"))
+    if looks_like_path or not HUB_ID.fullmatch(name):
+        near = difflib.get_close_matches(name, shipped_bases(), n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise UsageError(
+            f'no base "{name}"{hint} Shipped: {", ".join(shipped_bases()) or "none"}; '
+            "else give a folder, a file or a hub id (owner/name)"
+        )
+
+
+def check_input(path: Path, what: str) -> None:
+    """Raise UsageError unless the path exists."""
+    if not path.exists():
+        raise UsageError(f"no such {what}: {path}")
+
+
+def check_folder(path: Path, what: str) -> None:
+    """Raise UsageError unless the path is a folder."""
+    check_input(path, what)
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file; expected a {what}")
+
+
+def check_file(path: Path, what: str) -> None:
+    """Raise UsageError unless the path is a file."""
+    check_input(path, what)
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder; expected the file of the {what}")
+
+
+def check_output_folder(path: Path, output: Path | None = None) -> None:
+    """Try to create the folder and a file in it, and leave everything as it was. `output` is what
+    was asked for, if that is a file in the folder.
+
+    Raises: UsageError if that fails, saying why.
+    """
+    absent = [part for part in (path, *path.parents) if not part.exists()]
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise UsageError(f"cannot write {output or path}: {part} is a file, not a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write {output or path}: {error.strerror or error}") from error
+    finally:
+        for part in absent:
+            with contextlib.suppress(OSError):
+                part.rmdir()
+
+
+def check_output_file(path: Path) -> None:
+    """Raise UsageError if the path is a folder or its folder cannot be written to."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; expected a file to write")
+    check_output_folder(path.parent, path)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as what this machine has.
+
+    Raises: UsageError if cuda is asked for and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no cuda device was found; use --device cpu")
+    return device
+
+
+def log(text: str) -> None:
+    """One message to the person at the terminal, never to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Whatever a library prints goes to stderr: stdout is for the answer."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def answer(
+    document: Mapping[str, Any], lines: Sequence[str], path: Path | None, *, as_json: bool
+) -> None:
+    """The document alone with --json; else the lines, and the result's path as the last one."""
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    for line in lines:
+        print(line)
+    if path is not None:
+        print(path)
+
+
+def answer_dry_run(configs: Sequence[Any], facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """The resolved recipe as TOML and the facts about the run as comments, or both as JSON."""
+    values = flatten(*configs)
+    if as_json:
+        plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+        answer({"recipe": plain, **facts}, [], None, as_json=True)
+        return
+    print(recipe_text(values, settings_of(*map(type, configs))), end="")
+    for line in fact_lines(facts):
+        print(f"# {line}")
+
+
+def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`name: value` of each fact, nested ones under their path; shares in per cent."""
+    lines = []
+    for name, value in facts.items():
+        label = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            lines += fact_lines(value, f"{label} ")
+        elif isinstance(value, list | tuple):
+            lines.append(f"{label}: {', '.join(map(str, value))}")
+        elif isinstance(value, float) and name == "share":
+            lines.append(f"{label}: {value:.4%}")
+        else:
+            lines.append(f"{label}: {value:,}" if type(value) is int else f"{label}: {value}")
+    return lines
+
+
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""Recipes: flat TOML files <-> frozen dataclasses, with one wording for what a value must be.
+
+A recipe's keys are the names of the flags (with underscores or hyphens); a missing key means the
+default.
+TOML has no null: "none" stands for it. No command line here, no heavy import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from smidgen.errors import UsageError
+
+NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One field of a config dataclass; `default` is dataclasses.MISSING if it must be given."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        """The command line's spelling, e.g. --batch-size."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is a value."""
+        return type(None) in get_args(self.annotation)
+
+
+def settings_of(*configs: type) -> dict[str, Setting]:
+    """All fields of config dataclasses by name, in order.
+
+    Raises: ValueError if two of them share a field name, a mistake in the program.
+    """
+    found: dict[str, Setting] = {}
+    for config in configs:
+        hints = typing.get_type_hints(config)
+        for field in dataclasses.fields(config):
+            if field.name in found:
+                raise ValueError(f"two configs have a field {field.name}")
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            found[field.name] = Setting(
+                name=field.name, annotation=hints[field.name], default=default
+            )
+    return found
+
+
+def read_recipe(path: Path, settings: Mapping[str, Setting] | None = None) -> dict[str, Any]:
+    """The values of a recipe; with `settings`, its keys and the types of its values are checked.
+
+    Raises: UsageError if the file cannot be read, is no TOML (with the line), has an unknown key
+    (with the closest known one) or a value of the wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise UsageError(f"no such recipe: {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    return values if settings is None else check_values(values, settings, str(path))
+
+
+def check_values(
+    values: Mapping[str, Any], settings: Mapping[str, Setting], source: str
+) -> dict[str, Any]:
+    """The values in the types of their settings.
+
+    Raises: UsageError for an unknown name or a value of the wrong type, naming `source`.
+    """
+    for name in values:
+        if name not in settings:
+            raise UsageError(f'{source}: unknown key "{name}"{closest(name, settings)}')
+    return {
+        name: convert(value, settings[name].annotation, f"{source}: {name}")
+        for name, value in values.items()
+    }
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?` with the nearest known name, or the list of them if none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    return f"; choose from: {', '.join(known)}"
+
+
+def convert(value: Any, annotation: Any, name: str) -> Any:
+    """A TOML value as the Python type of its field (lists become tuples, strings paths).
+
+    Raises: UsageError saying what `name` is and what was expected.
+    """
+    converted = _convert(value, annotation)
+    if converted is _WRONG:
+        raise UsageError(f"{name} is {_toml(value)}; expected {describe(annotation)}")
+    return converted
+
+
+_WRONG = object()
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        if type(None) in get_args(annotation) and value in (None, NONE):
+            return None
+        results = [_convert(value, one) for one in _alternatives(annotation)]
+        return next((result for result in results if result is not _WRONG), _WRONG)
+    if origin is Literal:
+        return value if value in get_args(annotation) else _WRONG
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return _WRONG
+        items = tuple(_convert(item, get_args(annotation)[0]) for item in value)
+        return _WRONG if any(item is _WRONG for item in items) else items
+    if annotation is float and type(value) is int:
+        return float(value)
+    if annotation is Path and isinstance(value, str | Path):
+        return Path(value)
+    return value if type(value) is annotation else _WRONG
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    return [one for one in get_args(annotation) if one is not type(None)]
+
+
+def describe(annotation: Any) -> str:
+    """What a value of this type looks like to a person, e.g. `a number or "none"`."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        names = [describe(one) for one in _alternatives(annotation)]
+        return " or ".join([*names, f'"{NONE}"'] if type(None) in get_args(annotation) else names)
+    if origin is Literal:
+        return "one of: " + ", ".join(str(choice) for choice in get_args(annotation))
+    if origin is tuple:
+        return f"a list, each {describe(get_args(annotation)[0])}"
+    words = {bool: "true or false", int: "an integer", float: "a number", Path: "a path"}
+    return words.get(annotation, "text")
+
+
+def flatten(*configs: Any) -> dict[str, Any]:
+    """The values of config instances by field name, in order."""
+    return {
+        field.name: getattr(config, field.name)
+        for config in configs
+        for field in dataclasses.fields(config)
+    }
+
+
+def recipe_text(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
+    """The TOML of all values; reading it back gives the same ones. A default None is left out."""
+    lines = [
+        f"{name} = {_toml(NONE if value is None else value)}"
+        for name, value in values.items()
+        if not (value is None and settings[name].default is None)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    # JSON's escapes are TOML's; only DEL is allowed raw in the one and not in the other.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

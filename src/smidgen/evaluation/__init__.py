@@ -1,0 +1,1 @@
+"""Evaluation of image folders: features, metrics, reference statistics, result documents."""

@@ -1,0 +1,124 @@
+"""What a run tells while it trains: RUN/log.jsonl, the trackers and the progress bar.
+
+Nothing here is read back by the training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+from smidgen.training.config import TrainingConfig
+from smidgen.training.state import writing
+
+SMOOTHING = 0.95  # of the loss in the bar
+TRACK_EVERY = 10  # steps; trackers are slower than steps of a small model
+
+Track = Callable[[Mapping[str, float], int], None]
+
+
+class Journal:
+    """Numbers of each step; a line of the file is a JSON object: `step`, then what there is."""
+
+    def __init__(self, folder: Path, first_step: int, bar: tqdm, track: Track) -> None:
+        self.path = folder / "log.jsonl"
+        self._forget_after(first_step)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._bar = bar
+        self._track = track
+        self._loss: float | None = None
+        self._last = time.perf_counter()
+
+    def step(self, step: int, num_images: int, values: Mapping[str, float]) -> None:
+        """One training step."""
+        now = time.perf_counter()
+        rate = num_images / max(now - self._last, 1e-9)
+        self._last = now
+        values = {**values, "images_per_second": round(rate, 3)}
+        self._write(step, values)
+        if step % TRACK_EVERY == 0:
+            self._track(values, step)
+        loss = values["loss"]
+        self._loss = loss if self._loss is None else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
+        self._bar.set_postfix_str(f"loss {self._loss:.4f}", refresh=False)
+        self._bar.update(num_images)
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers that come now and then: a validation, metrics. Their time counts for no step."""
+        self._write(step, values)
+        self._track(values, step)
+        self._last = time.perf_counter()
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+
+    def _forget_after(self, step: int) -> None:
+        """Drop what a killed run logged after the checkpoint at which it now resumes."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that the kill cut
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+
+@contextmanager
+def open_journal(
+    folder: Path, first_step: int, config: TrainingConfig, track: Track, *, progress: bool
+) -> Iterator[Journal]:
+    """A journal whose bar counts images: loss, images per second and the time left."""
+    with tqdm(
+        total=config.steps * config.images_per_step,
+        initial=first_step * config.images_per_step,
+        desc="training",
+        unit="image",
+        unit_scale=True,
+        file=sys.stderr,
+        disable=not progress,
+        dynamic_ncols=True,
+        smoothing=0.05,
+    ) as bar:
+        journal = Journal(folder, first_step, bar, track)
+        try:
+            yield journal
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to tell
+                journal.close()
+            raise
+        with writing(journal.path):
+            journal.close()
+
+
+@contextmanager
+def counting_bar(label: str, *, progress: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that reports (done, total); it appears once the work has taken a second."""
+    with tqdm(
+        desc=label,
+        unit="image",
+        file=sys.stderr,
+        disable=not progress,
+        dynamic_ncols=True,
+        leave=False,
+        delay=1.0,
+    ) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report

@@ -1,0 +1,284 @@
+"""The training loop: latents and a fresh delta in, the average of the trained delta out.
+
+`run_steps` is the loop; `train_delta` sets it up. What a step is made of is in the modules imported
+here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from smidgen.core.delta import Delta
+from smidgen.data.latents import LatentSet
+from smidgen.data.split import hold_out
+from smidgen.errors import UsageError
+from smidgen.methods import METHODS
+from smidgen.models.base import Base
+from smidgen.training import runtime
+from smidgen.training.config import TrainingConfig
+from smidgen.training.ema import decay_after, update_average
+from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
+from smidgen.training.journal import Journal, open_journal
+from smidgen.training.network import averaged, class_names, dtype_of, training_network
+from smidgen.training.objective import Network, batch_loss, draw_batch
+from smidgen.training.randomness import Shuffle, Streams
+from smidgen.training.saving import Saver, identity_of
+from smidgen.training.state import TrainingState, writing
+from smidgen.training.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """What to run every `every` steps while the average of the delta acts in the base.
+
+    `run(step)` returns numbers for the log.
+    """
+
+    every: int
+    run: Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """The average of the trained delta, and how it went.
+
+    `first_step` is above 0 if the run resumed; `seconds` are those of the whole run,
+    `images_per_second` of the steps that were made now.
+    """
+
+    delta: Delta
+    steps: int
+    first_step: int
+    seconds: float
+    images_per_second: float
+    best_step: int | None
+    log: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What the loop works with; only `state` changes."""
+
+    base: Base
+    latents: LatentSet
+    config: TrainingConfig
+    state: TrainingState
+    network: Network
+    accelerator: runtime.Accelerator
+    journal: Journal
+    saver: Saver
+    stop: StopRequest
+    validation: Validation | None
+    evaluators: Sequence[Evaluator]
+    lr: float
+    on_step: Callable[[int, float], None] | None
+
+
+def run_steps(session: Session) -> None:
+    """The loop, from the state's step to the last one."""
+    base, config, state = session.base, session.config, session.state
+    accelerator, optimizer = session.accelerator, state.optimizer
+    device, dtype = base.device, dtype_of(base.denoiser)
+    null_label = len(class_names(base, state.delta))
+    parameters, average = list(state.delta.parameters()), list(state.average.parameters())
+
+    for step in range(state.step + 1, config.steps + 1):
+        started = time.perf_counter()
+        lr = optimizer.param_groups[0]["lr"] = learning_rate(config, session.lr, step)
+
+        # forward and backward
+        losses, indices = [], []  # (B,) each
+        for _ in range(config.gradient_accumulation):
+            indices.append(state.order.take(config.batch_size))
+            batch = draw_batch(
+                session.latents,
+                indices[-1],
+                state.streams,
+                num_timesteps=base.schedule.num_steps,
+                null_label=null_label,
+                label_dropout=config.label_dropout,
+            ).to(device)
+            with runtime.autocast(accelerator):
+                losses.append(batch_loss(session.network, batch, base.schedule, config, dtype))
+            runtime.backward(accelerator, losses[-1].mean() / config.gradient_accumulation)
+
+        # judge before anything changes
+        norm = runtime.clipped_norm(accelerator, optimizer, parameters, config.max_grad_norm).item()
+        loss = torch.stack([part.detach().mean() for part in losses]).mean().item()
+        if not (math.isfinite(loss) and (math.isfinite(norm) or config.precision == "fp16")):
+            session.saver.stop_at_non_finite(step, losses, indices, session.latents.names)
+
+        # update
+        runtime.optimizer_step(accelerator, optimizer)
+        update_average(average, parameters, decay_after(step - 1, config.ema_decay))
+        state.step = step
+        state.seconds += time.perf_counter() - started
+        values = {"loss": loss, "lr": lr, "grad_norm": norm, "epoch": state.order.epoch}
+        session.journal.step(step, config.images_per_step, values)
+        if session.on_step is not None:
+            session.on_step(step, loss)
+
+        # look and save
+        if _due(step, config.validation_steps, config.steps):
+            _validate(session)
+        for evaluator in session.evaluators:
+            if _due(step, evaluator.every, config.steps):
+                _evaluate(session, evaluator)
+        if _due(step, config.checkpoint_every, config.steps) or session.stop.signal is not None:
+            session.saver.checkpoint(runtime.scaler_state(accelerator))
+        if session.stop.signal is not None and step < config.steps:
+            raise Interrupted(
+                f"stopped at step {step} of {config.steps}, saved; run the same command again to "
+                "resume",
+                session.stop.signal,
+            )
+
+
+def train_delta(
+    base: Base,
+    delta: Delta,
+    latents: LatentSet,
+    config: TrainingConfig,
+    run_folder: Path,
+    *,
+    method: str | None = None,
+    resume: bool = True,
+    progress: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+    evaluators: Sequence[Evaluator] = (),
+) -> TrainingResult:
+    """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
+    it is. Files are written below `run_folder`, where the newest checkpoint is gone on from if
+    `resume`. `method` gives the default learning rate (None: the one in the delta's provenance);
+    `on_step(step, loss)` is called after each step.
+
+    Raises: UsageError for settings that this machine or base cannot serve, or a checkpoint of other
+        data; SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after
+        a SIGINT or SIGTERM. What was saved before stays.
+    """
+    runtime.check_runtime(config, base.device)
+    with writing(run_folder):
+        run_folder.mkdir(parents=True, exist_ok=True)
+    trained, held_out = hold_out(latents.labels, share=config.validation_share, seed=config.seed)
+    state = fresh_state(delta, trained, config)
+    saver = Saver(run_folder, state, config, identity_of(base, latents))
+    scaler = saver.resume() if resume else {}
+    first_step, first_seconds = state.step, state.seconds
+    if first_step:
+        logger.info("resuming %s at step %d", run_folder, first_step)
+    with ExitStack() as stack:
+        stack.enter_context(runtime.cpu_threads(config.num_threads))
+        accelerator = stack.enter_context(
+            runtime.open_runtime(config, base.device, run_folder, first_step)
+        )
+        runtime.restore_scaler(accelerator, scaler)
+        network = stack.enter_context(training_network(base, delta, config))
+        journal = stack.enter_context(
+            open_journal(
+                run_folder,
+                first_step,
+                config,
+                lambda *line: runtime.track(accelerator, *line),
+                progress=progress,
+            )
+        )
+        run_steps(
+            Session(
+                base=base,
+                latents=latents,
+                config=config,
+                state=state,
+                network=network,
+                accelerator=accelerator,
+                journal=journal,
+                saver=saver,
+                stop=stack.enter_context(stop_requests()),
+                validation=Validation(latents, held_out, base.schedule, config)
+                if len(held_out)
+                else None,
+                evaluators=evaluators,
+                lr=METHODS[method or delta.provenance.method].default_lr
+                if config.lr is None
+                else config.lr,
+                on_step=on_step,
+            )
+        )
+    num_images = (config.steps - first_step) * config.images_per_step
+    return TrainingResult(
+        delta=state.average,
+        steps=config.steps,
+        first_step=first_step,
+        seconds=state.seconds,
+        images_per_second=num_images / max(state.seconds - first_seconds, 1e-9),
+        best_step=state.best.get("step"),
+        log=journal.path,
+    )
+
+
+def fresh_state(delta: Delta, indices: torch.Tensor, config: TrainingConfig) -> TrainingState:
+    """The state before the first step on the images with these indices.
+
+    Raises: UsageError if the delta is not in float32.
+    """
+    delta.requires_grad_(True)
+    half = [name for name, p in delta.named_parameters() if p.dtype != torch.float32]
+    if half:
+        raise UsageError(
+            f"{half[0]} would be trained in {delta.get_parameter(half[0]).dtype}, too coarse for "
+            "small updates; load the base in float32, --precision still speeds up the passes"
+        )
+    average = delta.clone().requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        delta.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True
+    )
+    return TrainingState(
+        delta=delta,
+        average=average,
+        optimizer=optimizer,
+        streams=Streams(config.seed),
+        order=Shuffle(indices, config.seed),
+    )
+
+
+def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
+    """The rate of a step counted from 1: a linear warm-up, then constant or a cosine towards 0."""
+    if step <= config.warmup_steps:
+        return peak * step / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return peak
+    done = (step - 1 - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or step % every == 0
+
+
+def _validate(session: Session) -> None:
+    """Log the average's validation loss, note whether it is the best; keep a copy of it."""
+    state, base = session.state, session.base
+    if session.validation is not None:
+        dtype = dtype_of(base.denoiser)
+        with averaged(state), runtime.autocast(session.accelerator):
+            loss = session.validation.loss(base.denoiser, base.device, dtype)
+        session.journal.note(state.step, {"validation_loss": loss})
+        if not state.best or loss < state.best["loss"]:
+            state.best = {"step": state.step, "loss": loss}
+    session.saver.keep_delta()
+
+
+def _evaluate(session: Session, evaluator: Evaluator) -> None:
+    with averaged(session.state):
+        values = evaluator.run(session.state.step)
+    if values:
+        session.journal.note(session.state.step, values)

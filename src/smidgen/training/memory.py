@@ -1,0 +1,168 @@
+"""How much memory a training takes, before it starts.
+
+One step is run on fake tensors, which have shapes and no content, while every tensor that comes and
+goes is counted: so it holds for any method, precision and checkpointing, in seconds. What the
+allocator keeps beyond that is measured: bench/memory_estimate.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from smidgen.core.delta import Delta
+from smidgen.core.edits import edit_from_spec
+from smidgen.diffusion.schedule import Schedule
+from smidgen.models.base import Base
+from smidgen.models.dit import DiT
+from smidgen.training.config import TrainingConfig
+from smidgen.training.network import dtype_of
+from smidgen.training.objective import Batch, batch_loss
+
+# What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
+# where blocks are recomputed between longer-lived gradients.
+HEAP, HEAP_CHECKPOINTED = 1.3, 2.0
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes of a training: what stays, and the peak of one `step`, gradients included.
+
+    The base's `weights`, the `delta`, its `optimizer` moments and its `average` stay; the `step`
+    has activations, gradients and the holes in the heap.
+    """
+
+    weights: int
+    delta: int
+    optimizer: int
+    average: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.weights + self.delta + self.optimizer + self.average + self.step
+
+    def as_dict(self) -> dict[str, int]:
+        """The parts and their total."""
+        return asdict(self) | {"total": self.total}
+
+
+def estimate_training_bytes(base: Base, delta: Delta, config: TrainingConfig) -> int:
+    """The peak of what training `delta` on `base` allocates, the base's weights included.
+
+    Python, its libraries and the codec are not.
+    """
+    return estimate_memory(base.denoiser, delta, config).total
+
+
+def estimate_memory(denoiser: DiT, delta: Delta, config: TrainingConfig) -> MemoryEstimate:
+    """The parts of the estimate; network and delta may be on the meta device. Eager execution: what
+    compilation saves is not known beforehand.
+    """
+    size = _bytes(delta.parameters())
+    on_cpu = next(denoiser.parameters()).device.type in ("cpu", "meta")
+    heap = (HEAP_CHECKPOINTED if config.gradient_checkpointing else HEAP) if on_cpu else 1.0
+    # Writing a delta takes its bytes and a copy in the file's form; the peak is that or a step's.
+    return MemoryEstimate(
+        weights=_bytes(denoiser.parameters()),
+        delta=size,
+        optimizer=2 * size,
+        average=size,
+        step=max(int(heap * step_bytes(denoiser, delta, config)), 2 * size),
+    )
+
+
+def step_bytes(denoiser: DiT, delta: Delta, config: TrainingConfig) -> int:
+    """The bytes of all tensors of a step that live at once at its peak, gradients included."""
+    shape = (denoiser.config.in_channels, denoiser.config.image_size, denoiser.config.image_size)
+    schedule = Schedule.linear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = _fake_copy(denoiser)
+        network.gradient_checkpointing = config.gradient_checkpointing
+        copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
+        with Delta(copies, delta.provenance).attach(network), _peak() as peak:
+            batch = Batch(
+                latents=torch.empty(config.batch_size, *shape),
+                noise=torch.empty(config.batch_size, *shape),
+                timesteps=torch.zeros(config.batch_size, dtype=torch.long),
+                labels=torch.zeros(config.batch_size, dtype=torch.long),
+            )
+            reduced = AUTOCAST.get(config.precision)
+            dtype = dtype_of(denoiser)
+            with torch.autocast("cpu", reduced, enabled=reduced is not None):
+                losses = batch_loss(network, batch, schedule, config, dtype)
+            losses.mean().backward()
+    return peak.highest
+
+
+def resident_bytes() -> int | None:
+    """What this process has in memory now, None where the system does not tell (not Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _fake_copy(network: nn.Module) -> Any:
+    """The same modules with fake frozen parameters on the CPU, in the mode that is on now."""
+    memo: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+    return copy.deepcopy(network, memo)
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that live at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.highest = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.highest = max(self.highest, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes()).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@contextmanager
+def _peak() -> Iterator[_Peak]:
+    with _Peak() as peak:
+        yield peak
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,131 @@
+"""RUN/recipe.toml: the settings of a run, and the rule for running into the same folder again.
+
+The same settings resume or find the run finished; others are refused, or start over with force. The
+file reads as a recipe of the command line: flat keys, "none" for None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smidgen.errors import UsageError
+from smidgen.training.state import checkpoints, step_of, writing
+
+RECIPE = "recipe.toml"
+FOLDERS = ("checkpoints", "deltas", "samples", "tensorboard")
+FILES = ("delta.safetensors", "log.jsonl", "run.json", "bad_files.json", "nonfinite.json")
+NOT_COMPARED = ("num_threads", "cache_dir", "device")  # where a run happens, not what it is
+NONE = "none"
+
+
+def recipe_text(settings: Mapping[str, Any]) -> str:
+    """The settings as TOML, a line each."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items())
+
+
+def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> None:
+    """Whether a run with these settings may write to `folder`; nothing is changed.
+
+    Raises: UsageError if the folder holds a run with other settings and not `force`, naming them,
+        or if nothing can be written there.
+    """
+    _check_writable(folder)
+    before = read_recipe(folder)
+    if before is None:
+        # without a recipe nothing says that these are ours: not even force may remove them
+        ours = [name for name in (*FOLDERS, *FILES) if (folder / name).exists()]
+        if ours:
+            raise UsageError(f"{folder} holds {ours[0]} but no {RECIPE}; give another output")
+        return
+    if force:
+        return
+    now = tomllib.loads(recipe_text(settings))
+    changes = [
+        f"{name} {_shown(before, name)} -> {_shown(now, name)}"
+        for name in {**before, **now}
+        if name not in NOT_COMPARED and before.get(name, NONE) != now.get(name, NONE)
+    ]
+    if changes:
+        raise UsageError(
+            f"{folder} holds a run with other settings ({', '.join(changes)}); give another "
+            "output, or start over there with force"
+        )
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run in this folder, None if there is none that can be read."""
+    try:
+        return tomllib.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def is_finished(folder: Path, steps: int) -> bool:
+    """Whether the run in this folder made its last step and left its delta."""
+    found = checkpoints(folder)
+    done = bool(found) and step_of(found[-1]) >= steps
+    return done and (folder / "delta.safetensors").is_file()
+
+
+def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> None:
+    """Make the folder and write its recipe; with `force` first remove what an earlier run left, the
+    recipe last, so that a kill in between leaves no mixture that would be taken for this run.
+
+    Raises: SmidgenError if the disk refuses.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if force:
+            for name in FOLDERS:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+        partial = folder / f".{RECIPE}.{os.getpid()}.partial"
+        try:
+            partial.write_text(recipe_text(settings), encoding="utf-8")
+            partial.replace(folder / RECIPE)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Try it, and leave everything as it was."""
+    absent = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror or error}; give another output"
+        ) from error
+    finally:
+        for part in absent:
+            with contextlib.suppress(OSError):
+                part.rmdir()
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return _toml(values.get(name, NONE))
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        value = NONE
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    # JSON's escapes are TOML's, but for DEL, which only JSON leaves as it is
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

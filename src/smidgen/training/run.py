@@ -1,0 +1,221 @@
+"""One run: from a folder of images and settings to RUN/delta.safetensors.
+
+scan -> latent cache -> method -> train_delta, and around it the rule of recipe.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smidgen.core.delta import Delta
+from smidgen.data.cache import LatentCache
+from smidgen.data.folder import check_bad_share, scan
+from smidgen.data.images import Mode
+from smidgen.data.latents import LatentSet
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.methods import METHODS
+from smidgen.models.base import Base
+from smidgen.training.config import TrainingConfig
+from smidgen.training.journal import counting_bar
+from smidgen.training.loop import Evaluator, TrainingResult, train_delta
+from smidgen.training.randomness import generator_for
+from smidgen.training.recipe import begin_run, check_recipe, is_finished
+from smidgen.training.runtime import check_runtime
+from smidgen.training.state import writing
+
+logger = logging.getLogger(__name__)
+
+# (delta under training, run folder) -> what to run now and then
+MakeEvaluators = Callable[[Delta, Path], Sequence[Evaluator]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What a run trains on and how; with the base, all that its result depends on.
+
+    `method_config` is the method's own Config.
+    """
+
+    data: Path
+    method: str
+    method_config: Any
+    image_size: int
+    resize: Mode = "crop"
+    flip: bool = False
+    max_bad_share: float = 0.05
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_share <= 1:
+            raise UsageError(f"max_bad_share is {self.max_bad_share}; expected 0 to 1")
+
+    def recipe(self, base: Base) -> dict[str, Any]:
+        """All settings in one flat table."""
+        values = {"base": base.name, "data": str(self.data), "method": self.method}
+        values |= dataclasses.asdict(self.method_config)
+        for name in ("image_size", "resize", "flip", "max_bad_share"):
+            values[name] = getattr(self, name)
+        return values | dataclasses.asdict(self.training)
+
+
+def fine_tune(
+    base: Base,
+    config: RunConfig,
+    folder: Path,
+    *,
+    force: bool = False,
+    cache_dir: Path | None = None,
+    progress: bool = False,
+    make_evaluators: MakeEvaluators | None = None,
+) -> Delta:
+    """Train a delta of `base` on a folder of images and return its average.
+
+    A run that is finished already only returns it. With `force` an earlier run in `folder` is
+    removed, once everything that can be checked has been.
+
+    Raises: UsageError, SmidgenError as everything that this calls; Interrupted.
+    """
+    check_run(base, config, folder, force=force)
+    if not force and is_finished(folder, config.training.steps):
+        logger.info("%s is finished: %d steps", folder, config.training.steps)
+        delta = Delta.load(folder / "delta.safetensors")
+        delta.check_base(base.fingerprint, base.name)
+        return delta
+    latents = read_latents(base, config, cache_dir=cache_dir, progress=progress)
+    delta = build_delta(base, config, latents)
+    begin_run(folder, config.recipe(base), force=force)
+    if latents.folder is not None:
+        _write_json(folder / "bad_files.json", latents.folder.skipped())
+        logger.info("%s", latents.report())
+    evaluators = make_evaluators(delta, folder) if make_evaluators is not None else ()
+    begun = time.time()
+    result = train_delta(
+        base,
+        delta,
+        latents,
+        config.training,
+        folder,
+        method=config.method,
+        progress=progress,
+        evaluators=evaluators,
+    )
+    _write_json(folder / "run.json", _report(base, config, latents, result, begun))
+    return result.delta.to(base.device)
+
+
+def check_run(base: Base, config: RunConfig, folder: Path, *, force: bool = False) -> None:
+    """Everything that can be wrong and is cheap to see; nothing is changed.
+
+    Raises: UsageError, SmidgenError.
+    """
+    if config.image_size != base.image_size:
+        raise UsageError(
+            f"image size {config.image_size}: the base was loaded for {base.image_size}; give "
+            "load_base the size"
+        )
+    if folder.resolve().is_relative_to(config.data.resolve()):
+        raise UsageError(
+            f"the output {folder} lies in the image folder {config.data}; give another"
+        )
+    check_runtime(config.training, base.device)
+    check_recipe(folder, config.recipe(base), force=force)
+
+
+def read_latents(
+    base: Base, config: RunConfig, *, cache_dir: Path | None = None, progress: bool = False
+) -> LatentSet:
+    """The latents of the images, encoded where the cache lacks them."""
+    images = scan(config.data, decode=False)
+    check_bad_share(images, config.max_bad_share)
+    with counting_bar("encoding", progress=progress) as report:
+        return LatentCache.build(
+            images,
+            base.codec,
+            image_size=config.image_size,
+            mode=config.resize,
+            flip=config.flip,
+            cache_dir=cache_dir,
+            progress=report,
+            bad_limit=config.max_bad_share,
+        )
+
+
+def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
+    """A fresh delta of the method for the classes of the images, its provenance filled in.
+
+    The provenance names no time and no path, so that equal runs write equal files.
+    """
+    if latents.folder is None:
+        raise SmidgenError("these latents come from no folder: nothing says what their classes are")
+    generator = generator_for(config.training.seed, "delta")
+    classes = latents.folder.classes
+    delta = METHODS[config.method].build(base, config.method_config, classes, generator)
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(config.training).items()
+        if name not in ("trackers", "num_threads")
+    }
+    if config.training.lr is None:
+        settings["lr"] = METHODS[config.method].default_lr
+    training = {
+        "settings": settings,
+        "data": {
+            "name": config.data.resolve().name,
+            "images": len(latents),
+            "skipped": latents.folder.num_bad,
+            "enlarged": latents.num_enlarged,
+            "image_size": config.image_size,
+            "resize": config.resize,
+            "flip": config.flip,
+        },
+        "versions": {name: _version(name) for name in ("smidgen", "torch")},
+    }
+    delta.provenance = dataclasses.replace(delta.provenance, training=training)
+    return delta
+
+
+def _report(
+    base: Base, config: RunConfig, latents: LatentSet, result: TrainingResult, begun: float
+) -> dict[str, Any]:
+    """run.json: what is left out of the delta because it differs from run to run."""
+    trained, total = (
+        result.delta.num_parameters(),
+        sum(p.numel() for p in base.denoiser.parameters()),
+    )
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(result.seconds, 2),
+        "seconds_now": round(time.time() - begun, 2),
+        "resumed_at_step": result.first_step,
+        "images_per_second": round(result.images_per_second, 2),
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "images": len(latents),
+        "classes": len(result.delta.provenance.classes),
+        "trainable": trained,
+        "total": total,
+        "device": str(base.device),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def _write_json(path: Path, document: Any) -> None:
+    with writing(path):
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from the source tree
+        return None

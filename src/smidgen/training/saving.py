@@ -1,0 +1,130 @@
+"""When and what a run saves: checkpoints, deltas, and the report of a loss that is not finite.
+
+The files themselves are in state.py. Their order makes a kill harmless at any moment: what a
+checkpoint promises is written before it, what it makes superfluous is removed after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from smidgen.core.delta import Delta
+from smidgen.data.latents import LatentSet
+from smidgen.errors import SmidgenError
+from smidgen.models.base import Base
+from smidgen.training.config import TrainingConfig
+from smidgen.training.state import (
+    TrainingState,
+    checkpoints,
+    keep_newest,
+    remove_leftovers,
+    restore_checkpoint,
+    save_checkpoint,
+    step_of,
+    writing,
+)
+
+NAMES_SHOWN = 5
+PROBED_IMAGES = 256
+
+
+class Saver:
+    """Saves one run's state below its folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        config: TrainingConfig,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self._folder = folder
+        self._state = state
+        self._config = config
+        self._identity = identity
+
+    def resume(self) -> Mapping[str, Any]:
+        """Put the state where the newest checkpoint was taken, if there is one; returns the loss
+        scaling of fp16 there.
+
+        Raises: UsageError, SmidgenError as `restore_checkpoint`.
+        """
+        remove_leftovers(self._folder)
+        found = checkpoints(self._folder)
+        if not found:
+            return {}
+        return restore_checkpoint(found[-1], self._state, self._identity).scaler
+
+    def keep_delta(self) -> None:
+        """Write the average as RUN/deltas/step-N."""
+        self._average().save(self._folder / "deltas" / f"step-{self._state.step}.safetensors")
+        self._prune()
+
+    def checkpoint(self, scaler: Mapping[str, Any]) -> None:
+        """Write RUN/delta.safetensors, then the checkpoint, then remove what is too old."""
+        self._average().save(self._folder / "delta.safetensors")
+        save_checkpoint(self._folder, self._state, self._identity, scaler)
+        self._prune()
+
+    def stop_at_non_finite(
+        self,
+        step: int,
+        losses: Sequence[Tensor],
+        indices: Sequence[Tensor],
+        names: Sequence[str],
+    ) -> NoReturn:
+        """Raises: SmidgenError naming the images, all of which go to RUN/nonfinite.json."""
+        batch = [names[int(index)] for index in torch.cat(list(indices))]
+        finite = torch.isfinite(torch.cat([part.detach() for part in losses])).tolist()
+        guilty = [name for name, is_finite in zip(batch, finite, strict=True) if not is_finite]
+        report = self._folder / "nonfinite.json"
+        with writing(report):
+            document = {"step": step, "not_finite": guilty, "batch": batch}
+            report.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        shown = guilty or batch
+        more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
+        what = "the loss of" if guilty else "a gradient of the batch of"
+        saved = checkpoints(self._folder)
+        kept = f"step {step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
+        raise SmidgenError(
+            f"step {step}: {what} {', '.join(shown[:NAMES_SHOWN])}{more} is not finite ({kept}; "
+            f"all names: {report}); look at these files, or lower lr"
+        )
+
+    def _average(self) -> Delta:
+        """The average with where it stands in its provenance, which holds no time and no place: a
+        resumed run writes the same bytes.
+        """
+        average = self._state.average
+        provenance = self._state.delta.provenance
+        training = dict(provenance.training) | {"step": self._state.step}
+        average.provenance = dataclasses.replace(provenance, training=training)
+        return average
+
+    def _prune(self) -> None:
+        keep_newest(
+            self._folder,
+            self._state,
+            num_checkpoints=self._config.keep_checkpoints,
+            num_deltas=self._config.keep_deltas,
+        )
+
+
+def identity_of(base: Base, latents: LatentSet) -> dict[str, Any]:
+    """What must be the same for a run to be resumed: the base, and the images by their names,
+    labels and the latents of a part of them.
+    """
+    digest = hashlib.sha256("\0".join(latents.names).encode(errors="surrogatepass"))
+    digest.update(latents.labels.to(torch.int64).numpy().tobytes())
+    count = min(len(latents), PROBED_IMAGES)
+    probe = torch.arange(count) * len(latents) // max(1, count)
+    digest.update(latents.mean[probe, torch.zeros_like(probe)].float().numpy().tobytes())
+    return {"the base": base.fingerprint, "the images": digest.hexdigest()}

@@ -1,0 +1,55 @@
+"""The validation loss: held-out images with noise and timesteps that never change.
+
+The loss of single timesteps differs a hundredfold, so the timesteps are stratified: one in each of
+equally wide parts of the schedule. Two validations then differ by the weights alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smidgen.data.latents import LatentSet
+from smidgen.diffusion.schedule import Schedule
+from smidgen.training.config import TrainingConfig
+from smidgen.training.objective import Batch, Network, batch_loss
+from smidgen.training.randomness import generator_for
+
+FEWEST_DRAWS, MOST_DRAWS = 64, 1024  # few images are used several times, of many a part
+
+
+class Validation:
+    """Fixed draws of the held-out images; labels are never dropped."""
+
+    def __init__(
+        self, latents: LatentSet, indices: Tensor, schedule: Schedule, config: TrainingConfig
+    ) -> None:
+        count = min(max(len(indices), FEWEST_DRAWS), MOST_DRAWS)
+        generator = generator_for(config.seed, "validation")
+        # (i * M) // count visits all of M images evenly, more than once where count exceeds M
+        chosen = indices[(torch.arange(count) * len(indices)) // count]
+        x0, labels = latents.draw(chosen, generator)
+        within = torch.rand(count, generator=generator, dtype=torch.float64)
+        strata = torch.randperm(count, generator=generator)
+        timesteps = ((strata + within) / count * schedule.num_steps).long()
+        self._schedule = schedule
+        self._config = config
+        self._draws = Batch(
+            latents=x0,
+            labels=labels,
+            timesteps=timesteps.clamp(max=schedule.num_steps - 1),
+            noise=torch.randn(x0.shape, generator=generator),
+        )
+
+    @torch.no_grad()
+    def loss(self, network: Network, device: torch.device, dtype: torch.dtype) -> float:
+        """The mean loss over all draws."""
+        total = torch.zeros((), dtype=torch.float64)
+        size = self._config.batch_size
+        for start in range(0, len(self._draws.labels), size):
+            part = {k: v[start : start + size] for k, v in vars(self._draws).items()}
+            batch = Batch(**part).to(device)
+            total += (
+                batch_loss(network, batch, self._schedule, self._config, dtype).double().sum().cpu()
+            )
+        return total.item() / len(self._draws.labels)

@@ -1,0 +1,232 @@
+"""The verbs end to end on a tiny base: what they write, print and do when run again."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smidgen.cli.sample import split_classes
+from smidgen.core.delta import Delta
+
+from .conftest import train_arguments
+
+SAMPLE = ("--steps", "3", "--guidance", "1.5")
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_train_writes_the_delta_and_prints_its_path_last(smidgen, base, photos, tmp_path):
+    run = tmp_path / "run"
+    outcome = smidgen(*train_arguments(base, photos, run))
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1] == str(run / "delta.safetensors")
+    delta = Delta.load(run / "delta.safetensors")
+    assert delta.provenance.classes == ("dog", "elk")
+    assert f"{delta.num_parameters():,}" in outcome.out
+
+
+def test_train_again_says_finished_and_other_settings_are_refused(smidgen, base, photos, tmp_path):
+    run = tmp_path / "run"
+    assert smidgen(*train_arguments(base, photos, run)).code == 0
+    before = (run / "delta.safetensors").read_bytes()
+    again = smidgen(*train_arguments(base, photos, run))
+    assert again.code == 0
+    assert "finished" in again.err
+    assert (run / "delta.safetensors").read_bytes() == before
+
+    refused = smidgen(*train_arguments(base, photos, run, "--lr", "0.5"))
+    assert refused.code == 2
+    assert "lr" in refused.err
+    assert (run / "delta.safetensors").read_bytes() == before
+    assert smidgen(*train_arguments(base, photos, run, "--lr", "0.5", "--force")).code == 0
+    assert (run / "delta.safetensors").read_bytes() != before
+
+
+def test_a_recipe_gives_what_flags_give_and_flags_override_it(smidgen, base, photos, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'base = "{base}"\ndata = "{photos}"\nmethod = "difffit"\nblocks = "1-1"\n'
+        "steps = 2\nbatch-size = 4\ncheckpoint_every = 1\ntrackers = []\nvalidation_share = 0.0\n"
+        "num_threads = 1\nseed = 3\n"
+    )
+    by_recipe, by_flags = tmp_path / "recipe", tmp_path / "flags"
+    assert smidgen("train", recipe, "--output", by_recipe, "--seed", 4).code == 0
+    flags = train_arguments(base, photos, by_flags, "--blocks", "1-1", "--seed", "4")
+    assert smidgen(*flags).code == 0
+    deltas = [(run / "delta.safetensors").read_bytes() for run in (by_recipe, by_flags)]
+    assert deltas[0] == deltas[1]
+    assert Delta.load(by_flags / "delta.safetensors").provenance.config["blocks"] == "1-1"
+
+
+def test_the_recipe_that_a_run_leaves_trains_the_same_delta(smidgen, base, photos, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert smidgen(*train_arguments(base, photos, first, "--lr", "0.1")).code == 0
+    assert smidgen("train", first / "recipe.toml", "--output", second).code == 0
+    deltas = [(run / "delta.safetensors").read_bytes() for run in (first, second)]
+    assert deltas[0] == deltas[1]
+
+
+def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path, trained):
+    run = tmp_path / "run"
+    outcome = smidgen(*train_arguments(base, photos, run, "--dry-run", "--json"))
+    assert outcome.code == 0
+    assert not run.exists()
+    assert outcome.document["trainable"] == Delta.load(trained).num_parameters()
+    assert outcome.document["delta_bytes"] > 0
+    assert outcome.document["recipe"]["steps"] == 2
+    shown = smidgen(*train_arguments(base, photos, run, "--dry-run"))
+    resolved = tomllib.loads(shown.out)
+    assert resolved["batch_size"] == 4
+    assert resolved["blocks"] == "half"
+    assert "# trainable: " in shown.out
+    assert "# memory" in shown.out
+
+
+def test_json_makes_stdout_one_document(smidgen, base, photos, tmp_path):
+    outcome = smidgen(*train_arguments(base, photos, tmp_path / "run", "--json"))
+    assert outcome.document["delta"] == str(tmp_path / "run" / "delta.safetensors")
+    assert outcome.document["steps"] == 2
+
+
+def test_sample_writes_exactly_one_png_an_image(smidgen, base, trained, tmp_path):
+    folder = tmp_path / "samples"
+    outcome = smidgen(
+        *("sample", "--base", base, "--delta", trained, "--classes", "elk,dog"),
+        *("--num-images", 5, "--output", folder, *SAMPLE),
+    )
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1] == str(folder)
+    assert sorted(pictures(folder)) == [
+        *("000000-elk.png", "000001-dog.png", "000002-elk.png"),
+        *("000003-dog.png", "000004-elk.png"),
+    ]
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".json"}
+    assert Image.open(folder / "000000-elk.png").size == (8, 8)
+    record = json.loads((folder / "sample.json").read_text())
+    assert record["images"]["000001-dog.png"] == "dog"
+    assert record["finished"] is True
+
+
+def test_the_images_do_not_depend_on_the_batch_size(smidgen, base, tmp_path):
+    sampled = []
+    for size in (1, 4):
+        folder = tmp_path / f"by-{size}"
+        arguments = ("--num-images", 4, "--batch-size", size, "--output", folder, *SAMPLE)
+        assert smidgen("sample", "--base", base, *arguments).code == 0
+        sampled.append({n: np.asarray(Image.open(folder / n)) for n in pictures(folder)})
+    assert sampled[0].keys() == sampled[1].keys()
+    for name, image in sampled[0].items():
+        np.testing.assert_array_equal(image, sampled[1][name])
+
+
+def test_sample_again_is_finished_repairs_or_refuses(smidgen, base, tmp_path):
+    folder = tmp_path / "samples"
+    arguments = ("sample", "--base", base, "--num-images", 3, "--output", folder, *SAMPLE)
+    assert smidgen(*arguments).code == 0
+    first = pictures(folder)
+    assert "already" in smidgen(*arguments).err
+
+    (folder / "000001-bee.png").unlink()
+    assert smidgen(*arguments).code == 0
+    assert pictures(folder) == first
+
+    refused = smidgen(*arguments, "--seed", 1)
+    assert refused.code == 2
+    assert "seed 0 -> 1" in refused.err
+    assert pictures(folder) == first
+    assert smidgen(*arguments, "--num-images", 2, "--seed", 1, "--force").code == 0
+    assert len(pictures(folder)) == 2
+
+
+def test_a_class_name_may_hold_a_comma():
+    known = ("a, b", "c")
+    assert split_classes("a, b", known) == ["a, b"]
+    assert split_classes("c, d", known) == ["c", "d"]
+    assert split_classes("all", known) == ["a, b", "c"]
+
+
+def test_sample_never_touches_pictures_that_are_not_its_own(smidgen, base, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "holiday.png")
+    for extra in ((), ("--force",)):
+        outcome = smidgen("sample", "--base", base, "--output", folder, *SAMPLE, *extra)
+        assert outcome.code == 2
+        assert "holiday.png" in outcome.err
+    assert [path.name for path in folder.iterdir()] == ["holiday.png"]
+
+
+def test_inspect_counts_what_training_trains(smidgen, base, trained):
+    counted = smidgen("inspect", base, "--num-classes", 2, "--json").document
+    delta = Delta.load(trained)
+    assert counted["trainable"] == delta.num_parameters()
+    assert counted["share"] == counted["trainable"] / counted["total"]
+    shown = smidgen("inspect", trained, "--json").document
+    assert shown["trainable"] == delta.num_parameters()
+    assert shown["classes"] == ["dog", "elk"]
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"),
+    [("difffit", 835_264), ("bitfit", 607_136), ("full", 673_799_072)],
+)
+def test_inspect_of_the_largest_dit_gives_the_papers_counts(smidgen, method, trainable):
+    arguments = ("inspect", "DiT-XL/2", "--num-classes", 101, "--method", method, "--json")
+    document = smidgen(*arguments).document
+    assert document["trainable"] == trainable
+    assert document["delta_bytes"] == 4 * trainable
+
+
+def test_a_methods_own_flags_are_flags_of_inspect(smidgen):
+    half, whole = (
+        smidgen("inspect", "DiT-S/2", "--blocks", blocks, "--json").document["trainable"]
+        for blocks in ("half", "all")
+    )
+    assert half < whole
+
+
+@pytest.mark.parametrize("kind", ["dit", "diffusers"])
+def test_fold_writes_the_weights_and_refuses_to_overwrite(smidgen, base, trained, tmp_path, kind):
+    output = tmp_path / ("folded.pt" if kind == "dit" else "folded")
+    arguments = ("--delta", trained, "--format", kind, "--output", output)
+    outcome = smidgen("fold", "--base", base, *arguments)
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1] == str(output)
+    assert output.exists()
+    again = smidgen("fold", "--base", base, *arguments)
+    assert again.code == 2
+    assert "--force" in again.err
+    assert smidgen("fold", "--base", base, *arguments, "--force").code == 0
+
+
+def test_evaluate_prints_the_numbers_with_their_protocol(smidgen, photos, tmp_path):
+    result, statistics = tmp_path / "result.json", tmp_path / "statistics.npz"
+    files = ("--output", result, "--statistics", statistics)
+    outcome = smidgen("evaluate", photos, "--reference", photos, *files)
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1] == str(result)
+    assert "Frechet distance  0.00" in outcome.out
+    document = json.loads(result.read_text())
+    assert document["metrics"]["class_agreement"] is None
+    assert document["protocol"]["num_images"] == 8
+    assert "warning: 8 images for 128 feature dimensions" in outcome.err
+
+    again = smidgen("evaluate", photos, "--reference", statistics, "--features", "glyphs", "--json")
+    assert again.document["metrics"]["fd"] == pytest.approx(0, abs=1e-6)
+    refused = smidgen("evaluate", photos, "--reference", photos, "--output", result)
+    assert refused.code == 2
+    assert "--force" in refused.err
+
+
+def test_python_m_is_the_same_command(base):
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "smidgen.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("smidgen ")

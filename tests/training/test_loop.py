@@ -1,0 +1,358 @@
+import json
+import math
+import os
+import shutil
+import signal
+from functools import partial
+
+import jaxtyping
+import pytest
+import torch
+
+from smidgen.core.delta import Delta
+from smidgen.data.latents import LatentSet
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.methods import METHODS
+from smidgen.training import network, runtime
+from smidgen.training.config import TrainingConfig
+from smidgen.training.interrupt import Interrupted
+from smidgen.training.loop import Evaluator, learning_rate, train_delta
+from tests.training.tiny import tiny_base
+
+CLASSES = ("bee", "dog")
+SHORT = {
+    "steps": 12,
+    "batch_size": 4,
+    "checkpoint_every": 4,
+    "validation_share": 0.2,
+    "trackers": (),
+}
+
+
+def latent_set(num_images: int = 20, num_views: int = 1) -> LatentSet:
+    generator = torch.Generator().manual_seed(3)
+    shape = (num_images, num_views, 4, 4, 4)
+    return LatentSet(
+        mean=torch.randn(shape, generator=generator),
+        std=torch.full(shape, 0.1),
+        labels=torch.arange(num_images) % 2,
+        names=tuple(f"image-{number}" for number in range(num_images)),
+    )
+
+
+def build(base, method="difffit", seed=0) -> Delta:
+    entry = METHODS[method]
+    return entry.build(base, entry.config(), CLASSES, torch.Generator().manual_seed(seed))
+
+
+def run(folder, method="difffit", latents=None, on_step=None, evaluators=(), **settings):
+    base = tiny_base()
+    config = TrainingConfig(**(SHORT | settings))
+    return train_delta(
+        base,
+        build(base, method),
+        latents or latent_set(),
+        config,
+        folder,
+        on_step=on_step,
+        evaluators=evaluators,
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_at(last):
+    def on_step(step, loss):
+        if step == last:
+            raise Killed
+
+    return on_step
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def final_files(folder):
+    """What must be bit-equal after a resumed and an uninterrupted run."""
+    paths = [folder / "delta.safetensors", *(folder / "deltas").iterdir()]
+    paths += (folder / "checkpoints").glob("*/state.safetensors")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+VARIANTS = [
+    {},
+    {"method": "full", "lr_schedule": "cosine", "warmup_steps": 3},
+    {
+        "gradient_accumulation": 2,
+        "batch_size": 3,
+        "validate_every": 3,
+        "latents": latent_set(20, 2),
+    },
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, variant):
+    run(tmp_path / "whole", **variant)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", **variant, on_step=stop_at(7))
+    result = run(tmp_path / "cut", **variant)
+    assert result.first_step == 4
+    assert final_files(tmp_path / "cut") == final_files(tmp_path / "whole")
+
+
+def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(7))
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 8, "lo')  # cut by the kill
+    run(tmp_path)
+    lines = read_log(tmp_path)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [4, 8, 12]
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    first = run(tmp_path)
+    before = final_files(tmp_path)
+    again = run(tmp_path)
+    assert again.first_step == again.steps == 12
+    assert final_files(tmp_path) == before
+    assert torch.equal(
+        torch.cat([p.flatten() for p in first.delta.parameters()]),
+        torch.cat([p.flatten() for p in again.delta.parameters()]),
+    )
+
+
+def test_training_learns_and_leaves_the_base_as_it_was(tmp_path):
+    base = tiny_base()
+    base.denoiser.blocks[0].requires_grad_(True)
+    before = {name: value.clone() for name, value in base.denoiser.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in base.denoiser.parameters()]
+    config = TrainingConfig(**(SHORT | {"steps": 60, "lr": 1e-2, "checkpoint_every": 20}))
+    train_delta(base, build(base), latent_set(), config, tmp_path)
+    lines = read_log(tmp_path)
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert losses[-1] < losses[0]
+    after = base.denoiser.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [parameter.requires_grad for parameter in base.denoiser.parameters()] == flags
+    assert not any(module._forward_hooks for module in base.denoiser.modules())
+    assert all(parameter.grad is None for parameter in base.denoiser.parameters())
+
+
+def test_the_delta_file_is_the_average_not_the_last_values(tmp_path):
+    values = []
+    base = tiny_base()
+    delta = build(base)
+    start = [p.detach().clone() for p in delta.parameters()]
+    config = TrainingConfig(**(SHORT | {"steps": 2, "ema_decay": 0.05}))
+    train_delta(
+        base,
+        delta,
+        latent_set(),
+        config,
+        tmp_path,
+        on_step=lambda *_: values.append([p.detach().clone() for p in delta.parameters()]),
+    )
+    saved = Delta.load(tmp_path / "delta.safetensors")
+    for first, one, two, average in zip(start, *values, saved.parameters(), strict=True):
+        expected = 0.05 * (0.05 * first + 0.95 * one) + 0.95 * two
+        torch.testing.assert_close(average, expected, rtol=1e-6, atol=1e-7)
+    assert saved.provenance.training["step"] == 2
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    # the streams deliver the same numbers in two portions or in one
+    run(tmp_path / "one", batch_size=8, steps=4)
+    run(tmp_path / "two", batch_size=4, gradient_accumulation=2, steps=4)
+    one, two = (read_log(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        for name in a.keys() - {"images_per_second"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-5)
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """The shape checks of the tests are no part of the package, and dynamo cannot trace them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"compile": True}])
+def test_how_it_is_computed_does_not_change_what_is_trained(tmp_path, monkeypatch, settings):
+    # the compiler's front end alone: code generation takes minutes and is PyTorch's affair
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(runtime, "check_compiler", lambda: None)
+    run(tmp_path / "plain", steps=4)
+    run(tmp_path / "other", steps=4, **settings)
+    plain, other = (read_log(tmp_path / name) for name in ("plain", "other"))
+    for a, b in zip(plain, other, strict=True):
+        for name in a.keys() - {"images_per_second"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-5)
+
+
+def test_bf16_passes_leave_the_delta_in_float32(tmp_path):
+    result = run(tmp_path, precision="bf16", steps=4)
+    run(tmp_path / "exact", steps=4)
+    assert {p.dtype for p in result.delta.parameters()} == {torch.float32}
+    loss, expected = (read_log(folder)[0]["loss"] for folder in (tmp_path, tmp_path / "exact"))
+    assert loss != expected
+    assert loss == pytest.approx(expected, rel=0.02)  # bf16 has 8 bits: 0.4 %
+
+
+def test_a_delta_that_would_be_trained_in_half_precision_is_refused(tmp_path):
+    base = tiny_base().to(dtype=torch.bfloat16)
+    with pytest.raises(UsageError, match="load the base in float32"):
+        train_delta(base, build(base, "full"), latent_set(), TrainingConfig(**SHORT), tmp_path)
+
+
+def test_a_non_finite_loss_names_its_image_and_keeps_the_checkpoint(tmp_path):
+    latents = latent_set()
+    with pytest.raises(Killed):
+        run(tmp_path, latents=latents, on_step=stop_at(5))
+    good = final_files(tmp_path)
+    latents.std[11] = math.nan  # not part of what tells whether the data are the same
+    with pytest.raises(SmidgenError, match=r"image-11 is not finite \(step 4 is saved"):
+        run(tmp_path, latents=latents, steps=40, validation_share=0.2)
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert report["not_finite"] == ["image-11"]
+    assert len(report["batch"]) == 4
+    kept = final_files(tmp_path)
+    assert {name: kept[name] for name in good} == good
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_first_and_the_run_resumes_bit_equal(tmp_path, number, code):
+    def on_step(step, loss):
+        if step == 6:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="stopped at step 6 of 12") as error:
+        run(tmp_path / "cut", on_step=on_step)
+    assert error.value.exit_code == code
+    assert (tmp_path / "cut" / "checkpoints" / "step-6").is_dir()
+    assert run(tmp_path / "cut").first_step == 6
+    run(tmp_path / "whole")
+    delta = "delta.safetensors"
+    assert (tmp_path / "cut" / delta).read_bytes() == (tmp_path / "whole" / delta).read_bytes()
+
+
+def test_old_checkpoints_and_deltas_go_but_the_best_stays(tmp_path):
+    # the learning rate spoils the delta, so that the first validation is the best
+    run(tmp_path, steps=10, checkpoint_every=2, keep_checkpoints=2, keep_deltas=2, lr=3.0)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-8", "step-10"}
+    lines = read_log(tmp_path)
+    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    best = min(losses, key=losses.__getitem__)
+    assert best < 8, "choose settings under which the best delta is not among the newest"
+    expected = {f"step-{step}.safetensors" for step in (best, 8, 10)}
+    assert {path.name for path in (tmp_path / "deltas").iterdir()} == expected
+
+
+def test_what_a_kill_left_half_written_is_ignored_and_removed(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(5))
+    partial_checkpoint = tmp_path / "checkpoints" / "step-8.partial"
+    shutil.copytree(tmp_path / "checkpoints" / "step-4", partial_checkpoint)
+    (partial_checkpoint / "state.json").write_text("{")
+    assert run(tmp_path).first_step == 4
+    assert not partial_checkpoint.exists()
+
+
+def test_a_damaged_checkpoint_and_other_data_are_refused(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(5))
+    with pytest.raises(UsageError, match="the images changed"):
+        run(tmp_path, latents=latent_set(22))
+    state = tmp_path / "checkpoints" / "step-4" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-10])
+    with pytest.raises(SmidgenError, match="step-4 is damaged"):
+        run(tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    good = {}
+
+    def on_step(step, loss):
+        if step == 5:
+            good.update(final_files(tmp_path))
+            # as a full disk does, the system now refuses to write a file of more than 1 kB
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+
+    try:
+        with pytest.raises(SmidgenError, match="cannot write"):
+            run(tmp_path, on_step=on_step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert good
+    assert final_files(tmp_path) == good
+    run(tmp_path / "whole")
+    assert run(tmp_path).first_step == 4
+    assert (
+        final_files(tmp_path)["delta.safetensors"]
+        == (tmp_path / "whole" / "delta.safetensors").read_bytes()
+    )
+
+
+def test_evaluators_see_the_average_and_do_not_disturb_the_training(tmp_path):
+    seen = []
+    base = tiny_base()
+    delta = build(base)
+
+    def look(step):
+        seen.append((step, [p.detach().clone() for p in delta.parameters()]))
+        return {"metric": float(step)}
+
+    config = TrainingConfig(**SHORT)
+    evaluator = Evaluator(every=6, run=look)
+    train_delta(base, delta, latent_set(), config, tmp_path / "a", evaluators=[evaluator])
+    run(tmp_path / "b")
+    a, b = ((tmp_path / name / "delta.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    assert [step for step, _ in seen] == [6, 12]
+    saved = Delta.load(tmp_path / "a" / "delta.safetensors")
+    assert all(torch.equal(p, q) for p, q in zip(seen[-1][1], saved.parameters(), strict=True))
+    assert '{"step": 12, "metric": 12.0}' in (tmp_path / "a" / "log.jsonl").read_text()
+
+
+def test_the_learning_rate_warms_up_and_falls_to_almost_nothing():
+    config = TrainingConfig(steps=100, warmup_steps=10, lr_schedule="cosine")
+    assert learning_rate(config, 2.0, 1) == pytest.approx(0.2)
+    assert learning_rate(config, 2.0, 10) == pytest.approx(2.0)
+    assert learning_rate(config, 2.0, 11) == pytest.approx(2.0)
+    assert learning_rate(config, 2.0, 56) == pytest.approx(1.0)
+    assert 0 < learning_rate(config, 2.0, 100) < 1e-3
+    constant = TrainingConfig(steps=100)
+    assert {learning_rate(constant, 2.0, step) for step in range(1, 101)} == {2.0}
+
+
+def test_trackers_are_checked_before_the_work(tmp_path):
+    with pytest.raises(UsageError, match='unknown tracker "tensorbored"'):
+        run(tmp_path, trackers=("tensorbored",))
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    absent = sorted(set(LOGGER_TYPE_TO_CLASS) - set(map(str, get_available_trackers())))
+    with pytest.raises(UsageError, match=f'tracker "{absent[0]}" is not installed'):
+        run(tmp_path, trackers=(absent[0],))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch, tmp_path):
+    import torch._inductor.cpp_builder as builder
+
+    def none_found():
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(builder, "get_cpp_compiler", none_found)
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
+        network.check_compiler()
+    with pytest.raises(UsageError, match="fp16 needs an accelerator"):
+        run(tmp_path, precision="fp16")
