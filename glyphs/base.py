@@ -1,8 +1,8 @@
 """Pretrains the base of the glyph world: a DiT on the latents of Latin letters and digits.
 
-`python -m glyphs.base` resumes from data/glyphs/base.pt and writes dit.safetensors and config.json
-beside the package's other embedded weights, then results/base.json; `--export` writes the weights
-of the newest checkpoint. Dimensions: N latents, B batch, 4 x 8 x 8 latents.
+`python -m glyphs.base` resumes from data/glyphs/base.safetensors and writes dit.safetensors and
+config.json beside the package's other embedded weights, then results/base.json; `--export` writes
+the weights of the newest checkpoint. Dimensions: N latents, B batch, 4 x 8 x 8 latents.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from glyphs.images import (
     EMBEDDED,
+    load_checkpoint,
     log,
     read_settings,
     save_checkpoint,
@@ -35,7 +36,7 @@ from smidgen.diffusion.schedule import Schedule
 from smidgen.models.dit import DiT, DiTConfig
 
 SETTINGS = Path(__file__).with_suffix(".toml")
-CHECKPOINT = DATA / "base.pt"
+CHECKPOINT = DATA / "base.safetensors"
 CHECKPOINT_SECONDS = 180
 GRID_SECONDS = 600
 GENERATORS = ("order", "time", "noise", "dropout")  # one each, so that none moves another
@@ -126,7 +127,7 @@ class Run:
         }
         self.step, self.seconds = 0, 0.0
         if CHECKPOINT.exists():
-            self.restore(torch.load(CHECKPOINT, weights_only=True))
+            self.restore(load_checkpoint(CHECKPOINT))
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

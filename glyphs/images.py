@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from glyphs.colour import colour, draw_colours
@@ -85,10 +87,39 @@ def write_result(name: str, command: str, fields: dict[str, Any]) -> Path:
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Saves in one step: a kill leaves the old file or the new one."""
+    """Saves nested dicts and lists of tensors and numbers in one step: a kill leaves the old file
+    or the new one. safetensors, with the nesting as JSON beside the tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def pack(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors[str(len(tensors))] = value.detach().clone(memory_format=torch.contiguous_format)
+            return {"tensor": str(len(tensors) - 1)}
+        if isinstance(value, dict):
+            return {"dict": [[key, pack(item)] for key, item in value.items()]}
+        return [pack(item) for item in value] if isinstance(value, list | tuple) else value
+
+    nesting = json.dumps(pack(state))
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
+    save_file(tensors, partial, metadata={"state": nesting})
     partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` saved."""
+    with safe_open(path, framework="pt") as file:
+        nesting = json.loads(file.metadata()["state"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+    def unpack(value: Any) -> Any:
+        if isinstance(value, dict) and "tensor" in value:
+            return tensors[value["tensor"]]
+        if isinstance(value, dict):
+            return {key: unpack(item) for key, item in value["dict"]}
+        return [unpack(item) for item in value] if isinstance(value, list) else value
+
+    return unpack(nesting)
 
 
 def log(message: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glyphs.codec import VAE_FOLDER
@@ -60,14 +61,14 @@ def cached_means(script: str, colourings: int, seed: int) -> Tensor:
     digest = hashlib.sha256(f"{colourings} {seed}".encode())
     for path in (VAE_FOLDER / "diffusion_pytorch_model.safetensors", DATA / f"{script}.npz"):
         digest.update(path.read_bytes())
-    cache = DATA / f"latents-{digest.hexdigest()[:16]}.pt"
+    cache = DATA / f"latents-{digest.hexdigest()[:16]}.safetensors"
     if cache.exists():
-        return torch.load(cache, weights_only=True)
+        return load_file(cache)["means"]
     glyphs = load_script(script)
     masks = glyphs.masks[~glyphs.test].reshape(-1, 32, 32)
     draw = np.random.default_rng(seed)
     means = torch.cat([encode(masks, draw) for _ in range(colourings)])
-    torch.save(means, cache)
+    save_file({"means": means}, cache)
     log(f"encoded {len(means)} images")
     return means
 

@@ -8,17 +8,16 @@ TOML has no null: "none" stands for it. No command line here, no heavy import.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from smidgen.errors import UsageError
+from smidgen.errors import UsageError, closest
 
 NONE = "none"
 
@@ -95,15 +94,6 @@ def check_values(
         name: convert(value, settings[name].annotation, f"{source}: {name}")
         for name, value in values.items()
     }
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean "x"?` with the nearest known name, or the list of them if none is near."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f'; did you mean "{near[0]}"?'
-    return f"; choose from: {', '.join(known)}"
 
 
 def convert(value: Any, annotation: Any, name: str) -> Any:

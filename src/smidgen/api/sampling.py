@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smidgen.api.choices import closest
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Weight
 from smidgen.diffusion.guidance import Channels, guide
 from smidgen.diffusion.sampler import SAMPLERS, draw_noise, sample_generator
-from smidgen.errors import UsageError
+from smidgen.errors import UsageError, closest
 from smidgen.models.base import Base
 from smidgen.training.journal import counting_bar
 from smidgen.training.network import class_names, dtype_of

@@ -16,11 +16,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from smidgen.api.choices import closest
 from smidgen.api.sampling import draw_images
 from smidgen.core.delta import Delta
 from smidgen.diffusion.sampler import sample_generator
-from smidgen.errors import UsageError
+from smidgen.errors import UsageError, closest
 from smidgen.evaluation.run import SAMPLE_RECORD, evaluate
 from smidgen.methods import METHODS, Method
 from smidgen.models.base import Base

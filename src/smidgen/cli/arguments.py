@@ -22,12 +22,11 @@ from smidgen.config import (
     NONE,
     Setting,
     check_values,
-    closest,
     describe,
     read_recipe,
     settings_of,
 )
-from smidgen.errors import UsageError
+from smidgen.errors import UsageError, closest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,7 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
         agreement = {0: first, **between, parsed["training"].steps: last}
     with clock.part("pictures", "drawing the pictures"):
         show.write_grid(folder, trained["classes"])
-        show.write_curves(folder, agreement)
+        show.write_curves(folder, agreement, parsed["demo"].guidance)
     document = {
         **_compared(before, after),
         "class_agreement_by_step": agreement,

@@ -39,7 +39,7 @@ def _spread(folder: Path, number: int) -> Path:
     return found[7 * number % len(found)]
 
 
-def write_curves(folder: Path, agreement: Mapping[int, float]) -> None:
+def write_curves(folder: Path, agreement: Mapping[int, float], guidance: float) -> None:
     """curves.png: the losses from the run's log, and the class agreement by step."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -47,14 +47,14 @@ def write_curves(folder: Path, agreement: Mapping[int, float]) -> None:
         return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
 
     losses = {
-        "training, smoothed": pictures.smoothed(curve("loss")),
+        "training, smoothed": pictures.smoothed(curve("loss"), weight=0.98),
         "held out": curve("validation_loss"),
     }
     panels = [
         Panel(title="Loss", curves={name: line for name, line in losses.items() if line}),
         Panel(
             title="Class agreement of samples",
-            curves={"guidance as in the grid": sorted(agreement.items())},
+            curves={f"guidance {guidance:g}": sorted(agreement.items())},
             percent=True,
             from_zero=True,
         ),

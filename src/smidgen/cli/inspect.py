@@ -19,8 +19,7 @@ from smidgen.cli.options import (
     fact_lines,
     quiet_stdout,
 )
-from smidgen.config import closest
-from smidgen.errors import UsageError
+from smidgen.errors import UsageError, closest
 
 DESCRIPTION = """Count what a method would train, without weights; or show what a delta holds.
 

@@ -31,8 +31,8 @@ from smidgen.cli.options import (
     shipped_bases,
     write_json,
 )
-from smidgen.config import closest, flatten
-from smidgen.errors import UsageError
+from smidgen.config import flatten
+from smidgen.errors import UsageError, closest
 
 if TYPE_CHECKING:
     from smidgen.core.delta import Delta

@@ -23,8 +23,8 @@ from smidgen.cli.options import (
     quiet_stdout,
     resolve_device,
 )
-from smidgen.config import closest, flatten, settings_of
-from smidgen.errors import UsageError
+from smidgen.config import flatten, settings_of
+from smidgen.errors import UsageError, closest
 from smidgen.training.config import TrainingConfig
 
 DESCRIPTION = """Fine-tune a base to a folder of images: a sub-folder for each class.
