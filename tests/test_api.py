@@ -171,15 +171,15 @@ def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
     ("sampler", "guidance"), [("ddpm", 1.0), ("ddpm", 1.5), ("ddim", 1.5), ("dpm++", 1.0)]
 )
 def test_images_do_not_depend_on_the_batch_size(base, sampler, guidance):
-    delta = delta_of(base)
-    settings = {"delta": delta, "steps": 4, "sampler": sampler, "guidance": guidance, "seed": 3}
-    expected = pixels(smidgen.sample(base, num_images=11, batch_size=32, **settings))
-    assert len(np.unique(expected)) > 20
-    for batch_size in (1, 3, 8):
-        images = pixels(smidgen.sample(base, num_images=11, batch_size=batch_size, **settings))
-        assert np.array_equal(images, expected)
-    fewer = pixels(smidgen.sample(base, num_images=5, batch_size=2, **settings))
-    assert np.array_equal(fewer, expected[:5])
+    settings = {"steps": 4, "sampler": sampler, "guidance": guidance, "seed": 3}
+    with delta_of(base, classes=CLASSES).attach(base):
+        expected = pixels(smidgen.sample(base, num_images=7, batch_size=32, **settings))
+        assert len(np.unique(expected)) > 20
+        for batch_size in (1, 3, 8):
+            images = pixels(smidgen.sample(base, num_images=7, batch_size=batch_size, **settings))
+            assert np.array_equal(images, expected)
+        fewer = pixels(smidgen.sample(base, num_images=5, batch_size=2, **settings))
+        assert np.array_equal(fewer, expected[:5])
 
 
 def test_image_i_has_class_i_mod_k_and_its_own_noise(base):

@@ -75,7 +75,7 @@ def open_runtime(
     try:
         if config.trackers:
             # what a killed run logged after its last checkpoint is logged again
-            arguments = {"tensorboard": {"purge_step": first_step}}
+            arguments = {"tensorboard": {"purge_step": first_step + 1}}
             accelerator.init_trackers("tensorboard", init_kwargs=arguments)
         yield accelerator
     finally:

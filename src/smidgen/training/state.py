@@ -128,7 +128,11 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (folder / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(path, ignore_errors=True)
-    for pattern in (".delta.safetensors.*.partial", "deltas/.step-*.partial"):
+    for pattern in (
+        ".delta.safetensors.*.partial",
+        ".recipe.toml.*.partial",
+        "deltas/.step-*.partial",
+    ):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
