@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -127,8 +128,12 @@ def main() -> None:
             runs.append(json.loads(done.stdout.splitlines()[-1]))
     assert fingerprints_match(*(run["fingerprint"] for run in runs)), "the formats disagree"
     result = {
+        "command": f"python bench/xl_smoke.py --precision {arguments.precision}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "precision": arguments.precision,
         "torch": torch.__version__,
+        "seed": 0,
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1),  # above the threads: seconds are too high
         "runs": runs,

@@ -1,6 +1,5 @@
 """Shapes annotated in the source are enforced while the tests run."""
 
-
 from jaxtyping import install_import_hook
 
 CHECKED = ("core", "diffusion", "models", "evaluation.metrics")

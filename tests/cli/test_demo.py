@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from smidgen.cli.demo import RECIPE
 from smidgen.cli.main import main
+from smidgen.config import read_recipe
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import load_set
 
@@ -89,6 +91,6 @@ def test_another_method_does_without_the_options_of_the_recipes(smidgen, few_let
     arguments = ("--method", "bitfit", "--data", few_letters, "--output", tmp_path / "demo")
     recipe = smidgen("demo", *arguments, "--dry-run", "--json").document["recipe"]
     assert recipe["method"] == "bitfit"
-    assert recipe["lr"] == 3e-3
+    assert recipe["lr"] == read_recipe(RECIPE)["lr"]
     assert "blocks" not in recipe
     assert not (tmp_path / "demo").exists()

@@ -81,9 +81,8 @@ def open_runtime(
     finally:
         if config.trackers:
             accelerator.end_training()
-        if (
-            not had_state
-        ):  # accelerate keeps the precision for the whole process; the next run's differs
+        if not had_state:
+            # accelerate keeps a precision for the whole process; the next run may have another
             AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -128,12 +128,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (folder / "checkpoints").glob("step-*.partial"):
         shutil.rmtree(path, ignore_errors=True)
-    for pattern in (
-        ".delta.safetensors.*.partial",
-        ".recipe.toml.*.partial",
-        "deltas/.step-*.partial",
-    ):
-        for path in folder.glob(pattern):
+    for name in (".delta.safetensors", ".recipe.toml", "deltas/.step-*"):
+        for path in folder.glob(f"{name}.*.partial"):
             path.unlink(missing_ok=True)
 
 
