@@ -28,8 +28,8 @@ from smidgen.training.journal import counting_bar
 from smidgen.training.network import class_names, dtype_of
 
 # Products of fewer rows run other kernels, which round differently: the network's batches are
-# multiples of this. Measured for the (B, D) products of a DiT, 1 to 1024 rows, on an AVX-512 CPU; GPUs
-# promise nothing of the kind, there a rounding may show.
+# multiples of this. Measured for the (B, D) products of a DiT, 1 to 1024 rows, on an AVX-512 CPU;
+# GPUs promise nothing of the kind, so there a last bit may differ.
 ROWS = 4
 
 
