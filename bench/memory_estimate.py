@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 CASES = (
@@ -150,7 +154,14 @@ def main() -> None:
                 flush=True,
             )
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        header = {
+            "command": "python bench/memory_estimate.py --json",
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "torch": version("torch"),
+            "unit": "MB",
+        }
+        print(json.dumps(header | {"cases": rows}, indent=2))
 
 
 if __name__ == "__main__":
