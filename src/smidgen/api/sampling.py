@@ -7,7 +7,7 @@ are filled up so that matrix products round alike whatever the batch size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def sample_arrays(
     seed: int = 0,
     batch_size: int = 32,
     progress: bool = False,
-) -> Iterator[tuple[range, NDArray[np.uint8], list[int]]]:
+) -> Generator[tuple[range, NDArray[np.uint8], list[int]], None, None]:
     """The images of `sample` batch by batch: (their numbers, uint8 (B, H, W, 3), class indices).
 
     Everything is checked at the call; the delta acts in the base only while a batch is drawn.
@@ -111,7 +111,7 @@ def sample_arrays(
             guidance_channels=guidance_channels,
         )
 
-    def batches() -> Iterator[tuple[range, NDArray[np.uint8], list[int]]]:
+    def batches() -> Generator[tuple[range, NDArray[np.uint8], list[int]], None, None]:
         with counting_bar("sampling", progress=progress) as report:
             for start in range(0, total, batch_size):
                 numbers = range(start, min(start + batch_size, total))

@@ -6,6 +6,7 @@ batch order. What a sampler does is in diffusion/, how a batch is drawn in api.p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -210,9 +211,10 @@ def draw(
     )
     remove_images(options.output)
     write_json(record, options.output / RECORD)
-    for numbers, images, _ in batches:
-        for number, image in zip(numbers, images, strict=True):
-            Image.fromarray(image).save(options.output / names[number])
+    with contextlib.closing(batches):  # an error must not stand behind a half-drawn progress bar
+        for numbers, images, _ in batches:
+            for number, image in zip(numbers, images, strict=True):
+                Image.fromarray(image).save(options.output / names[number])
     record["finished"] = True
     write_json(record, options.output / RECORD)
     return record
