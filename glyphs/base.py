@@ -1,8 +1,8 @@
-"""Pretrains the base of the glyph world: a DiT on the latents of Latin letters and digits.
+"""Pretrains a base of the glyph world: a DiT on the latents of Latin letters and digits.
 
-`python -m glyphs.base` resumes from data/glyphs/base.safetensors and writes dit.safetensors and
-config.json beside the package's other embedded weights, then results/base.json; `--export` writes
-the weights of the newest checkpoint. Dimensions: N latents, B batch, 4 x 8 x 8 latents.
+`python -m glyphs.base glyphs/base.toml` resumes from data/glyphs/base.safetensors and writes
+dit.safetensors and config.json beside the package's other embedded weights, then
+results/base.json. Dimensions: N latents, B batch, 4 x H x W latents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glyphs.images import (
@@ -35,8 +35,6 @@ from smidgen.diffusion.objective import add_noise, drop_labels, hybrid_loss
 from smidgen.diffusion.schedule import Schedule
 from smidgen.models.dit import DiT, DiTConfig
 
-SETTINGS = Path(__file__).with_suffix(".toml")
-CHECKPOINT = DATA / "base.safetensors"
 CHECKPOINT_SECONDS = 180
 GRID_SECONDS = 600
 GENERATORS = ("order", "time", "noise", "dropout")  # one each, so that none moves another
@@ -44,8 +42,15 @@ GENERATORS = ("order", "time", "noise", "dropout")  # one each, so that none mov
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """Settings of base.toml."""
+    """Settings of base.toml and its like.
 
+    `name` is the base that is written, `start` the shipped base whose weights are continued ("":
+    begin anew), `image_size` in pixels.
+    """
+
+    name: str
+    start: str = ""
+    image_size: int = 32
     script: str
     width: int
     depth: int
@@ -76,10 +81,10 @@ def learning_rate_at(step: int, config: BaseConfig) -> float:
 
 
 def build_model(config: BaseConfig, num_classes: int) -> DiT:
-    """A new DiT, adaLN-Zero."""
+    """A new DiT, adaLN-Zero; or the weights of the base to continue."""
     model = DiT(
         DiTConfig(
-            image_size=8,
+            image_size=config.image_size // 4,
             patch_size=config.patch_size,
             width=config.width,
             depth=config.depth,
@@ -88,6 +93,10 @@ def build_model(config: BaseConfig, num_classes: int) -> DiT:
         )
     )
     model.initialize(torch.Generator().manual_seed(config.seed))
+    if config.start:
+        state = load_file(EMBEDDED / config.start / "dit.safetensors")
+        state["pos_embed"] = model.pos_embed.data  # of this base's own grid
+        model.load_state_dict(state)
     return model
 
 
@@ -110,7 +119,8 @@ def build_step(
 class Run:
     """Everything that changes while training, and its checkpoint."""
 
-    def __init__(self, config: BaseConfig, num_classes: int) -> None:
+    def __init__(self, config: BaseConfig, num_classes: int, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
         self.model = build_model(config, num_classes)
         self.average = build_model(config, num_classes).requires_grad_(False)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -126,8 +136,8 @@ class Run:
             for number, name in enumerate(GENERATORS)
         }
         self.step, self.seconds = 0, 0.0
-        if CHECKPOINT.exists():
-            self.restore(load_checkpoint(CHECKPOINT))
+        if checkpoint.exists():
+            self.restore(load_checkpoint(checkpoint))
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -145,7 +155,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
         }
-        save_checkpoint(state | {"step": self.step, "seconds": self.seconds}, CHECKPOINT)
+        save_checkpoint(state | {"step": self.step, "seconds": self.seconds}, self.checkpoint)
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -156,10 +166,12 @@ class Run:
         torch._foreach_lerp_(list(kept), list(new), 1 - decay)
 
 
-def train(config: BaseConfig, latents: Latents, stop_after: float, compiled: bool) -> Run:
+def train(
+    config: BaseConfig, latents: Latents, checkpoint: Path, stop_after: float, compiled: bool
+) -> Run:
     """Trains to the end, or for `stop_after` seconds, with checkpoints and sample grids."""
     num_classes = len(latents.class_names)
-    run = Run(config, num_classes)
+    run = Run(config, num_classes, checkpoint)
     loss_of = build_step(run.model, config, compiled)
     generators, size = run.generators, config.batch_size
     start = saved = drawn = time.monotonic()
@@ -193,45 +205,49 @@ def train(config: BaseConfig, latents: Latents, stop_after: float, compiled: boo
             run.save()
             saved = now
         if now - drawn > GRID_SECONDS:
-            show(run.average, latents.class_names, run.step)
+            show(run, latents.class_names, EMBEDDED / config.name / "vae")
             drawn = now
     run.save()
     return run
 
 
-def show(model: DiT, class_names: list[str], step: int) -> None:
+def show(run: Run, class_names: list[str], vae: Path) -> None:
     """Saves a grid of samples and logs the class agreement at guidance 1.5."""
-    measured = measure_samples(model, class_names, guidance=1.5, per_class=3, num_steps=25)
-    save_grid(measured.images, len(class_names), DATA / f"base-{step:06d}.png")
-    log(f"step {step}: agreement {measured.agreement:.3f} at guidance 1.5")
+    measured = measure_samples(
+        run.average, class_names, vae, guidance=1.5, per_class=3, num_steps=25
+    )
+    picture = run.checkpoint.with_name(f"{run.checkpoint.stem}-{run.step:06d}.png")
+    save_grid(measured.images, len(class_names), picture)
+    log(f"step {run.step}: agreement {measured.agreement:.3f} at guidance 1.5")
 
 
-def export(model: DiT, class_names: list[str]) -> None:
+def export(model: DiT, class_names: list[str], folder: Path) -> None:
     """Writes the base's weights in float16 and its description."""
-    EMBEDDED.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-    partial = EMBEDDED / "dit.partial"
+    partial = folder / "dit.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(EMBEDDED / "dit.safetensors")
+    partial.replace(folder / "dit.safetensors")
     description = {
         "format": "smidgen-base",
         "dit": asdict(model.config),
         "class_names": class_names,
-        "image_size": 32,
+        "image_size": 4 * model.config.image_size,
         "schedule": {"kind": "linear", "num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
     }
-    (EMBEDDED / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def finish(run: Run, config: BaseConfig, class_names: list[str]) -> None:
-    """Exports the averaged weights and measures them."""
-    export(run.average, class_names)
+def finish(run: Run, config: BaseConfig, class_names: list[str], settings: Path) -> None:
+    """Exports the averaged weights and measures their agreement."""
+    folder = EMBEDDED / config.name
+    export(run.average, class_names, folder)
     agreement = {}
     for guidance in (1.0, 1.5, 4.0):
-        measured = measure_samples(run.average, class_names, guidance, per_class=8, num_steps=50)
+        measured = measure_samples(
+            run.average, class_names, folder / "vae", guidance, per_class=8, num_steps=50
+        )
         agreement[str(guidance)] = round(measured.agreement, 4)
-        if guidance == 1.5:
-            save_grid(measured.images, len(class_names), DATA / "base-final.png")
     fields = {
         "settings": asdict(config),
         "seconds": round(run.seconds),
@@ -241,24 +257,25 @@ def finish(run: Run, config: BaseConfig, class_names: list[str]) -> None:
         "agreement_protocol": "8 samples a class, 50 ancestral steps, shipped classifier",
     }
     log(f"{fields}")
-    log(str(write_result("base", "python -m glyphs.base", fields)))
+    log(str(write_result(settings.stem, f"python -m glyphs.base {settings}", fields)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--export", action="store_true", help="write the checkpoint's weights")
+    parser.add_argument("settings", type=Path, help="glyphs/base.toml or another")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop early")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     arguments = parser.parse_args()
-    config = BaseConfig(**read_settings(SETTINGS))
-    if arguments.export:
-        class_names = load_script(config.script).class_names
-        export(Run(config, len(class_names)).average, class_names)
-        return
-    latents = load_latents(config.script, config.colourings, config.seed)
-    run = train(config, latents, arguments.seconds, not arguments.eager)
+    settings: Path = arguments.settings
+    config = BaseConfig(**read_settings(settings))
+    latents = load_latents(
+        config.script, config.image_size, EMBEDDED / config.name / "vae", config.colourings,
+        config.seed,
+    )
+    checkpoint = DATA / f"{settings.stem}.safetensors"
+    run = train(config, latents, checkpoint, arguments.seconds, not arguments.eager)
     if run.step >= config.num_steps:
-        finish(run, config, latents.class_names)
+        finish(run, config, latents.class_names, settings)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from glyphs.render import Glyphs, load_script
 from smidgen.evaluation.classifier import GlyphClassifier
 
 SETTINGS = Path(__file__).with_suffix(".toml")
-WEIGHTS = EMBEDDED / "classifier.safetensors"
+WEIGHTS = EMBEDDED / "glyphs" / "classifier.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from glyphs.render import DATA, load_script
 
 SETTINGS = Path(__file__).with_suffix(".toml")
 CHECKPOINT = DATA / "codec.safetensors"
-VAE_FOLDER = EMBEDDED / "vae"
+VAE_FOLDER = EMBEDDED / "glyphs" / "vae"
 
 
 @dataclass(frozen=True, kw_only=True)

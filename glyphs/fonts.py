@@ -1,4 +1,4 @@
-"""Finds the font files of the Debian packages in packages.txt.
+"""Finds the font files of the Debian packages in packages.txt and packages-east-asia.txt.
 
 Each file gets a family (style words stripped, so that bold and regular never part), a licence
 (from the package's copyright file; from the font itself where a package collects many) and its
@@ -17,6 +17,7 @@ from pathlib import Path
 from fontTools.ttLib import TTFont, TTLibError
 
 PACKAGES = Path(__file__).with_name("packages.txt")
+EAST_ASIA = Path(__file__).with_name("packages-east-asia.txt")  # for kana and Hangul only
 FONT_ROOT = Path("/usr/share")
 DOC_ROOT = Path("/usr/share/doc")
 DPKG_INFO = Path("/var/lib/dpkg/info")
@@ -47,6 +48,15 @@ SAME_DESIGN = (
     (re.compile(r"^(andika|charis|doulos|gentium|awami)\b.*"), r"\1"),
     (re.compile(r"^(fira ?code|fira ?mono)\b.*"), "fira code"),
     (re.compile(r"^(spleen|roadgeek|samyak|lohit)\b.*"), r"\1"),
+    (re.compile(r"^(ipa(ex)?p?|takao p?)(gothic|mincho)$|^ipaex (gothic|mincho)$"), r"ipa \3\4"),
+    (re.compile(r"^(biz ud|takao )p?(gothic|mincho)$"), r"\1\2"),
+    (re.compile(r"^(mig mix|migu|m plus|ume plus|vl p?gothic)\b.*"), "m plus"),
+    (re.compile(r"^ume (p )?(hy )?(gothic|mincho)\b.*"), r"ume \3"),
+    (re.compile(r"^(kiloji|misaki|komatuna|konatu|seto font|bm euljiro|bm hanna)\b.*"), r"\1"),
+    (re.compile(r"^nanum (gothic|myeongjo|square|barun gothic)\b.*"), r"nanum \1"),
+    (re.compile(r"^un (jamo )?(batang|dotum|yetgul)\b.*"), r"un \2"),
+    (re.compile(r"^(un pilgi|un pen|eunjin)\w*\b.*"), r"\1"),
+    (re.compile(r"^kouzan brush font\b.*"), "kouzan brush"),
 )
 LICENCE_WORDS = (
     ("Open Font License", "OFL-1.1"),
@@ -70,13 +80,17 @@ LICENCE_WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Font:
-    """One font file: `path` below /usr/share; `test` is its side of the split."""
+    """One font file: `path` below /usr/share; `test` is its side of the split.
+
+    `east_asia`: it serves kana and Hangul only.
+    """
 
     path: str
     family: str
     package: str
     licence: str
     test: bool
+    east_asia: bool
 
     @property
     def file(self) -> Path:
@@ -159,12 +173,13 @@ def read_names(path: Path) -> tuple[str, str] | None:
     return (normalise_family(family), licence) if family else None
 
 
-def find_fonts(packages: list[str] | None = None) -> list[Font]:
-    """All usable font files of `packages` (None: those of packages.txt), byte copies once.
+def find_fonts() -> list[Font]:
+    """All usable font files of both lists of packages, byte copies once.
 
     Of a package that collects many fonts, those that do not name a free licence are left out.
     """
-    names = packages if packages is not None else PACKAGES.read_text().split()
+    east_asia = set(EAST_ASIA.read_text().split())
+    names = {*PACKAGES.read_text().split(), *east_asia}
     fonts: list[Font] = []
     seen: set[bytes] = set()
     for package in sorted(names):
@@ -180,8 +195,16 @@ def find_fonts(packages: list[str] | None = None) -> list[Font]:
             if family and licence:
                 place = str(path.relative_to(FONT_ROOT))
                 test = is_test_family(family)
-                font = Font(path=place, family=family, package=package, licence=licence, test=test)
-                fonts.append(font)
+                fonts.append(
+                    Font(
+                        path=place,
+                        family=family,
+                        package=package,
+                        licence=licence,
+                        test=test,
+                        east_asia=package in east_asia,
+                    )
+                )
     return fonts
 
 

@@ -26,7 +26,7 @@ from glyphs.colour import colour, draw_colours
 from glyphs.render import Glyphs
 
 RESULTS = Path(__file__).with_name("results")
-EMBEDDED = Path("src/smidgen/models/embedded/glyphs")
+EMBEDDED = Path("src/smidgen/models/embedded")
 
 
 def to_images(rgb: np.ndarray) -> Tensor:

@@ -1,12 +1,13 @@
 """The latents that a base of the glyph world is trained on: encoded once, drawn by family.
 
-N latents of 4 x 8 x 8. Kept in data/glyphs under a hash of what they are made from.
+N latents of 4 x H x W. Kept in data/glyphs under a hash of what they are made from.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,14 +15,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glyphs.codec import VAE_FOLDER
 from glyphs.images import colour_masks, family_weights, log
-from glyphs.render import DATA, load_script
+from glyphs.render import DATA, load_script, masks_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """Scaled posterior means (N, 4, 8, 8) float16, labels (N,), and running shares (N,).
+    """Scaled posterior means (N, 4, H, W) float16, labels (N,), and running shares (N,).
 
     The posterior is narrow (its standard deviation is a few hundredths), so means are enough. The
     shares weigh large families by the square root of their size.
@@ -40,9 +40,9 @@ class Latents:
 
 
 @torch.inference_mode()
-def encode(masks: np.ndarray, draw: np.random.Generator) -> Tensor:
-    """Scaled posterior means (N, 4, 8, 8) float16 of masks in drawn colours."""
-    codec = AutoencoderKL.from_pretrained(VAE_FOLDER).float().eval()
+def encode(masks: np.ndarray, vae: Path, draw: np.random.Generator) -> Tensor:
+    """Scaled posterior means (N, 4, H/4, W/4) float16 of masks (N, H, W) in drawn colours."""
+    codec = AutoencoderKL.from_pretrained(vae).float().eval()
     codec.to(memory_format=torch.channels_last)  # with small batches twice as fast
     means = []
     for first in range(0, len(masks), 64):
@@ -53,34 +53,36 @@ def encode(masks: np.ndarray, draw: np.random.Generator) -> Tensor:
     return torch.cat(means)
 
 
-def cached_means(script: str, colourings: int, seed: int) -> Tensor:
+def cached_means(script: str, image_size: int, vae: Path, colourings: int, seed: int) -> Tensor:
     """Every glyph of the training families in `colourings` drawn colours, encoded once.
 
     Kept in data/glyphs under a hash of the codec, the glyphs and the settings.
     """
     digest = hashlib.sha256(f"{colourings} {seed}".encode())
-    for path in (VAE_FOLDER / "diffusion_pytorch_model.safetensors", DATA / f"{script}.npz"):
+    for path in (vae / "diffusion_pytorch_model.safetensors", masks_path(script, image_size)):
         digest.update(path.read_bytes())
     cache = DATA / f"latents-{digest.hexdigest()[:16]}.safetensors"
     if cache.exists():
         return load_file(cache)["means"]
-    glyphs = load_script(script)
-    masks = glyphs.masks[~glyphs.test].reshape(-1, 32, 32)
+    glyphs = load_script(script, image_size)
+    masks = glyphs.masks[~glyphs.test].reshape(-1, image_size, image_size)
     draw = np.random.default_rng(seed)
-    means = torch.cat([encode(masks, draw) for _ in range(colourings)])
+    means = torch.cat([encode(masks, vae, draw) for _ in range(colourings)])
     save_file({"means": means}, cache)
     log(f"encoded {len(means)} images")
     return means
 
 
-def load_latents(script: str, colourings: int, seed: int) -> Latents:
+def load_latents(
+    script: str, image_size: int, vae: Path, colourings: int, seed: int
+) -> Latents:
     """The latents with their labels and shares."""
     glyphs = load_script(script)
     fonts = np.flatnonzero(~glyphs.test)
     classes = len(glyphs.class_names)
     weights = np.repeat(family_weights(glyphs.family[fonts]), classes)
     return Latents(
-        means=cached_means(script, colourings, seed),
+        means=cached_means(script, image_size, vae, colourings, seed),
         labels=torch.arange(classes).repeat(len(fonts) * colourings),
         share=torch.from_numpy(np.cumsum(np.tile(weights, colourings))),
         class_names=glyphs.class_names,

@@ -1,7 +1,8 @@
-"""Renders every font that has a whole script into 32 x 32 coverage masks.
+"""Renders every font that has a whole script into coverage masks.
 
 `python -m glyphs.render` writes data/glyphs/<script>.npz (masks, class names, font, family, split)
-and fonts.json. Drawn at 4x and box-averaged; capital height 18, baseline at row 24, centred.
+and fonts.json; with `--size 64` the same fonts once more, twice as large. Drawn at 4x and
+box-averaged; capital height 18 and baseline at row 24, or the script fills the picture; centred.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,11 @@ import numpy as np
 from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
-from glyphs.fonts import Font, find_fonts, save_fonts
+from glyphs.fonts import Font, find_fonts, load_fonts, save_fonts
 from glyphs.scripts import SCRIPTS, Script
 
 SIZE, OVERSAMPLING, CAPITAL_HEIGHT, BASELINE = 32, 4, 18, 24
+FILL = 28  # pixels that a script without capitals takes, of its tallest or widest
 DATA = Path("data/glyphs")
 MIN_DISTINCT = 0.7  # share of different shapes
 MAX_BOXES = 0.25  # share of solid boxes: I and l are boxes without serifs
@@ -40,7 +42,7 @@ SAME_FONT = 0.05  # squared distance over squared length below which two fonts a
 
 @dataclass(frozen=True, kw_only=True)
 class Glyphs:
-    """One script. masks (F, C, 32, 32) uint8 coverage; font (F,) places in fonts.json.
+    """One script. masks (F, C, H, W) uint8 coverage; font (F,) places in fonts.json.
 
     family (F,) are ids into family_names; test (F,) marks the unseen families.
     """
@@ -54,32 +56,63 @@ class Glyphs:
 
 def draw_script(font: Font, script: Script) -> np.ndarray | str:
     """Masks (C, 32, 32) of one font, or the reason why the font is left out."""
+    if font.east_asia and not script.east_asia:
+        return "for kana and Hangul only"
     try:
         with TTFont(font.file, lazy=True) as tables:
             known = tables.getBestCmap()
         if any(ord(character) not in known for character in script.characters.values()):
             return "lacks a character"
-        large = ImageFont.truetype(font.file, 400, layout_engine=ImageFont.Layout.BASIC)
-        top = large.getbbox(script.reference, anchor="ls")[1]
-        if top >= 0:
-            return "reference capital is empty"
-        pixels = 400 * CAPITAL_HEIGHT * OVERSAMPLING / -top
-        sized = ImageFont.truetype(font.file, pixels, layout_engine=ImageFont.Layout.BASIC)
-        drawn = [draw_glyph(sized, character) for character in script.characters.values()]
+        drawn = draw_glyphs(font, script, SIZE)
     except (OSError, ValueError, KeyError, TTLibError, AssertionError, TypeError) as error:
         return f"unreadable: {type(error).__name__}"
+    if not drawn:
+        return "reference capital is empty"
     return check_masks(np.stack([mask for mask, _ in drawn]), [cut for _, cut in drawn])
 
 
-def draw_glyph(font: ImageFont.FreeTypeFont, character: str) -> tuple[np.ndarray, bool]:
-    """Mask (32, 32) uint8 of one character, and whether it leaves the picture."""
+def draw_glyphs(font: Font, script: Script, size: int) -> list[tuple[np.ndarray, bool]]:
+    """What `draw_glyph` gives for every character of the script; empty without a size."""
+    pixels, baseline = measure_font(font, script)
+    if pixels <= 0:
+        return []
+    sized = open_font(font, pixels)
+    return [draw_glyph(sized, c, baseline, size) for c in script.characters.values()]
+
+
+def open_font(font: Font, pixels: float) -> ImageFont.FreeTypeFont:
+    """The font with that many pixels an em; every character is drawn alone, unshaped."""
+    return ImageFont.truetype(font.file, pixels, layout_engine=ImageFont.Layout.BASIC)
+
+
+def measure_font(font: Font, script: Script) -> tuple[float, float]:
+    """Pixels an em and row of the baseline, in the oversampled picture; (0, 0) if empty."""
+    em = 400
+    large = open_font(font, em)
+    if script.reference is not None:
+        top = large.getbbox(script.reference, anchor="ls")[1]
+        pixels = em * CAPITAL_HEIGHT * OVERSAMPLING / -top if top < 0 else 0.0
+        return pixels, BASELINE * OVERSAMPLING
+    boxes = np.array([large.getbbox(c, anchor="ls") for c in script.characters.values()])
+    left, top, right, bottom = boxes.T
+    height, width = float(bottom.max() - top.min()), float((right - left).max())
+    if height <= 0 or width <= 0:
+        return 0.0, 0.0
+    scale = FILL * OVERSAMPLING / max(height, width)
+    middle = (top.min() + bottom.max()) / 2
+    return em * scale, SIZE * OVERSAMPLING / 2 - float(middle) * scale
+
+
+def draw_glyph(
+    font: ImageFont.FreeTypeFont, character: str, baseline: float, size: int
+) -> tuple[np.ndarray, bool]:
+    """Mask (size, size) uint8 of one character, and whether it leaves the picture."""
     side = SIZE * OVERSAMPLING
     left, top, right, bottom = font.getbbox(character, anchor="ls")
-    baseline = BASELINE * OVERSAMPLING
     picture = Image.new("L", (side, side))
     place = ((side - left - right) / 2, baseline)
     ImageDraw.Draw(picture).text(place, character, fill=255, font=font, anchor="ls")
-    mask = picture.resize((SIZE, SIZE), Image.Resampling.BOX)
+    mask = picture.resize((size, size), Image.Resampling.BOX)
     slack = OVERSAMPLING
     cut = right - left > side + slack or baseline + top < -slack or baseline + bottom > side + slack
     return np.asarray(mask), cut
@@ -168,14 +201,14 @@ def render_script(name: str, fonts: list[Font], pool: ProcessPoolExecutor) -> No
     families = sorted({font.family for font in fonts})
     family = np.array([families.index(fonts[i].family) for i in places])
     kept = keep_fonts(masks, family, test, reasons)
-    np.savez(
-        DATA / f"{name}.npz",
+    glyphs = Glyphs(
         masks=masks[kept],
-        class_names=np.array(script.class_names),
+        class_names=script.class_names,
         font=places[kept],
         family=family[kept],
         test=test[kept],
     )
+    save_script(glyphs, masks_path(name))
     unseen = len(set(family[kept][test[kept]]))
     print(
         f"{name}: {len(kept)} fonts ({int(test[kept].sum())} unseen), "
@@ -183,9 +216,34 @@ def render_script(name: str, fonts: list[Font], pool: ProcessPoolExecutor) -> No
     )
 
 
-def load_script(name: str) -> Glyphs:
-    """Reads data/glyphs/<name>.npz."""
-    path = DATA / f"{name}.npz"
+def enlarge_script(name: str, size: int, fonts: list[Font], pool: ProcessPoolExecutor) -> None:
+    """Writes data/glyphs/<name>-<size>.npz: the kept fonts of <name>.npz, drawn larger."""
+    kept = load_script(name)
+    draw = partial(draw_glyphs, script=SCRIPTS[name], size=size)
+    drawn = pool.map(draw, [fonts[place] for place in kept.font], chunksize=16)
+    masks = np.stack([[mask for mask, _ in glyphs] for glyphs in drawn])
+    save_script(replace(kept, masks=masks), masks_path(name, size))
+
+
+def save_script(glyphs: Glyphs, path: Path) -> None:
+    np.savez(
+        path,
+        masks=glyphs.masks,
+        class_names=np.array(glyphs.class_names),
+        font=glyphs.font,
+        family=glyphs.family,
+        test=glyphs.test,
+    )
+
+
+def masks_path(name: str, image_size: int = SIZE) -> Path:
+    """data/glyphs/<name>.npz, or <name>-64.npz for masks of another size."""
+    return DATA / (f"{name}.npz" if image_size == SIZE else f"{name}-{image_size}.npz")
+
+
+def load_script(name: str, image_size: int = SIZE) -> Glyphs:
+    """Reads what `render_script` wrote."""
+    path = masks_path(name, image_size)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run python -m glyphs.render")
     with np.load(path) as arrays:
@@ -201,8 +259,15 @@ def load_script(name: str) -> Glyphs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scripts", default=",".join(SCRIPTS), help="comma-separated")
-    names = parser.parse_args().scripts.split(",")
+    parser.add_argument("--size", type=int, default=SIZE, choices=(32, 64), help="pixels")
+    arguments = parser.parse_args()
+    names = arguments.scripts.split(",")
     DATA.mkdir(parents=True, exist_ok=True)
+    if arguments.size != SIZE:
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            for name in names:
+                enlarge_script(name, arguments.size, load_fonts(DATA / "fonts.json"), pool)
+        return
     fonts = find_fonts()
     save_fonts(fonts, DATA / "fonts.json")
     print(json.dumps({"files": len(fonts), "families": len({font.family for font in fonts})}))

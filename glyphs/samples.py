@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from glyphs.classifier import WEIGHTS
-from glyphs.codec import VAE_FOLDER
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.sampler import ddpm, draw_noise, sample_generator
 from smidgen.diffusion.schedule import Schedule
@@ -21,7 +21,7 @@ from smidgen.models.dit import DiT
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Images (N, 3, 32, 32) in [-1, 1], image i of class i mod K, and their class agreement."""
+    """Images (N, 3, H, W) in [-1, 1], image i of class i mod K, and their class agreement."""
 
     images: Tensor
     agreement: float
@@ -29,10 +29,15 @@ class Samples:
 
 @torch.inference_mode()
 def measure_samples(
-    model: DiT, class_names: list[str], guidance: float, per_class: int, num_steps: int
+    model: DiT,
+    class_names: list[str],
+    vae: Path,
+    guidance: float,
+    per_class: int,
+    num_steps: int,
 ) -> Samples:
     """Draws `per_class` ancestral samples of every class; the agreement is the classifier's."""
-    codec = AutoencoderKL.from_pretrained(VAE_FOLDER).float().eval()
+    codec = AutoencoderKL.from_pretrained(vae).float().eval()
     classifier = GlyphClassifier.load(WEIGHTS)
     script = classifier.find_script(class_names)
     if script is None:
@@ -41,7 +46,8 @@ def measure_samples(
     generators = [sample_generator(0, index) for index in range(len(labels))]
     images = []
     for chosen, own in zip(labels.split(64), batched(generators, 64), strict=True):
-        noise = draw_noise((4, 8, 8), own)
+        side = model.config.image_size
+        noise = draw_noise((4, side, side), own)
         denoise = guide(model, chosen, len(class_names), guidance)
         latents = ddpm(denoise, noise, Schedule.linear(), num_steps, own)
         decoded = codec.decode(latents / codec.config.scaling_factor).sample
@@ -49,7 +55,8 @@ def measure_samples(
     pictures = torch.cat(images)
     names = classifier.scripts[script]
     expected = torch.tensor([names.index(name) for name in class_names]).repeat(per_class)
-    guesses = torch.cat([classifier.logits(b, script) for b in pictures.split(256)]).argmax(1)
+    small = adaptive_avg_pool2d(pictures, 32)  # the classifier's size
+    guesses = torch.cat([classifier.logits(b, script) for b in small.split(256)]).argmax(1)
     return Samples(images=pictures, agreement=float((guesses == expected).float().mean()))
 
 
