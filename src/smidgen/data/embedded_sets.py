@@ -20,7 +20,7 @@ from PIL import Image
 from smidgen.errors import SmidgenError, UsageError
 
 EMBEDDED = resources.files("smidgen.data") / "embedded"
-SETS = ("greek",)
+SETS = ("greek", "cyrillic", "hebrew", "arabic", "devanagari", "hiragana", "hangul", "runic")
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
 SPLITS = ("train", "test")
