@@ -29,7 +29,7 @@ from glyphs.images import (
     write_result,
 )
 from glyphs.latents import Latents, load_latents
-from glyphs.render import DATA, load_script
+from glyphs.render import DATA
 from glyphs.samples import measure_samples, save_grid
 from smidgen.diffusion.objective import add_noise, drop_labels, hybrid_loss
 from smidgen.diffusion.schedule import Schedule
@@ -239,24 +239,14 @@ def export(model: DiT, class_names: list[str], folder: Path) -> None:
 
 
 def finish(run: Run, config: BaseConfig, class_names: list[str], settings: Path) -> None:
-    """Exports the averaged weights and measures their agreement."""
-    folder = EMBEDDED / config.name
-    export(run.average, class_names, folder)
-    agreement = {}
-    for guidance in (1.0, 1.5, 4.0):
-        measured = measure_samples(
-            run.average, class_names, folder / "vae", guidance, per_class=8, num_steps=50
-        )
-        agreement[str(guidance)] = round(measured.agreement, 4)
+    """Exports the averaged weights; glyphs/measure.py measures what was written."""
+    export(run.average, class_names, EMBEDDED / config.name)
     fields = {
         "settings": asdict(config),
         "seconds": round(run.seconds),
         "num_parameters": sum(p.numel() for p in run.trained),
         "num_images": run.step * config.batch_size,
-        "class_agreement_by_guidance": agreement,
-        "agreement_protocol": "8 samples a class, 50 ancestral steps, shipped classifier",
     }
-    log(f"{fields}")
     log(str(write_result(settings.stem, f"python -m glyphs.base {settings}", fields)))
 
 
@@ -269,7 +259,10 @@ def main() -> None:
     settings: Path = arguments.settings
     config = BaseConfig(**read_settings(settings))
     latents = load_latents(
-        config.script, config.image_size, EMBEDDED / config.name / "vae", config.colourings,
+        config.script,
+        config.image_size,
+        EMBEDDED / config.name / "vae",
+        config.colourings,
         config.seed,
     )
     checkpoint = DATA / f"{settings.stem}.safetensors"

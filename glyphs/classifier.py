@@ -1,7 +1,7 @@
 """Trains the evaluation classifier on the training families of all scripts.
 
-`python -m glyphs.classifier` writes classifier.safetensors beside the package's other embedded
-weights, and results/classifier.json with the accuracy on unseen families.
+`python -m glyphs.classifier glyphs/classifier.toml` writes classifier.safetensors beside the
+package's other embedded weights, and results/classifier.json with the accuracy on unseen families.
 """
 
 from __future__ import annotations
@@ -30,14 +30,20 @@ from glyphs.images import (
 from glyphs.render import Glyphs, load_script
 from smidgen.evaluation.classifier import GlyphClassifier
 
-SETTINGS = Path(__file__).with_suffix(".toml")
 WEIGHTS = EMBEDDED / "glyphs" / "classifier.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Settings of classifier.toml."""
+    """Settings of classifier.toml and its like.
 
+    `go_on`: from the shipped weights. `stretch` and `shear`: the largest change of scale and of
+    slant, as shares.
+    """
+
+    go_on: bool = False
+    stretch: float = 0.0
+    shear: float = 0.0
     scripts: list[str]
     num_steps: int
     batch_size: int
@@ -66,6 +72,18 @@ def blur(masks: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return torch.lerp(tensor, soft, share)[:, 0].round().byte().numpy()
 
 
+def deform(masks: np.ndarray, config: ClassifierConfig, draw: np.random.Generator) -> np.ndarray:
+    """Masks (B, 32, 32), each scaled in both directions and slanted by shares of its own."""
+    size = len(masks)
+    matrix = np.zeros((size, 2, 3), dtype=np.float32)
+    matrix[:, 0, 0], matrix[:, 1, 1] = 1 + draw.uniform(-1, 1, (2, size)) * config.stretch
+    matrix[:, 0, 1] = draw.uniform(-1, 1, size) * config.shear
+    grid = functional.affine_grid(torch.from_numpy(matrix), [size, 1, 32, 32], align_corners=False)
+    pictures = torch.from_numpy(masks).float()[:, None]
+    moved = functional.grid_sample(pictures, grid, align_corners=False)
+    return moved[:, 0].round().byte().numpy()
+
+
 class Batches:
     """Draws augmented training batches of one script; large families count by their square root."""
 
@@ -80,6 +98,8 @@ class Batches:
         fonts = np.searchsorted(self.font_share, draw.random(size) * self.font_share[-1])
         labels = draw.integers(self.masks.shape[1], size=size)
         masks = shift(self.masks[fonts, labels], draw)
+        if self.config.stretch or self.config.shear:
+            masks[1::2] = deform(masks[1::2], self.config, draw)
         masks[size // 2 :] = blur(masks[size // 2 :], draw)
         images = colour_masks(masks, draw)
         images[:: round(1 / self.config.codec_share)] = round_trip(
@@ -108,6 +128,8 @@ def train(
     """The trained classifier, in evaluation mode."""
     torch.manual_seed(config.seed)
     model = GlyphClassifier({name: script.class_names for name, script in glyphs.items()})
+    if config.go_on:
+        model.load_state_dict(GlyphClassifier.load(WEIGHTS).state_dict())
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -161,8 +183,10 @@ def measure(
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    config = ClassifierConfig(**read_settings(SETTINGS))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=Path, help="glyphs/classifier.toml or another")
+    settings: Path = parser.parse_args().settings
+    config = ClassifierConfig(**read_settings(settings))
     glyphs = {name: load_script(name) for name in config.scripts}
     codec = AutoencoderKL.from_pretrained(VAE_FOLDER).float().eval()
     start = time.monotonic()
@@ -179,7 +203,7 @@ def main() -> None:
         },
     }
     log(f"{fields}")
-    log(str(write_result("classifier", "python -m glyphs.classifier", fields)))
+    log(str(write_result(settings.stem, f"python -m glyphs.classifier {settings}", fields)))
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def train(config: CodecConfig, checkpoint: Path) -> tuple[AutoencoderKL, float]:
 def measure_psnr(codec: AutoencoderKL, masks: np.ndarray, seed: int) -> float:
     """Mean over images of -10 log10(MSE), pixels in [0, 1], from the posterior's mean."""
     generator = np.random.default_rng(seed)
-    chosen = generator.choice(len(masks), size=min(2000, len(masks)), replace=False)
+    chosen = generator.choice(len(masks), size=min(500, len(masks)), replace=False)
     decibels = []
     for images in colour_masks(masks[chosen], generator).split(100):
         decoded = codec.decode(codec.encode(images).latent_dist.mean).sample.clamp(-1, 1)
@@ -203,8 +203,12 @@ def finish(codec: AutoencoderKL, config: CodecConfig, seconds: float, settings: 
         "seconds": round(seconds),
         "num_parameters": sum(p.numel() for p in stored.parameters()),
         "latent_std": round(1 / stored.config.scaling_factor, 4),
-        "psnr_training_families_db": {n: round(measure_psnr(stored, m, 1), 2) for n, m in seen.items()},
-        "psnr_unseen_families_db": {n: round(measure_psnr(stored, m, 1), 2) for n, m in unseen.items()},
+        "psnr_training_families_db": {
+            n: round(measure_psnr(stored, m, 1), 2) for n, m in seen.items()
+        },
+        "psnr_unseen_families_db": {
+            n: round(measure_psnr(stored, m, 1), 2) for n, m in unseen.items()
+        },
     }
     log(f"{fields}")
     log(str(write_result(settings.stem, f"python -m glyphs.codec {settings}", fields)))

@@ -73,9 +73,7 @@ def cached_means(script: str, image_size: int, vae: Path, colourings: int, seed:
     return means
 
 
-def load_latents(
-    script: str, image_size: int, vae: Path, colourings: int, seed: int
-) -> Latents:
+def load_latents(script: str, image_size: int, vae: Path, colourings: int, seed: int) -> Latents:
     """The latents with their labels and shares."""
     glyphs = load_script(script)
     fonts = np.flatnonzero(~glyphs.test)

@@ -50,9 +50,7 @@ def families_in_turn(
                 yield queues[key].pop()
 
 
-def choose(
-    glyphs: Glyphs, count: int, test: bool, generator: np.random.Generator
-) -> np.ndarray:
+def choose(glyphs: Glyphs, count: int, test: bool, generator: np.random.Generator) -> np.ndarray:
     """(M, 4) rows of font, class, ink and ground: `count` of each class.
 
     All fonts once before any comes again, and then in another colouring.

@@ -119,7 +119,9 @@ SCRIPTS: dict[str, Script] = {
     "cyrillic": Script(characters=_cyrillic(), reference="\N{CYRILLIC CAPITAL LETTER EN}"),
     "hebrew": Script(characters=_range(0x5D0, 0x5EA, "HEBREW LETTER ")),
     "arabic": Script(
-        characters=_range(0x627, 0x64A, "ARABIC LETTER ", leave_out="\u0629\u063b\u063c\u063d\u063e\u063f")
+        characters=_range(
+            0x627, 0x64A, "ARABIC LETTER ", leave_out="\u0629\u063b\u063c\u063d\u063e\u063f"
+        )
     ),
     "georgian": Script(characters=_range(0x10D0, 0x10F0, "GEORGIAN LETTER ")),
     "armenian": Script(characters=_armenian()),

@@ -2,6 +2,7 @@
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("core", "diffusion", "models", "evaluation.metrics")
+METRICS = ("metrics", "kernels", "neighbours", "similarity")
+CHECKED = ("core", "diffusion", "models", *(f"evaluation.{name}" for name in METRICS))
 
 install_import_hook([f"smidgen.{name}" for name in CHECKED], "beartype.beartype")

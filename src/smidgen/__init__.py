@@ -10,16 +10,30 @@ from typing import TYPE_CHECKING, Any
 from smidgen.errors import SmidgenError
 
 if TYPE_CHECKING:
-    from smidgen.api import Delta, evaluate, fold, inspect, load_base, sample, train
+    from smidgen.api import (
+        Delta,
+        SamplingConfig,
+        compare,
+        evaluate,
+        fold,
+        inspect,
+        load_base,
+        sample,
+        sample_arrays,
+        train,
+    )
 
 __all__ = [
     "Delta",
+    "SamplingConfig",
     "SmidgenError",
+    "compare",
     "evaluate",
     "fold",
     "inspect",
     "load_base",
     "sample",
+    "sample_arrays",
     "train",
 ]
 

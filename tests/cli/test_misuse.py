@@ -74,7 +74,7 @@ def test_wrong_flags_are_named_with_what_was_expected(
     assert not run.exists()
 
 
-@pytest.mark.parametrize("verb", ["train", "sample", "evaluate", "inspect", "fold"])
+@pytest.mark.parametrize("verb", ["train", "sample", "evaluate", "compare", "inspect", "fold"])
 def test_what_must_be_given_is_named(smidgen, verb):
     assert_refused(smidgen(verb), "missing", codes=(2,))
 
@@ -233,7 +233,8 @@ def test_wrong_sampling_flags_are_refused(smidgen, base, tmp_path, monkeypatch, 
     [
         (("none", "--reference", "none"), ("none",)),
         ((".", "--reference", "none"), ("no such reference: none",)),
-        ((".", "--reference", ".", "--features", "inception"), ('unknown features "inception"',)),
+        ((".", "--reference", ".", "--features", "inceptoin"), ('unknown features "inceptoin"',)),
+        (("none", "--reference", "."), ("no such run, delta or folder of images: none",)),
         ((".", "--reference", ".", "--batch-size", "0"), ("batch_size is 0",)),
         (("."), ("missing --reference",)),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from smidgen.data.images import fit
 from smidgen.evaluation import features
 from smidgen.evaluation.features import Extractor
 
@@ -20,7 +21,7 @@ def colour_extractor(sha256: str = "colours-1", on_run: Callable[[], None] | Non
     def run(images):
         if on_run:
             on_run()
-        pixels = images.flatten(2)  # (B, 3, S * S)
+        pixels = images.float().div(127.5).sub(1).flatten(2)  # (B, 3, S * S)
         return torch.cat([pixels.mean(2), pixels.std(2)], dim=1), {"colours": pixels.mean(2)}
 
     return Extractor(
@@ -30,7 +31,9 @@ def colour_extractor(sha256: str = "colours-1", on_run: Callable[[], None] | Non
         resize="crop",
         sha256=sha256,
         heads={"colours": COLOURS},
+        prepare=lambda pixels: torch.from_numpy(fit(Image.fromarray(pixels), 8, "crop")),
         run=run,
+        domain=COLOURS,
     )
 
 

@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
+import scipy.stats
 import torch
 
-from smidgen.evaluation.metrics import GaussianSum, class_agreement, frechet_distance
+from smidgen.evaluation.metrics import (
+    METRICS,
+    GaussianSum,
+    ProbabilitySums,
+    class_agreement,
+    exact_device,
+    frechet_distance,
+    inception_score,
+    splits_of,
+)
 
 
 def features(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -85,3 +96,75 @@ def test_agreement_is_the_share_of_equal_classes():
     assert class_agreement(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])) == 0.75
     with pytest.raises(ValueError, match="no images"):
         class_agreement(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+
+
+def probabilities_by_index(logits: torch.Tensor, first: int = 0) -> ProbabilitySums:
+    sums = ProbabilitySums(logits.shape[1])
+    sums.update(first, logits)
+    return sums
+
+
+def score_by_definition(probabilities: np.ndarray) -> float:
+    marginal = probabilities.mean(axis=0)
+    divergences = [scipy.stats.entropy(row, marginal) for row in probabilities]
+    return float(np.exp(np.mean(divergences)))
+
+
+def test_inception_score_is_the_definition_on_each_split_and_on_all():
+    logits = 3 * features(137, 6, seed=9)
+    probabilities = scipy.special.softmax(logits.numpy(), axis=1)
+    splits = splits_of(0, 137).numpy()
+    parts = [score_by_definition(probabilities[splits == split]) for split in range(10)]
+    score = inception_score(probabilities_by_index(logits))
+    assert score.whole == pytest.approx(score_by_definition(probabilities), rel=1e-12)
+    assert score.mean == pytest.approx(np.mean(parts), rel=1e-12)
+    assert score.std == pytest.approx(np.std(parts), rel=1e-9)
+
+
+def test_inception_score_reaches_its_bounds():
+    certain = 1e3 * torch.eye(7).repeat(30, 1)  # every class as often, no doubt: K
+    assert inception_score(probabilities_by_index(certain)).whole == pytest.approx(7, rel=1e-12)
+    unsure = torch.zeros(50, 7)
+    score = inception_score(probabilities_by_index(unsure))
+    assert (score.mean, score.whole) == pytest.approx((1, 1), rel=1e-12)
+    assert score.std == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="no images"):
+        inception_score(ProbabilitySums(7))
+
+
+def test_inception_score_is_the_same_however_the_stream_is_cut_and_merged():
+    logits = features(90, 5, seed=10)
+    first, second = ProbabilitySums(5), ProbabilitySums(5)
+    for number, part in enumerate(logits.split(7)):
+        (first, second)[number % 2].update(7 * number, part)
+    first.merge(second)
+    merged, whole = inception_score(first), inception_score(probabilities_by_index(logits))
+    assert merged.mean == pytest.approx(whole.mean, rel=1e-12)
+    assert merged.std == pytest.approx(whole.std, rel=1e-9)
+    assert merged.whole == pytest.approx(whole.whole, rel=1e-12)
+
+
+def test_splits_are_even_depend_on_the_index_alone_and_mix_classes_drawn_in_turns():
+    splits = splits_of(0, 4000)
+    assert all(sorted(ten.tolist()) == list(range(10)) for ten in splits.split(10))
+    assert torch.equal(splits_of(1234, 77), splits[1234:1311])
+    for num_classes in (10, 20, 100):
+        classes = torch.arange(4000) % num_classes
+        for split in range(10):
+            assert len(classes[splits == split].unique()) > 0.9 * num_classes
+    assert splits_of(3, 0).tolist() == []
+
+
+def test_a_metric_is_defined_on_its_extractors_only():
+    assert {name for name, metric in METRICS.items() if metric.allows("dinov2")} == {
+        *("fd", "kid", "precision", "recall", "density", "coverage"),
+        *("class_agreement", "dino_i"),
+    }
+    assert METRICS["inception_score"].allows("inception")
+    assert METRICS["clip_t"].allows("clip-l14")
+    assert not METRICS["cmmd"].allows("inception")
+
+
+def test_what_is_computed_in_float64_stays_off_devices_without_it():
+    assert exact_device("mps") == torch.device("cpu")
+    assert exact_device("cuda:1") == torch.device("cuda:1")

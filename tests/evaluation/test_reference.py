@@ -1,18 +1,17 @@
 """Statistics of folders and files: right, cached under their content, checked when read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from smidgen.data.folder import scan
 from smidgen.data.images import load_image
-from smidgen.errors import SmidgenError
-from smidgen.evaluation.reference import (
-    compute_statistics,
-    folder_statistics,
-    read_statistics,
-    write_statistics,
-)
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.metrics import frechet_distance
+from smidgen.evaluation.reference import compute_statistics, folder_statistics
+from smidgen.evaluation.statistics import read_statistics, write_statistics
 
 from .conftest import class_folder, colour_extractor, write_image
 
@@ -72,13 +71,18 @@ def test_a_damaged_cache_entry_is_computed_anew(tmp_path):
 
 def test_statistics_written_to_a_file_read_back_equal(tmp_path):
     extractor = colour_extractor()
-    first = compute_statistics(scan(class_folder(tmp_path / "images", 3)), extractor)
+    folder = scan(class_folder(tmp_path / "images", 3))
+    first = compute_statistics(folder, extractor, keep_features=True)
     write_statistics(first, tmp_path / "statistics.npz")
     again = read_statistics(tmp_path / "statistics.npz", extractor)
     assert torch.equal(again.gaussian.mean, first.gaussian.mean)
     assert torch.equal(again.gaussian.covariance, first.gaussian.covariance)
     assert again.gaussian.count == first.gaussian.count == 9
     assert again.classes == first.classes
+    assert torch.equal(again.features, first.features)
+    assert torch.equal(again.mean_direction, first.mean_direction)
+    assert again.identity == first.identity
+    assert read_statistics(tmp_path / "statistics.npz", extractor, features=False).features is None
 
 
 def test_another_programs_mu_and_sigma_are_taken(tmp_path):
@@ -98,7 +102,10 @@ def test_another_programs_mu_and_sigma_are_taken(tmp_path):
         ({"mu": np.zeros(6), "sigma": np.full((6, 6), np.nan)}, "finite numbers"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"extractor": "x"}'}, "other features"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": "{"}, "not a readable"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": "[]"}, "not a readable"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"resize": "clean"}'}, '"clean"'),
         ({"mu": np.array(["a"] * 6), "sigma": np.eye(6)}, "finite numbers"),
+        ({"mu": np.zeros(6), "sigma": np.eye(6), "features": np.ones((9, 5))}, r"\(N, 6\)"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_reason(arrays, message, tmp_path):
@@ -114,3 +121,93 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(SmidgenError, match=r"not a readable \.npz"):
             read_statistics(path, colour_extractor())
+
+
+def test_features_join_an_entry_that_lacks_them_and_are_not_read_again(tmp_path):
+    folder = class_folder(tmp_path / "images", 2)
+    calls = Counter()
+    assert folder_statistics(folder, colour_extractor(on_run=calls)).features is None
+    kept = folder_statistics(folder, colour_extractor(on_run=calls), keep_features=True)
+    assert calls.count == 2
+    again = folder_statistics(folder, colour_extractor(on_run=calls), keep_features=True)
+    assert folder_statistics(folder, colour_extractor(on_run=calls)).features is None
+    assert calls.count == 2
+    assert torch.equal(again.features, kept.features)
+    assert len(kept.features) == 6
+
+
+def test_a_folder_without_classes_names_none(tmp_path):
+    for number in range(3):
+        write_image(tmp_path / "flat" / f"{number}.png", "red", seed=number)
+    statistics = folder_statistics(tmp_path / "flat", colour_extractor())
+    assert statistics.classes == ()
+    assert len(statistics.labels) == 0
+
+
+def test_what_cannot_be_read_is_counted(tmp_path):
+    folder = class_folder(tmp_path / "images", 3)
+    (folder / "red" / "torn.png").write_bytes((folder / "red" / "0.png").read_bytes()[:60])
+    for _ in ("computed", "from the cache"):
+        statistics = folder_statistics(folder, colour_extractor())
+        assert statistics.num_skipped == 1
+        assert statistics.gaussian.count == len(statistics.labels) == 9
+    for path in (folder / "red").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(SmidgenError, match='class folder "red"'):
+        folder_statistics(folder, colour_extractor())
+
+
+def test_a_reference_of_another_layout_is_its_split(tmp_path):
+    for part in ("train", "test"):
+        class_folder(tmp_path / "data" / part, 2, seed=len(part))
+    whole = folder_statistics(tmp_path / "data" / "test", colour_extractor())
+    split = folder_statistics(tmp_path / "data", colour_extractor(), split="test")
+    assert torch.equal(split.gaussian.mean, whole.gaussian.mean)
+    assert split.classes == whole.classes
+    with pytest.raises(UsageError, match="unknown layout"):
+        folder_statistics(tmp_path / "data", colour_extractor(), layout="food-202")
+
+
+def test_published_statistics_count_for_the_features_they_were_made_with(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    path = tmp_path / "reference.npz"
+    np.savez(path, arr_0=images, mu=np.arange(6.0), sigma=np.eye(6), mu_s=np.zeros(3))
+    own = folder_statistics(path, colour_extractor(), keep_features=True)
+    np.testing.assert_allclose(own.gaussian.mean, own.features.double().mean(0))
+    legacy = replace(colour_extractor(), name="inception", resize="legacy")
+    for _ in ("computed", "from the cache"):
+        published = folder_statistics(path, legacy, keep_features=True)
+        assert published.gaussian.mean.tolist() == [0, 1, 2, 3, 4, 5]
+        assert published.gaussian.count == 0  # nobody says of how many images
+        assert torch.equal(published.features, own.features)
+    mean, cov = own.gaussian.mean, own.gaussian.covariance
+    assert frechet_distance(mean, cov, mean, cov) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 8, 8, 3)), "float64"),
+        (np.zeros((2, 8, 8), np.uint8), r"\(2, 8, 8\)"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"\(0, 8, 8, 3\)"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(array, message, tmp_path):
+    np.savez(tmp_path / "batch.npz", arr_0=array)
+    with pytest.raises(SmidgenError, match=message):
+        folder_statistics(tmp_path / "batch.npz", colour_extractor())
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_truncated_arrays_are_refused(save, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    path = tmp_path / "batch.npz"
+    save(path, arr_0=images)
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SmidgenError, match="not a readable"):
+        folder_statistics(path, colour_extractor())
+    content[len(content) // 2] ^= 255  # whole, but another byte in the middle
+    path.write_bytes(content)
+    with pytest.raises(SmidgenError, match="not a readable"):
+        folder_statistics(path, colour_extractor())

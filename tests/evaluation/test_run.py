@@ -1,13 +1,27 @@
 """One evaluation as a document: the numbers, what they depend on, and warnings."""
 
+import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from smidgen.data.folder import scan
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation import features
+from smidgen.evaluation.kernels import kid
 from smidgen.evaluation.metrics import frechet_distance
-from smidgen.evaluation.reference import folder_statistics, write_statistics
-from smidgen.evaluation.run import evaluate
+from smidgen.evaluation.neighbours import prdc
+from smidgen.evaluation.reference import folder_statistics
+from smidgen.evaluation.run import evaluate, measure_batches
+from smidgen.evaluation.statistics import write_statistics
 
 from .conftest import COLOURS, class_folder, colour_extractor, write_image
 
@@ -65,15 +79,40 @@ def test_the_sampling_record_goes_before_the_file_name_and_into_the_protocol(tmp
         evaluate(folder, reference, features="colours")
 
 
-@pytest.mark.parametrize("intended", [["red", "mauve"], ["alpha", "beta"]])
-def test_agreement_is_unknown_with_a_warning_where_no_head_knows_the_classes(intended, tmp_path):
-    reference = class_folder(tmp_path / "reference", 5)
+def test_agreement_is_unknown_with_a_warning_where_no_head_knows_the_classes(tmp_path):
+    flat = tmp_path / "reference"  # without classes, so that any may be compared with it
+    for number in range(8):
+        write_image(flat / f"{number}.png", "red", seed=number)
     document = evaluate(
-        samples(tmp_path / "flat", intended, ["red", "green"]), reference, features="colours"
+        samples(tmp_path / "flat", ["red", "mauve"], ["red", "green"]), flat, features="colours"
     )
     assert document["metrics"]["class_agreement"] is None
     assert document["metrics"]["fd"] > 0
     assert any("no head" in warning for warning in document["warnings"])
+    assert any('have not seen "mauve"' in warning for warning in document["warnings"])
+    assert document["notes"]["fd"][0] == "features have not seen this domain"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_class_that_the_reference_lacks_is_named(recorded, tmp_path):
+    reference = class_folder(tmp_path / "reference", 2)
+    folder = samples(tmp_path / "flat", ["red", "mauve"], ["red", "green"])
+    if recorded:
+        images = {"000000-red.png": "mauve", "000001-mauve.png": "mauve"}
+        (folder / "sample.json").write_text(json.dumps({"images": images}))
+    with pytest.raises(SmidgenError, match=r'reference has no class "mauve"'):
+        evaluate(folder, reference, features="colours")
+
+
+def test_folders_that_are_no_classes_leave_the_classes_unknown(tmp_path):
+    reference = class_folder(tmp_path / "reference", 5)
+    for number in range(8):  # as programs that number their folders write them
+        write_image(tmp_path / "theirs" / f"0000{number % 2}" / f"{number}.png", "red", number)
+    document = evaluate(tmp_path / "theirs", reference, features="colours")
+    assert document["metrics"]["fd"] > 0
+    assert document["metrics"]["class_agreement"] is None
+    assert document["protocol"]["class_balance"] == {"kind": "unknown"}
+    assert any("none of the reference's 3 classes" in text for text in document["warnings"])
 
 
 def test_agreement_is_unknown_where_nothing_names_the_classes(tmp_path):
@@ -98,12 +137,13 @@ def test_statistics_in_a_file_give_the_folders_numbers(tmp_path):
     reference = class_folder(tmp_path / "reference", 5)
     folder = samples(tmp_path / "flat", COLOURS, COLOURS)
     path = tmp_path / "reference.npz"
-    write_statistics(folder_statistics(reference, colour_extractor()), path)
+    write_statistics(folder_statistics(reference, colour_extractor(), keep_features=True), path)
     from_folder = evaluate(folder, reference, features="colours")
     from_file = evaluate(folder, path, features="colours")
     assert from_file["metrics"] == from_folder["metrics"]
     assert from_file["baselines"] == from_folder["baselines"]
-    assert from_file["protocol"]["num_reference"] == 15
+    for name in ("num_reference", "reference_identity"):
+        assert from_file["protocol"][name] == from_folder["protocol"][name]
 
 
 def test_the_protocol_says_what_the_numbers_depend_on(tmp_path):
@@ -112,7 +152,11 @@ def test_the_protocol_says_what_the_numbers_depend_on(tmp_path):
     assert protocol["features"] == "colours"
     assert protocol["features_sha256"] == "colours-1"
     assert (protocol["num_images"], protocol["num_reference"]) == (9, 9)
-    assert protocol["resize"] == "crop, antialiased bicubic"
+    assert protocol["resize"] == "crop"
+    assert protocol["class_balance"] == {
+        **{"kind": "even", "num_classes": 3, "min_per_class": 3, "max_per_class": 3}
+    }
+    assert protocol["metric_settings"]["kid"]["subset_size"] == 9
     assert protocol["images_identity"] == protocol["reference_identity"]
     assert "torch" in protocol["versions"]
 
@@ -125,7 +169,9 @@ def test_what_cannot_be_read_is_counted_and_named(tmp_path):
     assert any("1 of the files" in warning for warning in document["warnings"])
 
 
-@pytest.mark.parametrize("wrong", ["images", "reference", "features", "file"])
+@pytest.mark.parametrize(
+    "wrong", ["images", "reference", "features", "file", "repeated", "metric", "text", "setting"]
+)
 def test_misuse_is_refused(wrong, tmp_path):
     folder = class_folder(tmp_path / "images", 2)
     (tmp_path / "notes.txt").write_text("x")
@@ -133,8 +179,214 @@ def test_misuse_is_refused(wrong, tmp_path):
     change = {
         "images": {"images": tmp_path / "none"},
         "reference": {"reference": tmp_path / "none"},
-        "features": {"features": "inception"},
+        "features": {"features": "inceptoin"},
+        "repeated": {"features": "colours,colours"},
+        "metric": {"metrics": ["fid"]},
+        "text": {"metrics": ["clip_t"]},
+        "setting": {"batchsize": 3},
         "file": {"reference": tmp_path / "notes.txt"},
     }
     with pytest.raises(UsageError):
         evaluate(**{**arguments, **change[wrong]})
+
+
+def read_features(folder: Path) -> torch.Tensor:
+    """All features of a folder, computed here."""
+    extractor = colour_extractor()
+    images = [extractor.prepare(np.asarray(Image.open(f.path))) for f in scan(folder).files]
+    return extractor.read(torch.stack(images))[0]
+
+
+def test_metrics_of_features_are_those_of_the_two_folders(tmp_path):
+    first, second = class_folder(tmp_path / "a", 5), class_folder(tmp_path / "b", 4, seed=1)
+    names = ["kid", "precision", "recall", "density", "coverage"]
+    for batch_size in (4, 64):
+        document = evaluate(first, second, features="colours", metrics=names, batch_size=batch_size)
+        a, b = read_features(first), read_features(second)
+        drawn = kid(a, b, generator=torch.Generator().manual_seed(0))
+        assert document["metrics"]["kid"] == {"mean": drawn.mean, "std": drawn.std}
+        assert "kid" not in document["notes"]  # subsets of 12 of 15
+        expected = dataclasses.asdict(prdc(b, a))
+        assert {name: document["metrics"][name] for name in expected} == expected
+        assert "fd" not in document["metrics"]
+
+
+def test_a_reference_without_features_leaves_kid_unknown_and_refuses_it_when_asked(tmp_path):
+    folder = class_folder(tmp_path / "images", 5)
+    path = tmp_path / "theirs.npz"
+    np.savez(path, mu=np.zeros(6), sigma=np.eye(6))
+    document = evaluate(folder, path, features="colours")
+    assert document["metrics"]["kid"] is None
+    assert document["metrics"]["fd"] > 0
+    assert any("holds no features" in warning for warning in document["warnings"])
+    assert document["protocol"]["num_reference"] is None
+    with pytest.raises(SmidgenError, match="kid unknown: the reference holds no features"):
+        evaluate(folder, path, features="colours", metrics=["kid"])
+
+
+def test_several_features_have_a_block_each_from_one_pass(tmp_path, monkeypatch):
+    first, second = class_folder(tmp_path / "a", 5), class_folder(tmp_path / "b", 4, seed=1)
+    calls = []
+    table = {
+        "colours": lambda device: colour_extractor(on_run=lambda: calls.append("colours")),
+        "twin": lambda device: dataclasses.replace(
+            colour_extractor("colours-2"), name="twin", domain=None
+        ),
+    }
+    monkeypatch.setattr(features, "EXTRACTORS", table)
+    both = evaluate(first, second, features="colours,twin")
+    assert len(calls) == 2  # the reference and the images, each once
+    alone = evaluate(first, second, features="twin")
+    assert both["by_features"]["twin"]["metrics"] == alone["metrics"]
+    assert both["metrics"] == both["by_features"]["colours"]["metrics"]
+    assert both["protocol"]["features"] == "colours"
+    assert any(text.startswith("twin: 15 images: under 10,000") for text in both["warnings"])
+
+
+def test_kid_comes_first_where_images_are_few_for_features_of_photographs(tmp_path, monkeypatch):
+    folder = class_folder(tmp_path / "images", 5)
+    assert list(evaluate(folder, folder, features="colours")["metrics"])[:2] == ["fd", "kid"]
+    general = dataclasses.replace(colour_extractor(), domain=None)
+    monkeypatch.setattr(features, "EXTRACTORS", {"colours": lambda device: general})
+    document = evaluate(folder, folder, features="colours")
+    assert list(document["metrics"])[:2] == ["kid", "fd"]
+    assert document["notes"]["fd"] == ["under 10,000 images"]
+    assert "every subset is all 15 images" in document["notes"]["kid"][0]
+
+
+def test_images_are_compared_with_the_text_of_their_class(tmp_path, monkeypatch):
+    directions = {
+        f"a picture of {name}": row for name, row in zip(COLOURS, torch.eye(6), strict=False)
+    }
+    clip = dataclasses.replace(
+        colour_extractor(),
+        name="clip-b32",
+        text=lambda texts: torch.stack([directions[text] for text in texts]),
+    )
+    monkeypatch.setattr(features, "EXTRACTORS", {"clip-b32": lambda device: clip})
+    folder = class_folder(tmp_path / "images", 5)
+    document = evaluate(
+        folder,
+        folder,
+        features="clip-b32",
+        metrics=["clip_t", "clip_i"],
+        prompt="a picture of {}",
+        batch_size=4,
+    )
+    values = read_features(folder).double()
+    unit = values / values.norm(dim=1, keepdim=True)
+    label = torch.tensor([COLOURS.index(file.path.parent.name) for file in scan(folder).files])
+    expected = unit[torch.arange(15), label].mean()
+    assert document["metrics"]["clip_t"] == pytest.approx(float(expected), rel=1e-9)
+    assert document["metrics"]["clip_i"] == pytest.approx(float((unit @ unit.T).mean()), rel=1e-9)
+    assert document["protocol"]["metric_settings"]["clip_t"] == {"prompt": "a picture of {}"}
+
+
+def drawn(count: int, batch_size: int):
+    """Batches as a sampler gives them, classes in turn."""
+    for first in range(0, count, batch_size):
+        numbers = range(first, min(first + batch_size, count))
+        images = [np.random.default_rng(n).integers(0, 256, (8, 8, 3), np.uint8) for n in numbers]
+        yield first, np.stack(images), [COLOURS[number % 3] for number in numbers]
+
+
+def test_batches_from_a_sampler_give_what_their_files_give(tmp_path):
+    reference = class_folder(tmp_path / "reference", 5)
+    sampling = {"steps": 50, "seed": 0}
+    record = {"settings": sampling, "images": {}}
+    for first, images, names in drawn(20, 6):
+        for number, (image, name) in enumerate(zip(images, names, strict=True), first):
+            record["images"][f"{number:06d}-{name}.png"] = name
+            (tmp_path / "files").mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "files" / f"{number:06d}-{name}.png")
+    (tmp_path / "files" / "sample.json").write_text(json.dumps(record))
+    from_files = evaluate(tmp_path / "files", reference, features="colours")
+    streamed = measure_batches(drawn(20, 7), reference, sampling=sampling, features="colours")
+    assert streamed["metrics"] == from_files["metrics"]
+    assert streamed["agreement_by_class"] == from_files["agreement_by_class"]
+    for name in ("sampling", "class_balance", "num_images", "reference_identity"):
+        assert streamed["protocol"][name] == from_files["protocol"][name]
+    assert streamed["protocol"]["class_balance"]["kind"] == "even"  # 7, 7, 6
+    other = measure_batches(drawn(19, 7), reference, sampling=sampling, features="colours")
+    identities = [one["protocol"]["images_identity"] for one in (streamed, other)]
+    assert identities[0] != identities[1]
+
+
+def test_a_class_that_the_reference_lacks_stops_before_the_first_batch(tmp_path):
+    reference = class_folder(tmp_path / "reference", 2)
+
+    def never():
+        raise AssertionError("nothing may be drawn")
+        yield
+
+    with pytest.raises(SmidgenError, match='no class "mauve"'):
+        measure_batches(
+            never(), reference, sampling={}, classes=["red", "mauve"], features="colours"
+        )
+
+
+def test_nothing_drawn_and_no_images_are_refused(tmp_path):
+    reference = class_folder(tmp_path / "reference", 2)
+    with pytest.raises(SmidgenError, match="no usable image in samples"):
+        measure_batches(iter(()), reference, sampling={}, features="colours")
+    for wrong in (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8)):
+        with pytest.raises(SmidgenError, match="expected uint8"):
+            measure_batches([(0, wrong, None)], reference, sampling={}, features="colours")
+
+
+def test_arrays_of_guided_diffusion_are_images_and_references(tmp_path):
+    images = np.concatenate([images for _, images, _ in drawn(20, 6)])
+    np.savez(tmp_path / "samples.npz", arr_0=images)
+    for number, image in enumerate(images):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "files" / f"{number:02d}.png")
+    reference = class_folder(tmp_path / "reference", 5)
+    for way in (("samples.npz", "reference"), ("reference", "samples.npz")):
+        from_arrays = evaluate(*(tmp_path / name for name in way), features="colours")
+        files = [tmp_path / ("files" if name == "samples.npz" else name) for name in way]
+        from_files = evaluate(*files, features="colours")
+        assert from_arrays["metrics"] == from_files["metrics"]
+        assert from_arrays["protocol"]["num_images"] == from_files["protocol"]["num_images"]
+    assert reference.is_dir()
+
+
+WORKER = """
+import json, sys
+from smidgen.evaluation import features, processes
+from smidgen.evaluation.run import evaluate, measure_batches
+from tests.evaluation.conftest import colour_extractor
+from tests.evaluation.test_run import drawn
+
+features.EXTRACTORS = {"colours": lambda device: colour_extractor()}
+folder, reference, output = sys.argv[1:]
+found = [evaluate(folder, reference, features="colours", batch_size=2)]
+mine = list(drawn(20, 6))[processes.rank() :: processes.world_size()]
+found.append(measure_batches(mine, reference, sampling={}, features="colours"))
+if processes.is_main():
+    open(output, "w").write(json.dumps(found))
+"""
+
+
+def test_two_processes_write_the_document_of_one(tmp_path):
+    folder, reference = class_folder(tmp_path / "a", 3), class_folder(tmp_path / "b", 4, seed=1)
+    (folder / "red" / "torn.png").write_bytes((folder / "red" / "0.png").read_bytes()[:60])
+    expected = [
+        evaluate(folder, reference, features="colours", batch_size=2),
+        measure_batches(drawn(20, 6), reference, sampling={}, features="colours"),
+    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    root = Path(__file__).parents[2]
+    shared = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
+    shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": "1", "SMIDGEN_CACHE": str(tmp_path / "two")}
+    places = [str(path) for path in (folder, reference, tmp_path / "out.json")]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, *places], env={**shared, "RANK": r, "LOCAL_RANK": r}
+        )
+        for r in ("0", "1")
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(expected))

@@ -127,6 +127,24 @@ def test_a_download_takes_safetensors_and_json_only_and_is_found_again_without_t
     assert hub.download("owner/model") == folder
 
 
+def test_other_files_of_another_revision_are_downloaded_where_asked_for(at, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    real = huggingface_hub.snapshot_download
+
+    def record(*arguments, **options):
+        asked.append(options.get("revision"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", record)
+    with serve() as endpoint:
+        at(endpoint)
+        folder = hub.download("owner/model", patterns=("README.md",), revision="refs/pr/1")
+    assert asked == ["refs/pr/1"]
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["README.md"]
+
+
 def test_a_model_that_the_hub_does_not_have_is_said_to_be_so(at):
     with serve() as endpoint:
         at(endpoint)

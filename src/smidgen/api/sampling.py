@@ -84,11 +84,13 @@ def sample_arrays(
     guidance_channels: Channels = "all",
     seed: int = 0,
     batch_size: int = 32,
+    part: tuple[int, int] = (0, 1),
     progress: bool = False,
 ) -> Generator[tuple[range, NDArray[np.uint8], list[int]], None, None]:
     """The images of `sample` batch by batch: (their numbers, uint8 (B, H, W, 3), class indices).
 
     Everything is checked at the call; the delta acts in the base only while a batch is drawn.
+    `part` (k, n): every n-th batch only, from batch k on, for the k-th of n processes.
 
     Raises: as `sample`.
     """
@@ -113,7 +115,7 @@ def sample_arrays(
 
     def batches() -> Generator[tuple[range, NDArray[np.uint8], list[int]], None, None]:
         with counting_bar("sampling", progress=progress) as report:
-            for start in range(0, total, batch_size):
+            for start in range(0, total, batch_size)[part[0] :: part[1]]:
                 numbers = range(start, min(start + batch_size, total))
                 # filled up with the images that would come next, which are thrown away
                 rows = ROWS // math.gcd(ROWS, 1 if guidance == 1 else 2)

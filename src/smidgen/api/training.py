@@ -18,6 +18,7 @@ from PIL import Image
 
 from smidgen.api.sampling import draw_images
 from smidgen.core.delta import Delta
+from smidgen.data.layouts import resolve_split
 from smidgen.diffusion.sampler import sample_generator
 from smidgen.errors import UsageError, closest
 from smidgen.evaluation.run import SAMPLE_RECORD, evaluate
@@ -45,6 +46,8 @@ def train(
     base: Base | str | Path,
     data: str | Path,
     *,
+    layout: str = "folder",
+    split: str | None = None,
     method: str = "difffit",
     method_config: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
@@ -60,11 +63,12 @@ def train(
     """Fine-tune `base` to a folder of images and return the delta, which also lies in
     `output`/delta.safetensors.
 
-    `data`: a sub-folder for each class, or images of one class. `method_config`: the method's own
-    options. `output`: the run's folder, None runs/<data>-<method> (with a number if that holds
-    another run). A run that was interrupted goes on, a finished one is not repeated; with other
-    settings in the same folder `force` starts over. `settings`: those of TrainingConfig, such as
-    steps, lr, batch_size, seed.
+    `data`: a sub-folder for each class, or images of one class; or what `layout` says (food-101,
+    webdataset, hf and others: data/layouts), of which `split` is read, None its default.
+    `method_config`: the method's own options. `output`: the run's folder, None
+    runs/<data>-<method> (with a number if that holds another run). A run that was interrupted goes
+    on, a finished one is not repeated; with other settings in the same folder `force` starts over.
+    `settings`: those of TrainingConfig, such as steps, lr, batch_size, seed.
 
     Raises: UsageError for a setting that makes no sense or a folder of another run; SmidgenError
         for images that cannot be used, a loss that is not finite, a disk that refuses; Interrupted
@@ -72,12 +76,16 @@ def train(
     """
     training = training_config(settings)
     _, config = method_and_config(method, method_config)
-    if not Path(data).is_dir():
+    resolve_split(layout, split)
+    # a data set of the hub has no folder here
+    if layout != "hf" and not Path(data).is_dir():
         raise UsageError(f"no such folder of images: {data}")
     if not isinstance(base, Base):
         base = load_base(base, image_size=image_size)
     run = RunConfig(
         data=Path(data),
+        layout=layout,
+        split=split,
         method=method,
         method_config=config,
         image_size=image_size or base.image_size,
@@ -166,8 +174,17 @@ def _evaluators(
                 shown[f"{number:06d}.png"] = classes[number % len(classes)]
             record = json.dumps({"images": shown})
             (Path(place) / SAMPLE_RECORD).write_text(record, encoding="utf-8")
-            result = evaluate(place, run.data, device=base.device, cache_dir=cache_dir)
-        return {name: value for name, value in result["metrics"].items() if value is not None}
+            result = evaluate(
+                place,
+                run.data,
+                layout=run.layout,
+                split=run.split,
+                device=base.device,
+                cache_dir=cache_dir,
+            )
+        found = result["metrics"].items()
+        means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}
+        return {name: value for name, value in means.items() if value is not None}
 
     wanted = {draw_grid: run.training.sample_every, measure: run.training.metrics_every}
     return [Evaluator(every=every, run=function) for function, every in wanted.items() if every]

@@ -1,35 +1,55 @@
-"""`smidgen evaluate`: a folder of images against a reference, as evaluation/ measures it."""
+"""`smidgen evaluate`: a run, a delta or a folder of images against a reference.
+
+What is measured and how is in evaluation/; how the samples of a run are drawn in api/evaluation.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from smidgen.cli.arguments import parse, read_request
+from smidgen.cli.metric_table import result_lines
 from smidgen.cli.options import (
     DEVICES,
+    LAYOUT_NAMES,
+    PRECISIONS,
     Switches,
     answer,
     answer_dry_run,
     at_least,
+    check_base_name,
+    check_images,
     check_input,
     check_output_file,
+    finite,
     log,
     quiet_stdout,
     resolve_device,
     write_json,
 )
+from smidgen.config import flatten
 from smidgen.errors import UsageError
 
-DESCRIPTION = """Measure images against a reference: Frechet distance and class agreement.
+DELTA, RESULT = "delta.safetensors", "result.json"
+NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
+
+DESCRIPTION = """Measure a run, a delta or a folder of images against a reference.
+
+Of a run and a delta, samples are drawn and measured without writing them. With torchrun, several
+processes share the work: torchrun --nproc-per-node 8 -m smidgen.cli evaluate ...
 
 examples:
-  smidgen evaluate samples/ --reference photos/ --features glyphs --json
-  smidgen evaluate samples/ --reference statistics.npz --output samples/result.json"""
+  smidgen evaluate runs/photos --reference photos-test/ --num-images 10000
+  smidgen evaluate samples/ --reference photos/ --features inception,dinov2 --metrics fd,kid,recall
+  smidgen evaluate samples/ --reference statistics.npz --output samples/result.json --json"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +57,25 @@ class EvaluateOptions:
     """What to measure."""
 
     images: tyro.conf.Positional[Path]
-    """Folder of images. Their classes: sub-folders, or what sampling recorded."""
+    """A run's folder, a delta's file, or a folder of images (any program's; or a .npz with arr_0).
+    Classes of images: sub-folders, or what sampling recorded."""
     reference: Path
-    """Folder of real images, or a .npz with mu and sigma."""
+    """Folder of real images, or a .npz with mu and sigma, or with images as arr_0."""
+    layout: LAYOUT_NAMES = "folder"
+    """How the reference lies there, as for train."""
+    split: str | None = None
+    """Which part of the reference; none: the layout's default."""
     features: str = "glyphs"
-    """The feature extractor."""
+    """Feature extractors with commas: glyphs, inception, dinov2, clip-b32, clip-l14."""
+    metrics: str | None = None
+    """Metrics with commas: fd, kid, precision, recall, density, coverage, inception_score, cmmd,
+    class_agreement, clip_i, dino_i, clip_t; none: fd, kid and, where known, class_agreement."""
+    resize: Literal["clean", "legacy"] | None = None
+    """How inception's images are resized; none: clean."""
+    weights: Path | None = None
+    """The extractor's weights; none: where they are usually kept, else fetched once."""
+    prompt: str = "a photo of a {}"
+    """The text of a class, for clip_t."""
     batch_size: int = 64
     """Images at a time."""
     cache_dir: Path | None = None
@@ -49,83 +83,246 @@ class EvaluateOptions:
     device: DEVICES = "auto"
     """auto: the accelerator if there is one."""
     output: Path | None = None
-    """Also write the document to this file."""
+    """Where the result goes; none: result.json in the folder of the run or of the images."""
     statistics: Path | None = None
-    """Also write the statistics of the reference folder to this .npz, to be a reference later."""
+    """Also write the statistics of the reference to this .npz, to be a reference later."""
 
     def __post_init__(self) -> None:
         at_least("batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """How the samples of a run or a delta are drawn."""
+
+    base: str | None = None
+    """The base; none: that of the run's recipe, or of the delta's header."""
+    codec: str | None = None
+    """Codec (VAE) folder or hub id, for a base file that has none of its own."""
+    image_size: int | None = None
+    """Side of the images in pixels; none: as trained."""
+    frequency_shift: float | None = None
+    """Shift of the timestep frequencies; none: 0, that of the released weights."""
+    num_images: int = 10_000
+    """Samples in total, image i of class i mod K."""
+    steps: int = 50
+    """Sampling steps."""
+    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    """ddpm: ancestral, as in the papers; dpm++: DPM-Solver++(2M), good from 15 steps on."""
+    guidance: float = 1.5
+    """Scale of classifier-free guidance; 1 is without."""
+    guidance_channels: Literal["all", "first-three"] = "all"
+    """first-three: as the code released with DiT does."""
+    seed: int = 0
+    """Image i depends on this and i only."""
+    precision: PRECISIONS = "fp32"
+    """Number format of the denoiser."""
+
+    def __post_init__(self) -> None:
+        if self.base is not None:
+            check_base_name(self.base)
+        for name in ("num_images", "steps"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("guidance", "seed", "frequency_shift"):
+            finite(name, getattr(self, name) or 0)
+        if self.image_size is not None:
+            at_least("image_size", self.image_size, 1)
 
 
 def run(argv: Sequence[str]) -> None:
     """Parse, check, measure, answer."""
     parsed = parse(
         read_request("evaluate", argv, positional="images"),
-        {"evaluation": EvaluateOptions},
+        {"evaluation": EvaluateOptions, "drawing": DrawOptions},
         switches=Switches,
         description=DESCRIPTION,
     )
-    options, switches = parsed["evaluation"], parsed["switches"]
-    check_input(options.images, "folder")
-    check_input(options.reference, "reference")
-    if options.statistics is not None and not options.reference.is_dir():
-        raise UsageError("--statistics needs a folder of images as the reference")
-    for path in (options.output, options.statistics):
-        if path is not None:
-            check_output_file(path)
-            if path.exists() and not switches.force:
-                raise UsageError(f"{path} exists; --force replaces it")
+    options, drawing, switches = (parsed[name] for name in ("evaluation", "drawing", "switches"))
+    check_paths(options, drawing, force=switches.force)
+    output = options.output or default_output(options.images)
+    check_output_file(output)
+    request = request_of(options, drawing)
+    document = None if switches.force else finished_result(output, request)
     if switches.dry_run:
-        answer_dry_run([options], {}, as_json=switches.json)
+        answer_dry_run([options, drawing], delta_facts(options.images), as_json=switches.json)
         return
     with quiet_stdout():
-        document = measure(options)
-        if options.statistics is not None:
+        if document is not None:
+            log(f"{output} already holds this result; --force measures again")
+        else:
+            document = measure(options, drawing)
+            document["request"] = request
+        if options.statistics is not None and is_main():
             save_statistics(options, options.statistics)
-    if options.output is not None:
-        write_json(document, options.output)
-    for warning in document["warnings"]:
-        log(f"warning: {warning}")
-    answer(document, summary(document), options.output, as_json=switches.json)
+    if is_main():
+        write_json(document, output)
+        for warning in document["warnings"]:
+            log(f"warning: {warning}")
+        answer(document, result_lines(document), output, as_json=switches.json)
 
 
-def save_statistics(options: EvaluateOptions, path: Path) -> None:
-    """Write the statistics of the reference folder, which `measure` left in the cache."""
-    from smidgen.evaluation.features import load_extractor
-    from smidgen.evaluation.reference import folder_statistics, write_statistics
+def check_paths(options: EvaluateOptions, drawing: DrawOptions, *, force: bool) -> None:
+    """Everything that the paths and flags tell before any work.
 
-    extractor = load_extractor(options.features, resolve_device(options.device))
-    known = folder_statistics(options.reference, extractor, cache_dir=options.cache_dir)
-    write_statistics(known, path)
+    Raises: UsageError.
+    """
+    check_input(options.images, "run, delta or folder of images")
+    if options.layout != "folder":
+        check_images(options.reference, options.layout, options.split)
+    else:
+        check_input(options.reference, "reference")
+    if is_images(options.images):
+        if (options.images / "recipe.toml").is_file():
+            raise UsageError(
+                f"{options.images} is a run without {DELTA}: train it to its end first"
+            )
+        given = [name for name, value in flatten(drawing).items() if value != _default(name)]
+        if given:
+            flag = given[0].replace("_", "-")
+            raise UsageError(
+                f"--{flag} is about drawing samples, and {options.images} holds images already; "
+                "leave it out, or give a run or a delta"
+            )
+    if options.statistics is not None:
+        if not options.reference.is_dir():
+            raise UsageError("--statistics needs a folder of images as the reference")
+        if "," in options.features:
+            raise UsageError("--statistics are of one kind of features; name one")
+        check_output_file(options.statistics)
+        if options.statistics.exists() and not force:
+            raise UsageError(f"{options.statistics} exists; --force replaces it")
 
 
-def measure(options: EvaluateOptions) -> dict[str, Any]:
-    """The result document."""
-    from smidgen.evaluation.run import evaluate
+def _default(name: str) -> Any:
+    return DrawOptions.__dataclass_fields__[name].default
+
+
+def is_images(path: Path) -> bool:
+    """Whether the path holds images, and is no run or delta."""
+    return path.suffix == ".npz" or (path.is_dir() and not (path / DELTA).is_file())
+
+
+def default_output(images: Path) -> Path:
+    """result.json in a folder or beside a run's delta; <name>.result.json beside another file."""
+    if images.is_dir():
+        return images / RESULT
+    return images.parent / (RESULT if images.name == DELTA else f"{images.stem}.{RESULT}")
+
+
+def request_of(options: EvaluateOptions, drawing: DrawOptions) -> dict[str, Any]:
+    """What the result depends on: the settings, and a mark of the state of both inputs."""
+    values = {n: v for n, v in flatten(options, drawing).items() if n not in NOT_COMPARED}
+    delta = options.images / DELTA
+    values["images_state"] = state_of(delta if delta.is_file() else options.images)
+    values["reference_state"] = state_of(options.reference)
+    return json.loads(json.dumps(values, default=str))
+
+
+def state_of(path: Path) -> str:
+    """A hash of names, sizes and times of change of a file, or of all in a folder but results."""
+    total = hashlib.sha256()
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in found:
+        if file.is_file() and not file.name.endswith(RESULT):
+            facts = file.stat()
+            name = os.fsencode(file.relative_to(path))
+            total.update(name + f"/{facts.st_size}/{facts.st_mtime_ns}\n".encode())
+    return total.hexdigest()[:32]
+
+
+def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The document in `output` if it answers this very request, None if there is no file.
+
+    Raises: UsageError if the file holds something else, naming what differs.
+    """
+    if not output.exists():
+        return None
+    try:
+        document = json.loads(output.read_text(encoding="utf-8"))
+        before = dict(document["request"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UsageError(
+            f"{output} exists and is no result of evaluate; give another --output, or --force"
+        ) from None
+    changed = [n for n in {**before, **request} if before.get(n) != request.get(n)]
+    if not changed:
+        return document
+    words = (
+        f"{name.removesuffix('_state')} changed"
+        if name.endswith("_state")
+        else f"{name} {before.get(name)} -> {request.get(name)}"
+        for name in changed
+    )
+    raise UsageError(
+        f"{output} holds another result ({', '.join(words)}); give another --output, "
+        "or --force to replace it"
+    )
+
+
+def measure(options: EvaluateOptions, drawing: DrawOptions | None = None) -> dict[str, Any]:
+    """The result document; `drawing` None: as its defaults, if there is anything to draw."""
+    from smidgen.api.evaluation import SamplingConfig, evaluate
+    from smidgen.evaluation.plan import split_names
     from smidgen.training.journal import counting_bar
 
-    with counting_bar("reading", progress=True) as progress:
+    drawing, more = drawing or DrawOptions(), {}
+    if not is_images(options.images):
+        names = [field.name for field in dataclasses.fields(SamplingConfig)]
+        more["sampling"] = SamplingConfig(**{name: getattr(drawing, name) for name in names})
+        for name in ("base", "codec", "image_size", "frequency_shift"):
+            more[name] = getattr(drawing, name)
+    with counting_bar("measuring", progress=is_main()) as progress:
         return evaluate(
             options.images,
             options.reference,
             features=options.features,
+            metrics=None if options.metrics is None else split_names(options.metrics),
             batch_size=options.batch_size,
             device=resolve_device(options.device),
             cache_dir=options.cache_dir,
+            weights=options.weights,
+            resize=options.resize,
+            layout=options.layout,
+            split=options.split,
+            prompt=options.prompt,
             progress=progress,
+            **more,
         )
 
 
-def summary(document: Mapping[str, Any]) -> list[str]:
-    """The numbers with what they depend on, for a person."""
-    metrics, protocol = document["metrics"], document["protocol"]
-    known = protocol["num_reference"] or "an unknown number of"
-    beside = f"{protocol['features']} features, {protocol['num_images']} images against {known}"
-    lines = [f"Frechet distance  {metrics['fd']:.2f}   ({beside})"]
-    if metrics["class_agreement"] is not None:
-        baselines = document["baselines"]
-        real = baselines["class_agreement_of_reference"]
-        beside = f"chance {baselines['class_agreement_by_chance']:.1%}"
-        beside += f", reference {real:.1%}" if real is not None else ""
-        lines.append(f"class agreement   {metrics['class_agreement']:.1%}   ({beside})")
-    return lines
+def save_statistics(options: EvaluateOptions, path: Path) -> None:
+    """Write the statistics of the reference, which `measure` left in the cache."""
+    from smidgen.evaluation.plan import make_plan, split_names
+    from smidgen.evaluation.reference import folder_statistics
+    from smidgen.evaluation.statistics import write_statistics
+
+    plan = make_plan(
+        options.features,
+        None if options.metrics is None else split_names(options.metrics),
+        device=resolve_device(options.device),
+        weights=options.weights,
+        resize=options.resize,
+    )
+    known = folder_statistics(
+        options.reference,
+        plan.first,
+        keep_features=plan.needs(plan.first, "features"),
+        layout=options.layout,
+        split=options.split,
+        cache_dir=options.cache_dir,
+    )
+    write_statistics(known, path)
+
+
+def delta_facts(images: Path) -> dict[str, Any]:
+    """Size of the delta from which samples would be drawn; nothing for images."""
+    if is_images(images):
+        return {}
+    from smidgen.cli.sample import delta_facts
+
+    return delta_facts(images / DELTA if images.is_dir() else images)
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes: the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"

@@ -20,9 +20,11 @@ from smidgen.errors import SmidgenError, UsageError
 VERBS = {
     "train": "fine-tune a base to a folder of images; writes RUN/delta.safetensors",
     "sample": "draw images from a base, with or without a delta",
-    "evaluate": "measure a folder of images against a reference",
+    "evaluate": "measure a run, a delta or a folder of images against a reference",
+    "compare": "show results of evaluate side by side",
     "inspect": "count what a method would train, without weights",
     "fold": "write a delta into a copy of the base's weights",
+    "unpack": "write a shipped set of letters as a folder of images",
     "demo": "fine-tune the shipped base to Greek letters and show before and after",
 }
 

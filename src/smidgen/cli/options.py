@@ -26,6 +26,21 @@ from smidgen.errors import UsageError
 
 DEVICES = Literal["auto", "cpu", "cuda"]
 PRECISIONS = Literal["fp32", "bf16", "fp16"]
+# The keys of data.layouts.LAYOUTS, which imports torch.
+LAYOUT_NAMES = Literal[
+    "folder",
+    "food-101",
+    "sun397",
+    "df20m",
+    "caltech-101",
+    "cub-200-2011",
+    "artbench-10",
+    "flowers-102",
+    "stanford-cars",
+    "imagenet",
+    "webdataset",
+    "hf",
+]
 EMBEDDED = Path(str(files("smidgen.models") / "embedded"))
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -114,6 +129,18 @@ def check_folder(path: Path, what: str) -> None:
     check_input(path, what)
     if not path.is_dir():
         raise UsageError(f"{path} is a file; expected a {what}")
+
+
+def check_images(path: Path, layout: str, split: str | None) -> None:
+    """Raise UsageError unless the path is a folder, or may be a hub id that `layout` can fetch; and
+    for a split that the layout does not have.
+    """
+    if layout != "hf" or path.exists() or not HUB_ID.fullmatch(path.as_posix()):
+        check_folder(path, "folder of images")
+    if split is not None:
+        from smidgen.data.layouts import resolve_split
+
+        resolve_split(layout, split)
 
 
 def check_file(path: Path, what: str) -> None:

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from smidgen.cli.arguments import Request, parse, read_request
 from smidgen.cli.options import (
+    LAYOUT_NAMES,
     BaseOptions,
     Switches,
     answer,
     answer_dry_run,
     at_least,
-    check_folder,
+    check_images,
     check_output_folder,
     quiet_stdout,
     resolve_device,
@@ -34,7 +35,7 @@ those of the chosen --method.
 
 examples:
   smidgen train --base glyphs --data photos/ --method difffit --steps 400 --output runs/photos
-  smidgen train recipes/difffit-food101.toml --data food-101/images --batch-size 32"""
+  smidgen train recipes/difffit-food101.toml --data food-101 --layout food-101 --split train"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,13 @@ class TrainOptions:
     """What to train on, how it is read, and where the result goes."""
 
     data: Path
-    """Folder of images: a sub-folder for each class, or one class without sub-folders."""
+    """Folder of images: a sub-folder for each class, or one class without sub-folders; or a data
+    set of another --layout."""
+    layout: LAYOUT_NAMES = "folder"
+    """How the data lies there: a folder of images, a published data set as its archives unpack,
+    webdataset (.tar shards) or hf (a Hugging Face image set: saved on disk, or a hub id)."""
+    split: str | None = None
+    """Which part of it, such as train or test; none: the layout's default."""
     method: str = "difffit"
     """What is trained: full, bitfit, difffit."""
     resize: Literal["crop", "resize"] = "crop"
@@ -119,7 +126,7 @@ def parse_train(request: Request) -> dict[str, Any]:
 
 def check_paths(options: TrainOptions) -> None:
     """Raise UsageError unless the images are there and the output can be written."""
-    check_folder(options.data, "folder of images")
+    check_images(options.data, options.layout, options.split)
     check_output_folder(options.output)
 
 
@@ -132,6 +139,8 @@ def train(parsed: Mapping[str, Any], *, base: Any = None) -> dict[str, Any]:
     delta = api.train(
         base,
         options.data,
+        layout=options.layout,
+        split=options.split,
         method=options.method,
         method_config=dataclasses.asdict(parsed["method"]),
         output=options.output,
@@ -181,12 +190,13 @@ def run_report(folder: Path) -> dict[str, Any]:
 def plan(parsed: Mapping[str, Any]) -> dict[str, Any]:
     """What the run would train and need, from the names of the images and the shape of the base."""
     from smidgen import api
-    from smidgen.data.folder import scan
+    from smidgen.data.layouts import open_images
 
     options = parsed["run"]
+    images = open_images(options.data, layout=options.layout, split=options.split, decode=False)
     return api.inspect(
         parsed["base"].base,
-        num_classes=len(scan(options.data, decode=False).classes),
+        num_classes=len(images.classes),
         method=options.method,
         method_config=dataclasses.asdict(parsed["method"]),
         **dataclasses.asdict(parsed["training"]),

@@ -26,7 +26,6 @@ from smidgen.data.images import (
     content_key,
     decode,
     fit,
-    read_bytes,
     strict_pillow,
 )
 from smidgen.data.latents import LatentSet, MappedRows
@@ -188,7 +187,7 @@ class LatentCache:
 
         def read(file: ImageFile) -> Picture | UnusableImage:
             try:
-                data = read_bytes(file.path)
+                data = file.read()
                 content = content_key(data)
                 if (found := self.find(content)) is not None:
                     facts = found[0].facts[found[1]]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 from smidgen.data.images import FORMATS, UnusableImage, decode, read_bytes, strict_pillow
 from smidgen.data.listing import BadFile, class_name, list_images, printable
@@ -18,17 +19,44 @@ from smidgen.errors import SmidgenError
 Progress = Callable[[int, int], None]
 
 
+class Source(Protocol):
+    """Where the bytes of an image are that has no file of its own."""
+
+    def read(self) -> bytes:
+        """The bytes as they are stored, from any thread.
+
+        Raises:
+            UnusableImage: they cannot be read.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """One image and the index of its class."""
+    """One image and the index of its class. Its bytes come from `read` alone.
+
+    With a `source` the path only names the image (shard.tar/key.jpg): there is no such file.
+    """
 
     path: Path
     label: int
+    source: Source | None = None
+
+    def read(self) -> bytes:
+        """The bytes, read once so that what is hashed is what is decoded.
+
+        Raises:
+            UnusableImage: they cannot be read, are empty or more than 1 GiB.
+        """
+        return read_bytes(self.path) if self.source is None else self.source.read()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFolder:
-    """Files of a folder with their classes; `bad` is everything that was seen and skipped."""
+    """Files of a folder with their classes; `bad` is everything that was seen and skipped.
+
+    `layout` and `split` say how it was read (data/layouts); every path begins with `root`.
+    """
 
     root: Path
     classes: tuple[str, ...]
@@ -36,6 +64,8 @@ class ImageFolder:
     bad: tuple[BadFile, ...] = ()
     flat: bool = False
     min_size: int = 8
+    layout: str = "folder"
+    split: str | None = None
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -114,13 +144,19 @@ def scan(
         min_size=min_size,
     )
     check_classes(listed)
-    return _decoded(listed, progress) if decode else listed
+    return decode_all(listed, progress) if decode else listed
 
 
-def _decoded(listed: ImageFolder, progress: Progress | None) -> ImageFolder:
+def decode_all(listed: ImageFolder, progress: Progress | None = None) -> ImageFolder:
+    """The folder without the files that cannot be used: each is decoded once, in threads.
+
+    Raises:
+        SmidgenError: a class has no usable image.
+    """
+
     def problem(file: ImageFile) -> str | None:
         try:
-            decode(read_bytes(file.path), file.path, listed.min_size)
+            decode(file.read(), file.path, listed.min_size)
         except UnusableImage as error:
             return str(error)
         return None
@@ -182,6 +218,11 @@ def check_classes(folder: ImageFolder) -> None:
     names = ", ".join(f'"{name}"' for name in empty[:10])
     more = f" and {len(empty) - 10:,} more" if len(empty) > 10 else ""
     what = f'no usable image in "{printable(str(folder.root))}"'
+    if folder.layout != "folder":
+        split = f" of its split {folder.split}" if folder.split else ""
+        what += f" for class {names}{more}{split}"
+        listed = folder.listed([bad for bad in folder.bad if bad.counts])
+        raise SmidgenError(what + (f"; skipped: {'; '.join(listed)}" if listed else ""))
     if not folder.flat:
         what += f" for class folder {names}{more}"
     bad = [b for b in folder.bad if folder.flat or _class_of(folder, b) in empty]

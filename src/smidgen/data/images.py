@@ -89,8 +89,11 @@ class Facts:
     height: int
 
     def check(self, path: Path, min_size: int) -> None:
-        """Raises UnusableImage for a name of another format and a side under `min_size`."""
-        if FORMATS.get(path.suffix.lower()) != self.format:
+        """Raises UnusableImage for a name of another format and a side under `min_size`.
+
+        A name without a suffix says nothing of the format: rows of a table have such names.
+        """
+        if path.suffix and FORMATS.get(path.suffix.lower()) != self.format:
             raise UnusableImage("wrongly named", f"{self.format} data in a {path.suffix} file")
         if min(self.width, self.height) < min_size:
             size = f"{self.width} x {self.height} pixels"

@@ -62,11 +62,23 @@ def list_images(root: Path) -> Listing:
     for name, folder in sorted((class_name(path.name), path) for path in folders):
         if name in images:
             raise SmidgenError(f'two folders of "{root}" are named "{name}": rename one')
-        below, files = _entries(folder)
-        images[name] = _candidates(files, bad)
-        for path in below:
-            bad += _below_class(path)
+        images[name], skipped = list_class(folder)
+        bad += skipped
     return Listing(flat=False, images=images, bad=bad)
+
+
+def list_class(folder: Path) -> tuple[list[Path], list[BadFile]]:
+    """The candidates directly in one class folder, by name, and what is skipped there.
+
+    Raises:
+        SmidgenError: it cannot be read.
+    """
+    bad: list[BadFile] = []
+    below, files = _entries(folder)
+    images = _candidates(files, bad)
+    for path in below:
+        bad += _below_class(path)
+    return images, bad
 
 
 def class_name(folder_name: str) -> str:

@@ -1,15 +1,91 @@
-"""Metrics as pure functions of numbers: Gaussian statistics, Frechet distance, class agreement.
+"""Metrics as pure functions: Frechet distance, inception score, class agreement; the table of all.
 
-N images, D feature dimensions. No images, no networks and no files here. Everything is float64.
+N images, D feature dimensions, K classes. No images, no networks and no files here; everything is
+float64. METRICS says what each metric of an evaluation needs. Kernel distances are in kernels.py,
+neighbour metrics in neighbours.py, cosines in similarity.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+NUM_SPLITS = 10  # of the inception score
+INCEPTION_HEAD = "imagenet-2015"  # the head whose logits the inception score is defined on
+
+CLIP = ("clip-b32", "clip-l14")
+
+Needs = Literal["gaussian", "features", "logits", "cosine", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What a metric needs of an image set, and how to read its number.
+
+    `needs`: mean and covariance, all features, the logits of heads, the mean direction of the
+    features, or texts for the images. `extractors` lists those it is defined on, all if empty;
+    `head` is one that the extractor must have. Either set must have `min_images`.
+    """
+
+    label: str
+    needs: Needs
+    higher_is_better: bool
+    extractors: tuple[str, ...] = ()
+    head: str | None = None
+    min_images: int = 1
+
+    def allows(self, extractor: str) -> bool:
+        """Whether the metric is defined on the features of that name."""
+        return not self.extractors or extractor in self.extractors
+
+
+METRICS: Mapping[str, Metric] = {
+    "fd": Metric(label="Frechet distance", needs="gaussian", higher_is_better=False),
+    "kid": Metric(
+        label="kernel distance (KID)", needs="features", higher_is_better=False, min_images=2
+    ),
+    "precision": Metric(
+        label="precision (k = 3)", needs="features", higher_is_better=True, min_images=6
+    ),
+    "recall": Metric(label="recall (k = 3)", needs="features", higher_is_better=True, min_images=6),
+    "density": Metric(
+        label="density (k = 5)", needs="features", higher_is_better=True, min_images=6
+    ),
+    "coverage": Metric(
+        label="coverage (k = 5)", needs="features", higher_is_better=True, min_images=6
+    ),
+    "inception_score": Metric(
+        label="inception score",
+        needs="logits",
+        higher_is_better=True,
+        extractors=("inception",),
+        head=INCEPTION_HEAD,
+    ),
+    "cmmd": Metric(
+        label="CMMD x 1000 (published on CLIP L/14)",
+        needs="features",
+        higher_is_better=False,
+        extractors=CLIP,
+    ),
+    "class_agreement": Metric(label="class agreement", needs="logits", higher_is_better=True),
+    "clip_i": Metric(label="CLIP-I", needs="cosine", higher_is_better=True, extractors=CLIP),
+    "dino_i": Metric(
+        label="DINO-I (DINOv2)", needs="cosine", higher_is_better=True, extractors=("dinov2",)
+    ),
+    "clip_t": Metric(label="CLIP-T", needs="text", higher_is_better=True, extractors=CLIP),
+}
+
+
+def exact_device(device: torch.device | str) -> torch.device:
+    """The device if it computes in float64, else the CPU."""
+    wanted = torch.device(device)
+    return torch.device("cpu") if wanted.type == "mps" else wanted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,3 +175,92 @@ def class_agreement(predicted: Int[Tensor, "N"], intended: Int[Tensor, "N"]) -> 
     if len(intended) == 0:
         raise ValueError("no images: agreement needs at least one")
     return float((predicted == intended).double().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionScore:
+    """Mean and standard deviation over the splits, and the score of all images as one split."""
+
+    mean: float
+    std: float
+    whole: float
+
+
+class ProbabilitySums:
+    """What the inception score needs of a stream of logits: a sum of probabilities per split.
+
+    The split of an image depends on its index alone: each ten indices from a multiple of ten on
+    are spread over the ten splits in a fixed pseudo-random order. Splits of consecutive images, or
+    of every tenth, would hold a part of the classes wherever images come sorted by class, or with
+    the classes in turns.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = torch.zeros(NUM_SPLITS, dtype=torch.float64)
+        self.probabilities = torch.zeros(NUM_SPLITS, num_classes, dtype=torch.float64)
+        self.negentropies = torch.zeros(NUM_SPLITS, dtype=torch.float64)  # sums of p log p
+
+    def update(self, first_index: int, logits: Float[Tensor, "N K"]) -> None:
+        """Add the logits of images `first_index`, `first_index` + 1, ..."""
+        scores = logits.detach().cpu().double()
+        split = splits_of(first_index, len(scores))
+        logs = scores.log_softmax(dim=1)
+        probabilities = logs.exp()
+        self.counts += torch.bincount(split, minlength=NUM_SPLITS)
+        self.probabilities.index_add_(0, split, probabilities)
+        self.negentropies.index_add_(0, split, (probabilities * logs).sum(dim=1))
+
+    def merge(self, other: ProbabilitySums) -> None:
+        """Add all images of `other`, which is left as it is."""
+        self.counts += other.counts
+        self.probabilities += other.probabilities
+        self.negentropies += other.negentropies
+
+
+def splits_of(first_index: int, count: int) -> Int[Tensor, "{count}"]:
+    """The split of each of `count` images from `first_index` on: a permutation in every ten."""
+    start = first_index - first_index % NUM_SPLITS
+    tens = -(-(first_index + count - start) // NUM_SPLITS)
+    keys = _mixed(np.arange(start, start + tens * NUM_SPLITS, dtype=np.uint64))
+    ranks = keys.reshape(tens, NUM_SPLITS).argsort(axis=1).ravel()
+    return torch.from_numpy(ranks[first_index - start :][:count].astype(np.int64))
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014): neighbours become unrelated."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def inception_score(sums: ProbabilitySums) -> InceptionScore:
+    """exp of the mean of KL(p(y|x) || p(y)) over images x, Salimans et al. 2016 (arXiv 1606.03498).
+
+    Between 1 and K. `mean` and `std` are over ten splits, each with its own p(y), as published
+    scores are; splits without an image are left out.
+
+    Raises: ValueError if there are no images.
+    """
+    if not sums.counts.any():
+        raise ValueError("no images: an inception score needs at least one")
+    used = sums.counts > 0
+    parts = _scores(sums.counts[used], sums.probabilities[used], sums.negentropies[used])
+    whole = _scores(
+        sums.counts.sum(0, keepdim=True),
+        sums.probabilities.sum(0, keepdim=True),
+        sums.negentropies.sum(0, keepdim=True),
+    )
+    return InceptionScore(
+        mean=float(parts.mean()), std=float(parts.std(correction=0)), whole=float(whole)
+    )
+
+
+def _scores(
+    counts: Float[Tensor, "S"],
+    probabilities: Float[Tensor, "S K"],
+    negentropies: Float[Tensor, "S"],
+) -> Float[Tensor, "S"]:
+    """The mean KL is the mean of sum p log p less the same sum of the mean probabilities."""
+    marginal = probabilities / counts[:, None]
+    return (negentropies / counts - marginal.xlogy(marginal).sum(dim=1)).exp()

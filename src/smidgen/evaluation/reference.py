@@ -1,209 +1,241 @@
-"""Feature statistics of images: of a folder, cached under a content key, or in a .npz.
+"""The statistics of reference images: of a data set, cached under a content key, or from a .npz.
 
 The key covers every file's bytes and name, the extractor's weights and its preprocessing, so that
-a stale entry is never used. Sub-folders are the classes. No metric lives here.
+a stale entry is never used. What a file of statistics holds is in statistics.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import io
-import itertools
-import json
-import os
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from smidgen.data.cache import default_cache_dir
-from smidgen.data.folder import ImageFolder, Progress, scan
-from smidgen.data.images import load_image
+from smidgen.data.folder import ImageFile, ImageFolder, Progress, with_findings
+from smidgen.data.images import UnusableImage
+from smidgen.data.layouts import open_images
 from smidgen.data.reading import ordered_map
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation import processes
 from smidgen.evaluation.features import Extractor
-from smidgen.evaluation.metrics import Gaussian, GaussianSum
+from smidgen.evaluation.metrics import Gaussian
+from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch
+from smidgen.evaluation.statistics import (
+    FORMAT_VERSION,
+    Statistics,
+    read_gaussian,
+    read_statistics,
+    write_statistics,
+)
+from smidgen.evaluation.stream import Measured, accumulate, array_batches, folder_batches
 
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Statistics:
-    """What evaluation needs to know about an image set.
-
-    `predictions` holds, for each head of the extractor, the class index it sees in each image;
-    `labels` each image's class as an index into `classes`. Both are empty where not known, as in
-    a .npz of somebody else. `identity` names the content: the key of a folder, the hash of a file.
-    """
-
-    gaussian: Gaussian
-    classes: tuple[str, ...]
-    labels: Tensor
-    predictions: dict[str, Tensor]
-    extractor: str
-    identity: str
+# Accumulating for this metric keeps the features: what all the metrics that need them share.
+KEEPS = frozenset({"fd", "kid"})
+SUMS = frozenset({"fd"})
 
 
-def compute_statistics(
-    images: ImageFolder,
-    extractor: Extractor,
+def reference_statistics(
+    reference: Path,
+    extractors: Sequence[Extractor],
     *,
+    keep_features: Mapping[str, bool],
+    layout: str = "folder",
+    split: str | None = None,
     batch_size: int = 64,
+    cache_dir: Path | None = None,
     progress: Progress | None = None,
-) -> Statistics:
-    """The statistics of a scanned folder, read in batches.
+) -> dict[str, Statistics]:
+    """The statistics of a data set or a .npz for each extractor, what is missing read in one pass.
 
-    Raises: SmidgenError if a feature is not finite.
+    `keep_features` says of which extractors the features themselves are wanted too; a file of
+    statistics may be without. Of several processes the main one reads, the others its cache.
+
+    Raises: UsageError if `reference` is neither; SmidgenError if it cannot be used.
     """
-    total = GaussianSum(extractor.dim)
-    predictions: dict[str, list[Tensor]] = {head: [] for head in extractor.heads}
-    for batch in _batches(images, extractor, batch_size):
-        features, logits = extractor.read(batch)
-        if not torch.isfinite(features).all():
-            raise SmidgenError(f'features "{extractor.name}" of {images.root} are not finite')
-        total.update(features)
-        for head, values in logits.items():
-            predictions[head].append(values.argmax(dim=1).cpu())
-        if progress:
-            progress(total.count, len(images.files))
-    return Statistics(
-        gaussian=total.result(),
-        classes=images.classes,
-        labels=torch.tensor(images.labels),
-        predictions={head: torch.cat(parts) for head, parts in predictions.items()},
-        extractor=extractor.sha256,
-        identity=content_key(images, extractor),
-    )
-
-
-def _batches(images: ImageFolder, extractor: Extractor, batch_size: int) -> Iterator[Tensor]:
-    paths = [file.path for file in images.files]
-    pixels = ordered_map(
-        lambda path: load_image(path, extractor.image_size, extractor.resize)[0], paths
-    )
-    while batch := list(itertools.islice(pixels, batch_size)):
-        yield torch.stack(batch)  # (B, 3, H, W) uint8
+    cache_dir = cache_dir or default_cache_dir()
+    with processes.main_first():
+        if reference.is_file() and layout == "folder":
+            if reference.suffix != ".npz":
+                raise UsageError(f"the reference {reference} is neither a folder nor a .npz file")
+            batch = open_sample_batch(reference)
+            if batch is None:
+                return {
+                    e.name: read_statistics(reference, e, features=keep_features[e.name])
+                    for e in extractors
+                }
+            source = _Source(batch, batch_size)
+        else:
+            source = _Source(
+                open_images(reference, layout=layout, split=split, decode=False), batch_size
+            )
+        return _cached(source, extractors, keep_features, cache_dir, progress)
 
 
 def folder_statistics(
     folder: Path,
     extractor: Extractor,
     *,
+    keep_features: bool = False,
+    layout: str = "folder",
+    split: str | None = None,
     batch_size: int = 64,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
-    """The statistics of a folder, from the cache if exactly these images were read before.
+    """`reference_statistics` of one extractor."""
+    return reference_statistics(
+        folder,
+        [extractor],
+        keep_features={extractor.name: keep_features},
+        layout=layout,
+        split=split,
+        batch_size=batch_size,
+        cache_dir=cache_dir,
+        progress=progress,
+    )[extractor.name]
 
-    Raises: SmidgenError if there is no such folder, or no usable image in it or in a class.
+
+def compute_statistics(
+    images: ImageFolder,
+    extractor: Extractor,
+    *,
+    keep_features: bool = False,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Statistics:
+    """The statistics of a listed data set, read now whatever the cache holds.
+
+    Raises: SmidgenError if a feature is not finite, or a class has no usable image.
     """
-    key = content_key(scan(folder, decode=False), extractor)
-    path = (cache_dir or default_cache_dir()) / "statistics" / f"{key}.npz"
-    if path.is_file():
+    source = _Source(images, batch_size)
+    return source.compute([extractor], {extractor.name: keep_features}, progress)[extractor.name]
+
+
+class _Source:
+    """Reference images to be read: the files of a data set, or the arrays of a sample batch."""
+
+    def __init__(self, images: ImageFolder | SampleBatch, batch_size: int) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.hashes: list[str] | None = None
+
+    def key(self, extractor: Extractor) -> str:
+        """The name under which statistics of these images are kept."""
+        if isinstance(self.images, SampleBatch):
+            parts = (self.images.identity, extractor.sha256, extractor.resize, FORMAT_VERSION)
+            return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:32]
+        if self.hashes is None:
+            self.hashes = content_hashes(self.images)
+        return content_key(self.images, extractor, self.hashes)
+
+    def compute(
+        self,
+        extractors: Sequence[Extractor],
+        keep_features: Mapping[str, bool],
+        progress: Progress | None,
+    ) -> dict[str, Statistics]:
+        """The statistics for each of the extractors, from one pass."""
+        wanted = {e.name: KEEPS if keep_features[e.name] else SUMS for e in extractors}
+        images = self.images
+        if isinstance(images, SampleBatch):
+            batches = array_batches(images.batches(self.batch_size), extractors)
+            what, total = str(images.path), images.num_images
+        else:
+            total = len(images.files)
+            starts = range(0, total, self.batch_size)
+            parts = [range(start, min(start + self.batch_size, total)) for start in starts]
+            batches = folder_batches(images, extractors, parts)
+            what = f'"{images.root}"'
+        found = accumulate(batches, extractors, wanted, what=what, total=total, progress=progress)
+        return {e.name: self._statistics(e, found) for e in extractors}
+
+    def _statistics(self, extractor: Extractor, found: Measured) -> Statistics:
+        classes, labels = (), torch.zeros(0, dtype=torch.long)
+        num_skipped = 0
+        if isinstance(self.images, ImageFolder):
+            good = [self.images.files[place] for place in found.numbers]
+            checked = with_findings(self.images, good, found.bad)
+            num_skipped = checked.num_bad
+            if not checked.flat:
+                classes, labels = checked.classes, torch.tensor(checked.labels)
+        seen = found.accumulated[extractor.name]
+        gaussian = seen.gaussian
+        if isinstance(self.images, SampleBatch):
+            gaussian = _published(self.images, extractor) or gaussian
+        return Statistics(
+            gaussian=gaussian,
+            classes=classes,
+            labels=labels,
+            predictions=seen.predictions,
+            extractor=extractor.sha256,
+            resize=extractor.resize,
+            identity=self.key(extractor),
+            mean_direction=seen.mean_direction,
+            features=seen.features,
+            num_skipped=num_skipped,
+        )
+
+
+def _published(batch: SampleBatch, extractor: Extractor) -> Gaussian | None:
+    """The `mu` and `sigma` beside published reference images, if they are of these features.
+
+    ADM's are those of the graph of 2015 with its own resizing (guided-diffusion, evaluator.py), and
+    of an unknown number of images: mostly of more than the file holds.
+    """
+    if (extractor.name, extractor.resize) != ("inception", "legacy"):
+        return None
+    return read_gaussian(batch.path, extractor, count=0)
+
+
+def _cached(
+    source: _Source,
+    extractors: Sequence[Extractor],
+    keep_features: Mapping[str, bool],
+    cache_dir: Path,
+    progress: Progress | None,
+) -> dict[str, Statistics]:
+    """What the cache has; the rest is computed in one pass and kept there."""
+    folder = cache_dir / "statistics"
+    found: dict[str, Statistics] = {}
+    for extractor in extractors:
+        path = folder / f"{source.key(extractor)}.npz"
+        if not path.is_file():
+            continue
         try:
-            return read_statistics(path, extractor, identity=key)
+            known = read_statistics(path, extractor, features=keep_features[extractor.name])
         except SmidgenError:
             path.unlink(missing_ok=True)  # damaged: computed anew below
-    images = scan(folder)
-    statistics = compute_statistics(images, extractor, batch_size=batch_size, progress=progress)
-    statistics = dataclasses.replace(statistics, identity=key)
-    write_statistics(statistics, path)
-    return statistics
+            continue
+        if known.features is not None or not keep_features[extractor.name]:
+            found[extractor.name] = known
+    missing = [extractor for extractor in extractors if extractor.name not in found]
+    if missing:
+        computed = source.compute(missing, keep_features, progress)
+        for extractor in missing:
+            write_statistics(computed[extractor.name], folder / f"{source.key(extractor)}.npz")
+        found |= computed
+    return {extractor.name: found[extractor.name] for extractor in extractors}
 
 
-def content_key(images: ImageFolder, extractor: Extractor) -> str:
+def content_hashes(images: ImageFolder) -> list[str]:
+    """SHA-256 of every file's bytes, in order; empty for a file that cannot be read."""
+
+    def content(file: ImageFile) -> str:
+        try:
+            return hashlib.sha256(file.read()).hexdigest()
+        except UnusableImage:
+            return ""
+
+    return list(ordered_map(content, images.files))
+
+
+def content_key(images: ImageFolder, extractor: Extractor, hashes: Sequence[str]) -> str:
     """A hash of the files' bytes and names, the extractor and how it resizes."""
     total = hashlib.sha256()
     total.update(f"{FORMAT_VERSION}/{extractor.sha256}/{extractor.resize}".encode())
     total.update(f"/{extractor.image_size}/{images.classes}".encode())
-    contents = ordered_map(_hash, [file.path for file in images.files])
-    for file, content in zip(images.files, contents, strict=True):
+    for file, content in zip(images.files, hashes, strict=True):
         total.update(f"\n{images.name(file.path)}/{file.label}/{content}".encode())
     return total.hexdigest()[:32]
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_statistics(statistics: Statistics, path: Path) -> None:
-    """Write a .npz: `mu` and `sigma` as everywhere, the rest under names of our own; atomic."""
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "count": statistics.gaussian.count,
-        "classes": list(statistics.classes),
-        "extractor": statistics.extractor,
-        "identity": statistics.identity,
-    }
-    arrays = {
-        "mu": statistics.gaussian.mean.numpy(),
-        "sigma": statistics.gaussian.covariance.numpy(),
-        "labels": statistics.labels.numpy().astype(np.int32),
-        **{f"predicted/{k}": v.numpy().astype(np.int32) for k, v in statistics.predictions.items()},
-        "meta": np.array(json.dumps(meta)),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_statistics(path: Path, extractor: Extractor, *, identity: str | None = None) -> Statistics:
-    """Read a .npz with `mu` and `sigma`, ours or another program's.
-
-    Raises: SmidgenError if the file cannot be read, lacks an array, or belongs to other features.
-    """
-    content = path.read_bytes()
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta", "{}")))
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise SmidgenError(f"{path} is not a readable .npz of statistics: {error}") from error
-    if "mu" not in arrays or "sigma" not in arrays:
-        raise SmidgenError(f'{path} lacks "mu" or "sigma"; it has: {", ".join(arrays)}')
-    _check_features(path, arrays, meta, extractor)
-    predicted = {
-        name.removeprefix("predicted/"): torch.from_numpy(values).long()
-        for name, values in arrays.items()
-        if name.startswith("predicted/")
-    }
-    return Statistics(
-        gaussian=Gaussian(
-            mean=torch.from_numpy(arrays["mu"]).double(),
-            covariance=torch.from_numpy(arrays["sigma"]).double(),
-            count=int(meta.get("count", 0)),
-        ),
-        classes=tuple(meta.get("classes", ())),
-        labels=torch.from_numpy(arrays.get("labels", np.zeros(0, np.int32))).long(),
-        predictions=predicted,
-        extractor=meta.get("extractor", ""),
-        identity=identity or f"sha256:{hashlib.sha256(content).hexdigest()[:32]}",
-    )
-
-
-def _check_features(path: Path, arrays: dict, meta: dict, extractor: Extractor) -> None:
-    """Raise SmidgenError unless the arrays are finite and of this extractor."""
-    dim = extractor.dim
-    if arrays["mu"].shape != (dim,) or arrays["sigma"].shape != (dim, dim):
-        raise SmidgenError(
-            f"{path} holds statistics of {arrays['mu'].shape[-1:]} dimensions; "
-            f'the features "{extractor.name}" have {dim}'
-        )
-    for name in ("mu", "sigma"):
-        if arrays[name].dtype.kind not in "fiu" or not np.isfinite(arrays[name]).all():
-            raise SmidgenError(f'"{name}" in {path} is not made of finite numbers')
-    if meta.get("extractor", extractor.sha256) != extractor.sha256:
-        raise SmidgenError(
-            f'{path} was computed with other features than "{extractor.name}"; '
-            "compute it again from its images"
-        )

@@ -1,101 +1,243 @@
-"""One evaluation: a folder of images against a reference, as the document of result.json.
+"""One evaluation: images against a reference, as the document of result.json.
 
-The numbers come with the protocol that they depend on; how a number is computed is in metrics.py.
+The images are read once and not held; with several processes (torchrun) each reads a part. How a
+number is computed is in numbers.py, what stands around it in document.py.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import re
-from collections import defaultdict
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smidgen.data.cache import default_cache_dir
-from smidgen.data.folder import ImageFolder, Progress, scan
-from smidgen.errors import SmidgenError, UsageError
-from smidgen.evaluation.features import Extractor, load_extractor
-from smidgen.evaluation.metrics import class_agreement, frechet_distance
-from smidgen.evaluation.reference import (
-    Statistics,
-    compute_statistics,
-    folder_statistics,
-    read_statistics,
+from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
+from smidgen.errors import SmidgenError, UsageError, closest
+from smidgen.evaluation import processes
+from smidgen.evaluation.document import Source, make_document, strange_classes
+from smidgen.evaluation.plan import PROMPT, Plan, make_plan
+from smidgen.evaluation.reference import content_key, reference_statistics
+from smidgen.evaluation.sample_batches import open_sample_batch
+from smidgen.evaluation.statistics import Statistics
+from smidgen.evaluation.stream import (
+    ArrayBatch,
+    Measured,
+    Prepared,
+    accumulate,
+    array_batches,
+    folder_batches,
 )
 
 SAMPLE_RECORD = "sample.json"  # written by sampling: {"settings": {...}, "images": {file: class}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured, and how.
+
+    `features` may be several, with commas. `metrics` None: Frechet distance, KID and class
+    agreement, as far as they can be had; one that is named and cannot be had is an error. `weights`
+    and `resize` are the extractor's: where its file lies, and "clean" or "legacy" for inception.
+    `layout` and `split` say how the reference is read. `prompt` makes a text of a class name for
+    CLIP-T. `cache_dir` None: this machine's cache folder.
+    """
+
+    features: str | Sequence[str] = "glyphs"
+    metrics: Sequence[str] | None = None
+    batch_size: int = 64
+    device: torch.device | str = "cpu"
+    cache_dir: Path | None = None
+    weights: Path | None = None
+    resize: str | None = None
+    layout: str = "folder"
+    split: str | None = None
+    prompt: str = PROMPT
+
+    def plan(self) -> Plan:
+        """The extractors and their metrics."""
+        return make_plan(
+            self.features,
+            self.metrics,
+            device=self.device,
+            weights=self.weights,
+            resize=self.resize,
+            prompt=self.prompt,
+        )
 
 
 def evaluate(
     images: str | Path,
     reference: str | Path,
     *,
-    features: str = "glyphs",
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    cache_dir: Path | None = None,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Frechet distance and class agreement of a folder, with protocol, baselines and warnings.
+    """The metrics of a folder of images, with protocol, baselines and warnings.
 
-    `reference` is a folder of images, whose statistics are cached, or a .npz with `mu` and `sigma`.
+    `images` may also be a .npz with `arr_0`, as guided diffusion's sampling writes it. `reference`
+    is a folder of images, or a data set of another layout, whose statistics are cached; or a .npz
+    with `mu` and `sigma`, or with `arr_0`. `settings`: those of EvaluationConfig. With several
+    features `by_features` holds what belongs to each, and the top level what belongs to the first.
+
     Class agreement needs to know what each image was meant to show: the name of its sub-folder, the
     sampling record beside it, or a file name such as 000123-alpha.png; else it is None.
 
-    Raises: UsageError for unknown features or a missing path, SmidgenError for unusable content.
+    Raises: UsageError for unknown features, metrics or settings or a missing path; SmidgenError for
+        unusable content, or a reference without a class that was drawn.
     """
-    folder, reference = Path(images), Path(reference)
-    for path in (folder, reference):
-        if not path.exists():
-            raise UsageError(f"no such file or folder: {path}")
-    extractor = load_extractor(features, device)
-    known = _reference_statistics(reference, extractor, batch_size, cache_dir, progress)
-    scanned = scan(folder)
-    measured = compute_statistics(scanned, extractor, batch_size=batch_size, progress=progress)
-    record = read_sample_record(scanned.root)
-    warnings = _size_warnings(measured, known, extractor)
-    fd = frechet_distance(
-        measured.gaussian.mean,
-        measured.gaussian.covariance,
-        known.gaussian.mean,
-        known.gaussian.covariance,
+    config, folder = evaluation_config(settings), Path(images)
+    if not folder.exists():
+        raise UsageError(f"no such file or folder: {folder}")
+    check_reference(Path(reference), config.layout)
+    plan = config.plan()
+    known = _reference(plan, Path(reference), config, progress)
+    measure = _measure_file if folder.is_file() else _measure_folder
+    measured, source = measure(plan, folder, config.batch_size, progress)
+    return make_document(plan, measured, known, source, str(reference))
+
+
+def measure_batches(
+    batches: Iterable[ArrayBatch],
+    reference: str | Path,
+    *,
+    sampling: Mapping[str, Any],
+    name: str = "samples",
+    classes: Sequence[str] = (),
+    num_images: int | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """`evaluate` of images straight from a sampler; none is held and no file written.
+
+    A batch is (number of its first image, uint8 (B, H, W, 3), class name of each image or None).
+    With several processes each gives its own part of the batches. `sampling` says how they were
+    drawn, as JSON; `name` is what the protocol calls them. A reference without one of `classes` is
+    refused before the first batch.
+
+    Raises: as `evaluate`, and what the batches raise.
+    """
+    config = evaluation_config(settings)
+    check_reference(Path(reference), config.layout)
+    plan = config.plan()
+    known = _reference(plan, Path(reference), config, None)
+    strange_classes(classes, known[plan.first.name].classes, str(reference), certain=True)
+    prepared = array_batches(batches, plan.extractors)
+    measured = _accumulate(plan, prepared, name, total=num_images, progress=progress)
+    identity = _array_identity(plan, measured)
+    source = Source(name=name, identity=identity, sampling=sampling, certain=True)
+    return make_document(plan, measured, known, source, str(reference))
+
+
+def evaluation_config(settings: Mapping[str, Any]) -> EvaluationConfig:
+    """The settings as an EvaluationConfig.
+
+    Raises: UsageError for an unknown name, with the closest one.
+    """
+    known = [field.name for field in fields(EvaluationConfig)]
+    for name in settings:
+        if name not in known:
+            raise UsageError(f'unknown setting "{name}"{closest(name, known)}')
+    return EvaluationConfig(**settings)
+
+
+def check_reference(reference: Path, layout: str) -> None:
+    """Raises: UsageError if there is nothing at that path, and it cannot be a hub's name either."""
+    if layout != "hf" and not reference.exists():
+        raise UsageError(f"no such file or folder: {reference}")
+
+
+def _reference(
+    plan: Plan, reference: Path, config: EvaluationConfig, progress: Progress | None
+) -> dict[str, Statistics]:
+    return reference_statistics(
+        reference,
+        plan.extractors,
+        keep_features={e.name: plan.needs(e, "features") for e in plan.extractors},
+        layout=config.layout,
+        split=config.split,
+        batch_size=config.batch_size,
+        cache_dir=config.cache_dir,
+        progress=progress,
     )
-    agreement = _agreement(scanned, measured, known, extractor, record, warnings)
+
+
+def _accumulate(plan: Plan, batches: Iterable[Prepared], what: str, **options: Any) -> Measured:
+    return accumulate(
+        batches,
+        plan.extractors,
+        plan.metrics,
+        what=what,
+        prompt=plan.prompt,
+        shared=True,
+        **options,
+    )
+
+
+def _measure_folder(
+    plan: Plan, folder: Path, batch_size: int, progress: Progress | None
+) -> tuple[Measured, Source]:
+    listed = scan(folder, decode=False)
+    record = read_sample_record(listed.root)
+    total = len(listed.files)
+    starts = processes.shard(range(0, total, batch_size))
+    measured = _accumulate(
+        plan,
+        folder_batches(
+            listed,
+            plan.extractors,
+            [range(start, min(start + batch_size, total)) for start in starts],
+            intended=intended_classes(listed, record),
+        ),
+        f'"{folder}"',
+        total=total,
+        progress=progress,
+    )
+    good = [listed.files[place] for place in measured.numbers]
+    scanned = with_findings(listed, good, measured.bad)
+    warnings = []
     if not record.get("finished", True):
         warnings.append(f"the sampling into {folder} did not finish; run it again first")
     if scanned.num_bad:
         warnings.append(f"{scanned.num_bad} of the files in {folder} were skipped")
-    return {
-        "metrics": {"fd": fd, "class_agreement": agreement.pop("class_agreement")},
-        **agreement,
-        "protocol": _protocol(scanned, measured, known, extractor, reference, record),
-        "skipped": scanned.skipped(),
-        "warnings": warnings,
-    }
+    return measured, Source(
+        name=str(listed.root),
+        identity={e.name: content_key(listed, e, measured.hashes) for e in plan.extractors},
+        sampling=record.get("settings"),
+        certain=bool(record.get("images")),
+        warnings=tuple(warnings),
+        skipped=tuple(scanned.skipped()),
+    )
 
 
-def _reference_statistics(
-    reference: Path,
-    extractor: Extractor,
-    batch_size: int,
-    cache_dir: Path | None,
-    progress: Progress | None,
-) -> Statistics:
-    if reference.is_file():
-        if reference.suffix != ".npz":
-            raise UsageError(f"the reference {reference} is neither a folder nor a .npz file")
-        return read_statistics(reference, extractor)
-    return folder_statistics(
-        reference,
-        extractor,
-        batch_size=batch_size,
-        cache_dir=cache_dir or default_cache_dir(),
+def _measure_file(
+    plan: Plan, path: Path, batch_size: int, progress: Progress | None
+) -> tuple[Measured, Source]:
+    batch = open_sample_batch(path) if path.suffix == ".npz" else None
+    if batch is None:
+        raise UsageError(f"{path} holds no images: give a folder, or a .npz with arr_0")
+    mine = itertools.islice(
+        batch.batches(batch_size), processes.rank(), None, processes.world_size()
+    )
+    measured = _accumulate(
+        plan,
+        array_batches(mine, plan.extractors),
+        str(path),
+        total=batch.num_images,
         progress=progress,
     )
+    identity = _array_identity(plan, measured)
+    return measured, Source(name=str(path), identity=identity, sampling=None, certain=False)
+
+
+def _array_identity(plan: Plan, measured: Measured) -> dict[str, str]:
+    total = hashlib.sha256("".join(measured.hashes).encode()).hexdigest()[:32]
+    return {extractor.name: f"pixels:{total}" for extractor in plan.extractors}
 
 
 def read_sample_record(folder: Path) -> dict[str, Any]:
@@ -125,90 +267,3 @@ def intended_classes(folder: ImageFolder, record: Mapping[str, Any]) -> list[str
             return None
         found.append(name)
     return found
-
-
-def _agreement(
-    folder: ImageFolder,
-    measured: Statistics,
-    known: Statistics,
-    extractor: Extractor,
-    record: Mapping[str, Any],
-    warnings: list[str],
-) -> dict[str, Any]:
-    """Class agreement with its baselines and by class; a warning and None where it has no sense."""
-    intended = intended_classes(folder, record)
-    if intended is None:
-        warnings.append("class agreement unknown: nothing says what each image was meant to show")
-        return {"class_agreement": None}
-    head = extractor.head_for(set(intended))
-    if head is None:
-        warnings.append(f'class agreement unknown: "{extractor.name}" has no head for the classes')
-        return {"class_agreement": None}
-    index = {name: number for number, name in enumerate(extractor.heads[head])}
-    labels = torch.tensor([index[name] for name in intended])
-    predicted = measured.predictions[head]
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for name, hit in zip(intended, (predicted == labels).tolist(), strict=True):
-        hits[name].append(hit)
-    return {
-        "class_agreement": class_agreement(predicted, labels),
-        "baselines": {
-            "class_agreement_by_chance": 1 / len(index),
-            "class_agreement_of_reference": _reference_agreement(known, head, index),
-        },
-        "head": head,
-        "agreement_by_class": {name: sum(hits[name]) / len(hits[name]) for name in sorted(hits)},
-    }
-
-
-def _reference_agreement(known: Statistics, head: str, index: Mapping[str, int]) -> float | None:
-    """How far the classifier agrees with the reference's own class names; None if not known."""
-    if head not in known.predictions or not set(known.classes) <= set(index):
-        return None
-    names = torch.tensor([index[name] for name in known.classes])
-    return class_agreement(known.predictions[head], names[known.labels])
-
-
-def _size_warnings(measured: Statistics, known: Statistics, extractor: Extractor) -> list[str]:
-    warnings = []
-    for what, count in (("images", measured.gaussian.count), ("reference", known.gaussian.count)):
-        if 0 < count <= extractor.dim:
-            warnings.append(
-                f"{count} {what} for {extractor.dim} feature dimensions: the covariance is "
-                "singular and the distance is too large; compare it only at this number"
-            )
-    return warnings
-
-
-def _protocol(
-    folder: ImageFolder,
-    measured: Statistics,
-    known: Statistics,
-    extractor: Extractor,
-    reference: Path,
-    record: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Everything that the numbers depend on."""
-    return {
-        "features": extractor.name,
-        "features_sha256": extractor.sha256,
-        "feature_dimensions": extractor.dim,
-        "image_size": extractor.image_size,
-        "resize": f"{extractor.resize}, antialiased bicubic",
-        "covariance_divisor": "N - 1",
-        "num_images": measured.gaussian.count,
-        "num_reference": known.gaussian.count or None,
-        "images": str(folder.root),
-        "images_identity": measured.identity,
-        "reference": str(reference),
-        "reference_identity": known.identity,
-        "sampling": record.get("settings"),
-        "versions": {name: _version(name) for name in ("smidgen", "torch", "pillow", "numpy")},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from the source tree
-        return None

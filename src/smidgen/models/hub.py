@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from smidgen.errors import SmidgenError
@@ -24,8 +25,12 @@ def is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None
 
 
-def download(repo_id: str) -> Path:
+def download(
+    repo_id: str, *, patterns: Sequence[str] = PATTERNS, revision: str | None = None
+) -> Path:
     """The folder of a hub model's safetensors and JSON files; an earlier copy if it is unreachable.
+
+    `patterns` names the files wanted, `revision` a branch, tag or commit (None: the main branch).
 
     Raises:
         SmidgenError: the hub does not answer and there is no copy, there is no such public model,
@@ -40,7 +45,8 @@ def download(repo_id: str) -> Path:
         return Path(
             snapshot_download(
                 repo_id,
-                allow_patterns=PATTERNS,
+                revision=revision,
+                allow_patterns=list(patterns),
                 ignore_patterns=IGNORED,
                 etag_timeout=ANSWER_SECONDS,
                 local_files_only=problem is not None,

@@ -19,9 +19,10 @@ import torch
 
 from smidgen.core.delta import Delta
 from smidgen.data.cache import LatentCache
-from smidgen.data.folder import check_bad_share, scan
+from smidgen.data.folder import check_bad_share
 from smidgen.data.images import Mode
 from smidgen.data.latents import LatentSet
+from smidgen.data.layouts import open_images, resolve_split
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS
 from smidgen.models.base import Base
@@ -43,10 +44,13 @@ MakeEvaluators = Callable[[Delta, Path], Sequence[Evaluator]]
 class RunConfig:
     """What a run trains on and how; with the base, all that its result depends on.
 
-    `method_config` is the method's own Config.
+    `method_config` is the method's own Config. `layout` and `split`: how `data` is read, as
+    `open_images` takes them.
     """
 
     data: Path
+    layout: str = "folder"
+    split: str | None = None
     method: str
     method_config: Any
     image_size: int
@@ -58,10 +62,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_share <= 1:
             raise UsageError(f"max_bad_share is {self.max_bad_share}; expected 0 to 1")
+        # the default split is written out, so that naming it is no other setting
+        object.__setattr__(self, "split", resolve_split(self.layout, self.split))
 
     def recipe(self, base: Base) -> dict[str, Any]:
         """All settings in one flat table."""
-        values = {"base": base.name, "data": str(self.data), "method": self.method}
+        values: dict[str, Any] = {"base": base.name, "data": str(self.data)}
+        values |= {"layout": self.layout, "split": self.split, "method": self.method}
         values |= dataclasses.asdict(self.method_config)
         for name in ("image_size", "resize", "flip", "max_bad_share"):
             values[name] = getattr(self, name)
@@ -135,7 +142,7 @@ def read_latents(
     base: Base, config: RunConfig, *, cache_dir: Path | None = None, progress: bool = False
 ) -> LatentSet:
     """The latents of the images, encoded where the cache lacks them."""
-    images = scan(config.data, decode=False)
+    images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     check_bad_share(images, config.max_bad_share)
     with counting_bar("encoding", progress=progress) as report:
         return LatentCache.build(
@@ -171,6 +178,8 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
         "settings": settings,
         "data": {
             "name": config.data.resolve().name,
+            "layout": config.layout,
+            "split": config.split,
             "images": len(latents),
             "skipped": latents.folder.num_bad,
             "enlarged": latents.num_enlarged,

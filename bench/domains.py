@@ -1,0 +1,248 @@
+"""DiffFit from the shipped base to each shipped set: python bench/domains.py [--sets hebrew,...]
+
+Trains, samples and measures one set after the other; writes bench/results/domains.json after each,
+a grid of each in docs/images/domains/ and the table docs/domains.md. A set that is done is skipped.
+Distances stand beside that of as many real images of the training families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import smidgen
+from smidgen.cli.pictures import image_grid
+from smidgen.config import read_recipe
+from smidgen.core.delta import Delta
+from smidgen.data.embedded_sets import SETS, EmbeddedSet, load_set, unpack
+from smidgen.evaluation.features import Extractor, load_extractor
+from smidgen.evaluation.metrics import Gaussian, GaussianSum, class_agreement, frechet_distance
+from smidgen.evaluation.reference import read_statistics
+from smidgen.methods import METHODS
+from smidgen.models.base import Base
+from smidgen.training.randomness import generator_for
+
+RECIPE = Path("recipes/difffit-glyphs.toml")
+RESULTS = Path("bench/results/domains.json")
+PICTURES = Path("docs/images/domains")
+PAGE = Path("docs/domains.md")
+PROTOCOL = {"num_samples": 1000, "sampler": "dpm++", "steps": 20, "guidance": 1.5, "seed": 0}
+COLUMNS = 24
+
+
+def training_images(embedded: EmbeddedSet, count: int) -> np.ndarray:
+    """`count` images (N, H, W, 3) of the training families, the classes in turn.
+
+    A set with fewer gives all it has, and again from the start in other inks.
+    """
+    places = np.random.default_rng(0).permutation(np.flatnonzero(~embedded.is_test))
+    labels = embedded.label[places]
+    by_class = [places[labels == k] for k in range(len(embedded.class_names))]
+    chosen, turns = [], []
+    for number in range(count):
+        own = by_class[number % len(by_class)]
+        turn, place = divmod(number // len(by_class), len(own))
+        chosen.append(own[place])
+        turns.append(turn)
+    ink = embedded.ink.copy()
+    ink[chosen] = (ink[chosen] + turns) % len(embedded.inks)
+    return replace(embedded, ink=ink).images(np.array(chosen))
+
+
+class Judge:
+    """Distance and agreement of pictures of one set, against its shipped reference."""
+
+    def __init__(self, name: str, extractor: Extractor) -> None:
+        self.name, self.extractor = name, extractor
+        path = Path(str(files("smidgen.data") / "embedded" / name / "reference.npz"))
+        self.known = read_statistics(path, extractor)
+
+    def read(self, images: np.ndarray) -> tuple[Gaussian, Tensor]:
+        """Gaussian of the features of images (N, H, W, 3) and the classes (N,) seen in them."""
+        total, seen = GaussianSum(self.extractor.dim), []
+        for first in range(0, len(images), 250):
+            part = [self.extractor.prepare(image) for image in images[first : first + 250]]
+            features, logits = self.extractor.read(torch.stack(part))
+            total.update(features)
+            seen.append(logits[self.name].argmax(1))
+        return total.result(), torch.cat(seen)
+
+    def distance(self, images: np.ndarray) -> float:
+        measured, known = self.read(images)[0], self.known.gaussian
+        return frechet_distance(measured.mean, measured.covariance, known.mean, known.covariance)
+
+    def agreement(self, images: np.ndarray, names: list[str]) -> float:
+        heads = self.extractor.heads[self.name]
+        intended = torch.tensor([heads.index(name) for name in names])
+        return class_agreement(self.read(images)[1], intended)
+
+    def real_agreement(self) -> float:
+        heads = self.extractor.heads[self.name]
+        intended = torch.tensor([heads.index(name) for name in self.known.classes])
+        return class_agreement(self.known.predictions[self.name], intended[self.known.labels])
+
+
+def draw(base: Base, delta: Delta) -> tuple[np.ndarray, list[str]]:
+    """Samples (N, H, W, 3) and the class that each was meant to show."""
+    given = {key: value for key, value in PROTOCOL.items() if key != "num_samples"}
+    batches = smidgen.sample_arrays(
+        base, delta=delta, num_images=PROTOCOL["num_samples"], batch_size=100, **given
+    )
+    drawn = [(images, labels) for _, images, labels in batches]
+    names = [delta.provenance.classes[label] for _, labels in drawn for label in labels]
+    return np.concatenate([images for images, _ in drawn]), names
+
+
+def run_set(name: str, base: Base, extractor: Extractor, folder: Path) -> dict[str, Any]:
+    """Trains and measures one set, and draws its grid."""
+    embedded, judge = load_set(name), Judge(name, extractor)
+    data = unpack(name, folder / name)
+    recipe = read_recipe(RECIPE)
+    del recipe["base"]
+    method, config = recipe.pop("method"), {"blocks": recipe.pop("blocks")}
+    run = folder / f"{name}-{method}"
+    delta = smidgen.train(
+        base,
+        data / "train",
+        method=method,
+        method_config=config,
+        output=run,
+        **recipe,
+    )
+    trained = json.loads((run / "run.json").read_text())
+    untrained = METHODS[method].build(
+        base,
+        METHODS[method].config(**config),
+        embedded.class_names,
+        generator_for(recipe["seed"], "delta"),
+    )
+    (before, names), (after, _) = draw(base, untrained), draw(base, delta)
+    real = judge.distance(training_images(embedded, PROTOCOL["num_samples"]))
+    distances = judge.distance(before), judge.distance(after)
+    agreement, real_agreement = judge.agreement(after, names), judge.real_agreement()
+    write_grid(name, embedded, before, after)
+    return {
+        "num_classes": len(embedded.class_names),
+        "num_training_images": int((~embedded.is_test).sum()),
+        "num_reference": judge.known.gaussian.count,
+        "trained_parameters": delta.num_parameters(),
+        "training_seconds": round(trained["seconds"]),
+        "training_threads": trained["num_threads"],
+        "real_distance": round(real, 3),
+        "distance_before": round(distances[0], 3),
+        "distance_after": round(distances[1], 3),
+        "of_real_distance": round(distances[1] / real, 3),
+        "fall": round(distances[0] / distances[1], 2),
+        "class_agreement_before": round(judge.agreement(before, names), 4),
+        "class_agreement": round(agreement, 4),
+        "real_agreement": round(real_agreement, 4),
+        "of_real_agreement": round(agreement / real_agreement, 4),
+    }
+
+
+def write_grid(name: str, embedded: EmbeddedSet, before: np.ndarray, after: np.ndarray) -> None:
+    """docs/images/domains/<name>.png: the first classes before and after, and real ones."""
+    count = len(embedded.class_names)
+    shown = np.linspace(0, count - 1, min(COLUMNS, count)).round().astype(int)
+    draw = np.random.default_rng(0)
+    unseen = [draw.choice(np.flatnonzero(embedded.is_test & (embedded.label == k))) for k in shown]
+    rows = {
+        "base at\nthe start": before[shown],
+        "base + delta": after[shown],
+        "base + delta,\nother seeds": after[shown + count],
+        "real, from\nunseen fonts": embedded.images(np.array(unseen)),
+    }
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    image_grid(
+        {label: [Image.fromarray(image) for image in images] for label, images in rows.items()},
+        [embedded.class_names[k] for k in shown],
+        title=f"{name.capitalize()}, learned with DiffFit",
+        scale=2,
+        columns_per_band=12,
+    ).save(PICTURES / f"{name}.png", optimize=True)
+
+
+def header() -> dict[str, Any]:
+    """What is needed to repeat the numbers."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.split(": ", 1)[1] for line in lines if "model name" in line), "")
+    packages = ("torch", "diffusers", "numpy", "pillow")
+    return {
+        "command": "python bench/domains.py",
+        "date": date.today().isoformat(),
+        "machine": f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} used",
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "protocol": PROTOCOL,
+        "recipe": read_recipe(RECIPE),
+    }
+
+
+def write_page(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """docs/domains.md: the table and the grids."""
+    lines = [
+        "# Eight sets of letters, learned from a base that knows only Latin",
+        "",
+        f"`python bench/domains.py` made this page and [bench/results/domains.json]"
+        f"(../bench/results/domains.json), which has machine, date and versions: DiffFit with "
+        f"[one recipe](../recipes/difffit-glyphs.toml), {PROTOCOL['num_samples']:,} samples with "
+        f"{PROTOCOL['steps']} DPM-Solver++ steps at guidance {PROTOCOL['guidance']}, seed 0. "
+        "Distances are Frechet distances in the shipped classifier's features to font families "
+        "that no training saw; beside them that of as many real images of the training families. "
+        "Agreement is the share of samples that the classifier takes for the class asked for, "
+        "beside that of real images of unseen families.",
+        "",
+        "| set | classes | images | seconds | distance before | after | real images | ratio "
+        "| agreement | real images |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        lines.append(
+            f"| {name} | {row['num_classes']} | {row['num_training_images']:,} "
+            f"| {row['training_seconds']} | {row['distance_before']:.1f} "
+            f"| {row['distance_after']:.1f} | {row['real_distance']:.1f} "
+            f"| {row['of_real_distance']:.2f} | {row['class_agreement']:.1%} "
+            f"| {row['real_agreement']:.1%} |"
+        )
+    for name in found:
+        lines += ["", f"## {name.capitalize()}", "", f"![{name}](images/domains/{name}.png)"]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
+    parser.add_argument("--output", type=Path, default=Path("runs/domains"))
+    parser.add_argument("--again", action="store_true", help="measure sets that are done again")
+    arguments = parser.parse_args()
+    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sets": {}}
+    found = document["sets"]
+    base, extractor = smidgen.load_base("glyphs"), load_extractor("glyphs")
+    for name in arguments.sets.split(","):
+        if name in found and not arguments.again:
+            continue
+        found[name] = run_set(name, base, extractor, arguments.output)
+        print(name, json.dumps(found[name]), flush=True)
+        found = {key: found[key] for key in SETS if key in found}
+        RESULTS.write_text(json.dumps(header() | {"sets": found}, indent=2) + "\n")
+        write_page(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""`smidgen compare`: results of `smidgen evaluate` side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from smidgen.cli.arguments import parse, read_request
+from smidgen.cli.metric_table import comparison_lines
+from smidgen.cli.options import Switches, answer, answer_dry_run, check_input, log
+from smidgen.errors import SmidgenError, UsageError
+
+RESULT = "result.json"
+
+DESCRIPTION = """Show results of smidgen evaluate side by side, if their protocols allow it.
+
+examples:
+  smidgen compare runs/difffit runs/bitfit
+  smidgen compare a/result.json b/result.json --any-protocol --json"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What to compare."""
+
+    results: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Files that evaluate wrote, or the folders with a result.json in them; two or more."""
+    any_protocol: bool = False
+    """Compare numbers that were measured in different ways too, and show the differences."""
+
+    def __post_init__(self) -> None:
+        if len(self.results) < 2:
+            given = "one result" if self.results else "missing results"
+            raise UsageError(f"{given}: give two or more to compare")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, read, compare, answer."""
+    parsed = parse(
+        read_request("compare", argv, positional="results"),
+        {"comparison": CompareOptions},
+        switches=Switches,
+        description=DESCRIPTION,
+    )
+    options, switches = parsed["comparison"], parsed["switches"]
+    paths = [Path(text) for text in options.results]
+    for path in paths:
+        check_input(path, "result")
+    if switches.dry_run:
+        answer_dry_run([options], {}, as_json=switches.json)
+        return
+    documents = {name: read_result(path) for name, path in zip(names(paths), paths, strict=True)}
+    from smidgen.evaluation.compare import compare
+
+    comparison = compare(documents, any_protocol=options.any_protocol)
+    for row in comparison["rows"]:
+        for warning in row["warnings"]:
+            log(f"warning: {row['name']}: {warning}")
+    answer(comparison, comparison_lines(comparison), None, as_json=switches.json)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The document in a file, or in the result.json of a folder.
+
+    Raises: SmidgenError if there is none, or it cannot be read.
+    """
+    path = path / RESULT if path.is_dir() else path
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SmidgenError(f"there is no {path}: smidgen evaluate writes it") from error
+    except (OSError, ValueError) as error:
+        raise SmidgenError(f"cannot read the result {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise SmidgenError(f"{path} is no result of smidgen evaluate")
+    return document
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """A name for each result: its folder, or its file where the folder does not tell them apart.
+
+    Raises: UsageError if one is given twice.
+    """
+    resolved = [path / RESULT if path.is_dir() else path for path in paths]
+    if len({path.resolve() for path in resolved}) < len(resolved):
+        raise UsageError("one result is given twice; give different ones")
+    folders = [path.parent for path in resolved]
+    short = [str(path) if path.parent.name else path.name for path in folders]
+    if len(set(short)) == len(short) and all(path.name == RESULT for path in resolved):
+        return short
+    return [str(path) for path in resolved]

@@ -1,0 +1,59 @@
+"""`smidgen unpack`: an image set that ships with the package, as an ordinary folder of PNGs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from smidgen.cli.arguments import parse, read_request
+from smidgen.cli.options import Switches, answer, answer_dry_run, check_output_folder, quiet_stdout
+from smidgen.data.embedded_sets import SETS, unpack
+from smidgen.errors import UsageError, closest
+
+DESCRIPTION = f"""Write a shipped set of letters as train/ and test/, each with a folder a class.
+
+The letters in test/ come from font families that none in train/ shows.
+Sets: {", ".join(SETS)}
+
+examples:
+  smidgen unpack hebrew --output data/hebrew
+  smidgen train recipes/difffit-glyphs.toml --data data/hebrew/train --output runs/hebrew"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnpackOptions:
+    """What to write."""
+
+    set: tyro.conf.Positional[str]
+    """Name of the set."""
+    output: Path
+    """New or empty folder."""
+
+    def __post_init__(self) -> None:
+        if self.set not in SETS:
+            raise UsageError(f'no image set "{self.set}" ships{closest(self.set, SETS)}')
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, check, write, answer."""
+    parsed = parse(
+        read_request("unpack", argv, positional="set"),
+        {"unpack": UnpackOptions},
+        switches=Switches,
+        description=DESCRIPTION,
+    )
+    options, switches = parsed["unpack"], parsed["switches"]
+    check_output_folder(options.output)
+    if switches.dry_run:
+        answer_dry_run([options], {}, as_json=switches.json)
+        return
+    with quiet_stdout():
+        folder = unpack(options.set, options.output)
+    document = {"output": str(options.output), "set": options.set}
+    counts = {
+        split: sum(1 for _ in (folder / split).glob("*/*.png")) for split in ("train", "test")
+    }
+    answer(document | counts, [], options.output, as_json=switches.json)

@@ -1,0 +1,181 @@
+"""What a layout is, how its root is found, and how a list of images becomes an ImageFolder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from smidgen.data.folder import ImageFile, ImageFolder
+from smidgen.data.listing import BadFile, class_name
+from smidgen.errors import SmidgenError
+
+MISSING = "missing: in the list of the data set, not in its folder"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one kind of tree is read.
+
+    `read(root, split)` lists it without opening images. `needs` are paths that every such tree has,
+    `a|b` for either; `folders` the names under which its archive unpacks: the root may be given as
+    that folder or as the one above. `splits` empty: the data names its own.
+    """
+
+    title: str
+    read: Callable[[Path, str | None], ImageFolder]
+    looked_for: str
+    needs: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    default_split: str | None = None
+
+    def find(self, root: Path) -> Path:
+        """The folder that has all that is needed: `root`, or one of `folders` in it.
+
+        Raises:
+            SmidgenError: there is none; says what was looked for and what was found.
+        """
+        if not self.needs:
+            return root
+        for home in (root, *(root / name for name in self.folders)):
+            if all(_has(home, need) for need in self.needs):
+                return home
+        missing = [need.replace("|", " or ") for need in self.needs if not _has(root, need)]
+        raise SmidgenError(
+            f'"{root}" is not {self.title} as its archives unpack: looked for {self.looked_for}\n'
+            f"missing: {', '.join(missing)}; found: {contents(root)}"
+        )
+
+
+def _has(home: Path, need: str) -> bool:
+    return any((home / path).exists() for path in need.split("|"))
+
+
+def contents(folder: Path, show: int = 8) -> str:
+    """The first names in a folder, folders with a slash, to say what was found."""
+    if not folder.is_dir():
+        return "a file" if folder.exists() else "no such folder"
+    try:
+        with os.scandir(folder) as found:
+            names = sorted(entry.name + "/" * entry.is_dir() for entry in found)
+    except OSError as error:
+        return f"nothing that may be read ({error.strerror})"
+    if not names:
+        return "an empty folder"
+    more = f" and {len(names) - show:,} more" if len(names) > show else ""
+    return ", ".join(class_name(name) for name in names[:show]) + more
+
+
+def first_of(home: Path, *paths: str) -> Path:
+    """The first of several places that exists.
+
+    Raises:
+        SmidgenError: none does.
+    """
+    for path in paths:
+        if (home / path).exists():
+            return home / path
+    raise SmidgenError(f'looked for {" or ".join(paths)} in "{home}"; found: {contents(home)}')
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty, without the white space around them.
+
+    Raises:
+        SmidgenError: it cannot be read as text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = path.read_text(encoding="latin-1")
+    except OSError as error:
+        raise SmidgenError(f"cannot read {path}: {error.strerror or error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def pairs(path: Path) -> list[tuple[str, str]]:
+    """Lines `key value` of a list; the value may hold spaces.
+
+    Raises:
+        SmidgenError: a line has no value.
+    """
+    found = []
+    for line in read_lines(path):
+        key, _, value = line.partition(" ")
+        if not value:
+            raise SmidgenError(f'a line of {path} is "{line}"; expected two words')
+        found.append((key, value.strip()))
+    return found
+
+
+def safe_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Official names as class names: printable, usable as a folder's name, and unique.
+
+    Names that occur twice get their number, as the classes of a base do.
+    """
+    cleaned = []
+    for number, name in enumerate(names):
+        name = class_name(" ".join(name.split())).replace("/", "-").replace("\\", "-")
+        cleaned.append(name.lstrip(".").strip() or str(number))
+    counts = Counter(cleaned)
+    return tuple(
+        f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(cleaned)
+    )
+
+
+def spaced(name: str) -> str:
+    """`apple_pie` as `apple pie`."""
+    return name.replace("_", " ")
+
+
+def listed(
+    root: Path,
+    classes: Sequence[str],
+    items: Iterable[tuple[Path, int]],
+    bad: Iterable[BadFile] = (),
+) -> ImageFolder:
+    """The images of an official list, (path, class index) each; those that are not there are bad.
+
+    Looks into each folder once rather than at every file.
+
+    Raises:
+        SmidgenError: a path does not lie below `root`.
+    """
+    present: dict[Path, set[str]] = {}
+    files: list[ImageFile] = []
+    absent: list[BadFile] = []
+    for path, label in items:
+        names = present.get(path.parent)
+        if names is None:
+            if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
+                raise SmidgenError(f'a list of "{root}" names {path}, which lies elsewhere')
+            names = present[path.parent] = names_in(path.parent)
+        if path.name in names:
+            files.append(ImageFile(path=path, label=label))
+        else:
+            absent.append(BadFile(path=path, reason=MISSING))
+    return ImageFolder(
+        root=root, classes=safe_names(classes), files=tuple(files), bad=(*bad, *absent)
+    )
+
+
+def names_in(folder: Path) -> set[str]:
+    """All names in a folder, none if it cannot be read."""
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 (a million names: strings are enough)
+    except OSError:
+        return set()
+
+
+def only_used(folder: ImageFolder) -> ImageFolder:
+    """Without the classes that have no image, for data that may name more than it shows."""
+    used = sorted(set(folder.labels))
+    numbers = {label: number for number, label in enumerate(used)}
+    return dataclasses.replace(
+        folder,
+        classes=tuple(folder.classes[label] for label in used),
+        files=tuple(dataclasses.replace(file, label=numbers[file.label]) for file in folder.files),
+    )

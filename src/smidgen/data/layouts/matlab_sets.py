@@ -1,0 +1,103 @@
+"""Data sets with their labels in MATLAB files: Oxford Flowers-102 and Stanford Cars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smidgen.data.folder import ImageFolder
+from smidgen.data.layout import Layout, first_of, listed
+from smidgen.data.layouts.flower_names import FLOWERS
+from smidgen.data.layouts.matlab import read_matlab
+from smidgen.errors import SmidgenError
+
+FLOWER_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+
+
+def _read_flowers(root: Path, split: str | None) -> ImageFolder:
+    """imagelabels.mat has the class of image i, setid.mat the images of a split; both from 1."""
+    labels = _numbers(root / "imagelabels.mat", "labels")
+    kept = _numbers(root / "setid.mat", FLOWER_SPLITS[str(split)])
+    if kept.min(initial=1) < 1 or kept.max(initial=1) > len(labels):
+        raise SmidgenError(f"setid.mat in {root} names images that imagelabels.mat does not")
+    if labels.min(initial=1) < 1 or labels.max(initial=1) > len(FLOWERS):
+        raise SmidgenError(f"imagelabels.mat in {root} has classes outside 1 to {len(FLOWERS)}")
+    items = (
+        (root / "jpg" / f"image_{number:05d}.jpg", int(labels[number - 1]) - 1) for number in kept
+    )
+    return listed(root, FLOWERS, items)
+
+
+def _numbers(path: Path, name: str) -> np.ndarray:
+    value = read_matlab(path).get(name)
+    if not isinstance(value, np.ndarray):
+        raise SmidgenError(f'{path} has no array "{name}"')
+    return value.ravel().astype(np.int64)
+
+
+def _read_cars(root: Path, split: str | None) -> ImageFolder:
+    """Structs of a file name and a class from 1; car_ims and cars_annos.mat are the older form."""
+    if not (root / "devkit").is_dir():
+        return _read_old_cars(root, split)
+    meta = root / "devkit" / "cars_meta.mat"
+    names = read_matlab(meta).get("class_names")
+    path = root / "devkit" / "cars_train_annos.mat"
+    if split == "test":
+        # The devkit's own file for the test images has no classes.
+        name = "cars_test_annos_withlabels.mat"
+        path = first_of(root, name, f"devkit/{name}")
+    rows = _annotations(path, ("fname", "class"))
+    folder = root / f"cars_{split}"
+    items = [(folder / row["fname"], int(row["class"].item()) - 1) for row in rows]
+    return _cars(root, names, items, meta)
+
+
+def _read_old_cars(root: Path, split: str | None) -> ImageFolder:
+    path = root / "cars_annos.mat"
+    wanted = int(split == "test")
+    rows = _annotations(path, ("relative_im_path", "class", "test"))
+    items = [
+        (root / row["relative_im_path"], int(row["class"].item()) - 1)
+        for row in rows
+        if int(row["test"].item()) == wanted
+    ]
+    return _cars(root, read_matlab(path).get("class_names"), items, path)
+
+
+def _annotations(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = read_matlab(path).get("annotations")
+    if not isinstance(rows, list) or not all(set(fields) <= set(row) for row in rows):
+        raise SmidgenError(f"{path} has no annotations with {' and '.join(fields)}")
+    return rows
+
+
+def _cars(root: Path, names: Any, items: list[tuple[Path, int]], origin: Path) -> ImageFolder:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SmidgenError(f"{origin} has no class_names")
+    if not all(0 <= label < len(names) for _, label in items):
+        raise SmidgenError(f"{root}: annotations of classes outside 1 to {len(names)}")
+    return listed(root, names, items)
+
+
+FLOWERS_102 = Layout(
+    title="Oxford Flowers-102",
+    read=_read_flowers,
+    looked_for="jpg/image_00001.jpg and on (102flowers.tgz), imagelabels.mat and setid.mat",
+    needs=("jpg", "imagelabels.mat", "setid.mat"),
+    folders=("flowers-102", "102flowers"),
+    splits=tuple(FLOWER_SPLITS),
+    default_split="train",
+)
+STANFORD_CARS = Layout(
+    title="Stanford Cars",
+    read=_read_cars,
+    looked_for="cars_train/, cars_test/, devkit/ with cars_meta.mat and cars_train_annos.mat "
+    "(car_devkit.tgz), and cars_test_annos_withlabels.mat for the test images; or car_ims/ and "
+    "cars_annos.mat",
+    needs=("devkit/cars_meta.mat|cars_annos.mat", "cars_train|cars_test|car_ims"),
+    folders=("stanford_cars", "stanford-cars", "cars"),
+    splits=("train", "test"),
+    default_split="train",
+)

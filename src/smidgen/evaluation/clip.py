@@ -1,0 +1,80 @@
+"""CLIP ViT-B/32 and ViT-L/14: the pixels they want, embeddings of pictures and of texts.
+
+B images of S x S pixels, S = 224 (336 for another file of L/14); D = 512 or 768; N texts.
+Radford et al. 2021 (arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from smidgen.evaluation.weights import PublishedModel
+
+_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+PUBLISHED: Mapping[str, PublishedModel] = {
+    "clip-b32": PublishedModel(
+        repo_id="openai/clip-vit-base-patch32",
+        patterns=_FILES,
+        revision="refs/pr/15",  # the hub's own conversion; the main branch has pickles only
+    ),
+    "clip-l14": PublishedModel(repo_id="openai/clip-vit-large-patch14", patterns=_FILES),
+}
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+TEXTS_AT_A_TIME = 256
+
+
+def prepare_clip(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[Tensor, "3 S S"]:
+    """The centre square after Pillow's antialiased bicubic has brought the shorter side to `size`.
+
+    Rounded as in the released code: the longer side down, the crop's corner to the nearest even.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    wanted = int(size * width / short), int(size * height / short)
+    resized = Image.fromarray(pixels).resize(wanted, Image.Resampling.BICUBIC)
+    left, top = (round((side - size) / 2) for side in wanted)
+    cropped = resized.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.asarray(cropped).transpose(2, 0, 1).copy())
+
+
+def read_clip(network: Any, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+    """The projected embeddings, not normalised.
+
+    Distances of Gaussians on CLIP (Kynkaanniemi et al. 2023, arXiv 2203.06026; clean-fid) are
+    published on these; what compares directions (CMMD, CLIP-I, CLIP-T) normalises them itself.
+    """
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    seen = network.vision_model(pixel_values=(images.float() / 255 - mean) / std)
+    return network.visual_projection(seen.pooler_output)
+
+
+@torch.no_grad()
+def embed_texts(
+    network: Any,
+    tokenize: Callable[[Sequence[str]], Mapping[str, Tensor]],
+    texts: Sequence[str],
+    device: torch.device,
+) -> Float[Tensor, "N D"]:
+    """The projected embeddings of texts, L2-normalised; what is over 77 tokens is cut off."""
+    parts = [torch.zeros(0, network.text_projection.out_features, device=device)]
+    for start in range(0, len(texts), TEXTS_AT_A_TIME):
+        tokens = tokenize(texts[start : start + TEXTS_AT_A_TIME])
+        read = network.text_model(**{name: ids.to(device) for name, ids in tokens.items()})
+        parts.append(F.normalize(network.text_projection(read.pooler_output), dim=1))
+    return torch.cat(parts)

@@ -1,0 +1,133 @@
+"""Metrics of nearest neighbours: precision and recall, density and coverage.
+
+M real and N generated vectors, D feature dimensions. Exact, in float64 and block by block: memory
+is a few blocks of distances whatever M and N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from smidgen.evaluation.metrics import exact_device
+
+ROUNDING = 1e-12  # of a squared distance, relative to the squared lengths: above what D sums make
+TIE = 1e-9  # squared distances whose ratio is this near to one are equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRDC:
+    """Precision, recall and coverage are shares; density may be above one."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def prdc(
+    real: Float[Tensor, "M D"],
+    fake: Float[Tensor, "N D"],
+    *,
+    k_precision: int = 3,
+    k_density: int = 5,
+    block: int = 2048,
+    device: torch.device | str = "cpu",
+) -> PRDC:
+    """Precision and recall, Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2; density
+    and coverage, Naeem et al. 2020 (arXiv 2002.09797), equations 5 and 7.
+
+    The ball of a vector reaches to its k-th neighbour in its own set, itself not counted. As in
+    both authors' code, balls include their surface for precision and recall and exclude it for
+    density and coverage. All four move with M and N: compare them at equal numbers only.
+
+    Raises: ValueError if a set has no k-th neighbour: at most `k_precision` vectors in one of them,
+        or at most `k_density` real ones.
+    """
+    needed = {"real": max(k_precision, k_density), "generated": k_precision}
+    for (what, k), vectors in zip(needed.items(), (real, fake), strict=True):
+        if len(vectors) <= k:
+            raise ValueError(f"{len(vectors)} {what} vectors have no neighbour number {k}")
+    place = exact_device(device)
+    centre = real.mean(dim=0, dtype=torch.float64).to(place)
+    sets = [_Blocks(vectors, centre, block) for vectors in (real, fake)]
+    near_real = _neighbour_distances(sets[0], needed["real"])
+    ball_fake = _neighbour_distances(sets[1], k_precision)[:, -1]
+    ball_real, inner_real = near_real[:, k_precision - 1], near_real[:, k_density - 1]
+    hit, counted = (torch.zeros(len(fake), dtype=torch.int64, device=place) for _ in range(2))
+    recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=place) for _ in range(2))
+    for rows, some_real in sets[0]:
+        for columns, some_fake in sets[1]:
+            distances = _squared_distances(some_real, some_fake)
+            hit[columns] += (distances <= _outer(ball_real[rows])[:, None]).sum(dim=0)
+            recalled[rows] |= (distances <= _outer(ball_fake[columns])).any(dim=1)
+            inside = distances < _inner(inner_real[rows])[:, None]
+            counted[columns] += inside.sum(dim=0)
+            covered[rows] |= inside.any(dim=1)
+    return PRDC(
+        precision=float((hit > 0).double().mean()),
+        recall=float(recalled.double().mean()),
+        density=float(counted.double().mean() / k_density),
+        coverage=float(covered.double().mean()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocks:
+    """The vectors less `centre`, in blocks of float64 on its device, each with its rows."""
+
+    vectors: Tensor
+    centre: Tensor
+    block: int
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        for first in range(0, len(self.vectors), self.block):
+            part = self.vectors[first : first + self.block]
+            rows = slice(first, first + len(part))
+            yield rows, part.to(self.centre.device).double() - self.centre
+
+
+def _squared_distances(x: Float[Tensor, "A D"], y: Float[Tensor, "B D"]) -> Float[Tensor, "A B"]:
+    """|x - y|^2 of all pairs; vectors that only rounding keeps apart are at distance zero."""
+    norms = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
+    squares = norms - 2 * (x @ y.T)
+    return squares.masked_fill_(squares < ROUNDING * norms, 0)
+
+
+def _neighbour_distances(blocks: _Blocks, k: int) -> Float[Tensor, "M k"]:
+    """Squared distances from each vector to its k nearest others, ascending."""
+    centre = blocks.centre
+    nearest = torch.full(
+        (len(blocks.vectors), k), torch.inf, dtype=torch.float64, device=centre.device
+    )
+    for rows, x in blocks:
+        for columns, y in blocks:
+            if columns.start < rows.start:
+                continue  # the mirror image of a pair of blocks that is done
+            distances = _squared_distances(x, y)
+            if columns == rows:
+                distances.fill_diagonal_(torch.inf)
+            else:
+                nearest[columns] = _smallest(nearest[columns], distances.T, k)
+            nearest[rows] = _smallest(nearest[rows], distances, k)
+    return nearest
+
+
+def _smallest(
+    found: Float[Tensor, "A k"], distances: Float[Tensor, "A B"], k: int
+) -> Float[Tensor, "A k"]:
+    return torch.cat([found, distances], dim=1).topk(k, dim=1, largest=False).values
+
+
+def _outer(squares: Float[Tensor, "A"]) -> Float[Tensor, "A"]:
+    """Bounds that let ties in, so that copies of a neighbour are on the surface in any blocks."""
+    return squares * (1 + TIE)
+
+
+def _inner(squares: Float[Tensor, "A"]) -> Float[Tensor, "A"]:
+    """Bounds that keep ties out."""
+    return squares * (1 - TIE)

@@ -1,0 +1,130 @@
+"""Which metrics are computed on which features.
+
+METRICS in metrics.py says what a metric needs; here the asked ones meet the chosen extractors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smidgen.errors import UsageError, closest
+from smidgen.evaluation.features import PUBLISHED, RESIZED, Extractor, load_extractor
+from smidgen.evaluation.metrics import INCEPTION_HEAD, METRICS
+
+AGREEMENT = "class_agreement"
+DEFAULT_METRICS = ("fd", "kid", AGREEMENT)
+PROMPT = "a photo of a {}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """The extractors, and for each by name the metrics to compute.
+
+    `asked` tells whether the metrics were named: then one that cannot be computed is an error, and
+    else a warning.
+    """
+
+    extractors: tuple[Extractor, ...]
+    metrics: Mapping[str, frozenset[str]]
+    asked: bool
+    prompt: str = PROMPT
+
+    @property
+    def first(self) -> Extractor:
+        """The extractor to which a result's own `metrics` belong."""
+        return self.extractors[0]
+
+    def needs(self, extractor: Extractor, *needed: str) -> bool:
+        """Whether a metric of this extractor needs one of `needed` (see Metric.needs)."""
+        return any(METRICS[name].needs in needed for name in self.metrics[extractor.name])
+
+
+def make_plan(
+    features: str | Sequence[str],
+    metrics: Sequence[str] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+    resize: str | None = None,
+    prompt: str = PROMPT,
+) -> Plan:
+    """The plan for these names; `features` may be several, "inception,dinov2".
+
+    `metrics` None: Frechet distance, KID and, where a classifier says it, class agreement.
+
+    Raises: UsageError for unknown or repeated names, a metric that none of the features allow, or a
+        prompt without a place for the class; SmidgenError for weights that cannot be had.
+    """
+    names = split_names(features)
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"features are {', '.join(names) or 'none'}; name each once, at least one")
+    for name in metrics or ():
+        if name not in METRICS:
+            raise UsageError(f'unknown metric "{name}"{closest(name, METRICS)}')
+    if "{}" not in prompt:
+        raise UsageError(f'the prompt "{prompt}" has no {{}} where the class name belongs')
+    found = _load(names, device, weights, resize)
+    if metrics is None:
+        chosen = {e.name: frozenset(n for n in DEFAULT_METRICS if _default(n, e)) for e in found}
+        return Plan(extractors=found, metrics=chosen, asked=False, prompt=prompt)
+    for name in metrics:
+        if not any(allows(name, extractor) for extractor in found):
+            raise UsageError(f"{name} needs {_needed(name)}; the features are {', '.join(names)}")
+    chosen = {e.name: frozenset(n for n in metrics if allows(n, e)) for e in found}
+    if empty := [name for name, some in chosen.items() if not some]:
+        raise UsageError(f"none of the metrics {', '.join(metrics)} is defined on {empty[0]}")
+    return Plan(extractors=found, metrics=chosen, asked=True, prompt=prompt)
+
+
+def _load(
+    names: Sequence[str], device: torch.device | str, weights: Path | None, resize: str | None
+) -> tuple[Extractor, ...]:
+    """The extractors; of several, each gets the options that it takes.
+
+    Raises: UsageError for an option that none of them takes.
+    """
+    takers = {"weights": [n for n in names if n in PUBLISHED], "resize": [*RESIZED]}
+    found = []
+    for name in names:
+        options: dict[str, Any] = {"weights": weights, "resize": resize}
+        for option, takes in takers.items():
+            if name not in takes and set(takes) & set(names):
+                options[option] = None
+        found.append(load_extractor(name, device, **options))
+    return tuple(found)
+
+
+def split_names(names: str | Sequence[str]) -> list[str]:
+    """Names with commas between them, or several of them, as a list."""
+    listed = [names] if isinstance(names, str) else names
+    return [part.strip() for name in listed for part in name.split(",") if part.strip()]
+
+
+def allows(name: str, extractor: Extractor) -> bool:
+    """Whether the metric is defined on these features."""
+    metric = METRICS[name]
+    if not metric.allows(extractor.name):
+        return False
+    if metric.needs == "text" and extractor.text is None:
+        return False
+    if metric.head is not None:
+        return metric.head in extractor.heads
+    return bool(extractor.heads) or metric.needs != "logits"
+
+
+def _default(name: str, extractor: Extractor) -> bool:
+    """ImageNet's numbered classes are no names of a user's classes: no agreement unless asked."""
+    named_heads = set(extractor.heads) - {INCEPTION_HEAD}
+    return allows(name, extractor) and (name != AGREEMENT or bool(named_heads))
+
+
+def _needed(name: str) -> str:
+    metric = METRICS[name]
+    if metric.extractors:
+        return f"the features {' or '.join(metric.extractors)}"
+    return "features with class names, such as glyphs"

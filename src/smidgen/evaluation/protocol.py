@@ -1,0 +1,161 @@
+"""What the numbers of an evaluation depend on, and the warnings that belong beside them.
+
+Plain JSON; how a number is computed is in metrics.py, which fields of two protocols must agree in
+compare.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from smidgen.evaluation.features import Extractor
+
+# Under this the bias of the Frechet distance outweighs most differences that are of interest
+# (Binkowski et al. 2018, arXiv 1801.01401, section 4; Chong & Forsyth 2020, arXiv 1911.07023).
+FEW_IMAGES = 10_000
+COVARIANCE_METRICS = ("fd",)
+AGREEMENT = "class_agreement"
+
+
+def image_protocol(
+    intended: Sequence[str] | None,
+    *,
+    images: str,
+    num_images: int,
+    sampling: Mapping[str, Any] | None,
+    device: object,
+    packages: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The part that concerns the images: how many, of which classes, how they were drawn."""
+    packages = ("smidgen", "torch", "pillow", "numpy", *packages)
+    return {
+        "images": images,
+        "num_images": num_images,
+        "class_balance": class_balance(intended),
+        "sampling": None if sampling is None else dict(sampling),
+        "device": str(device),
+        "versions": {name: _version(name) for name in packages},
+    }
+
+
+def feature_protocol(
+    extractor: Extractor,
+    *,
+    images_identity: str,
+    reference: str,
+    num_reference: int,
+    reference_identity: str,
+    metric_settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The part that concerns the features and the reference that they were compared with."""
+    return {
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "feature_dimensions": extractor.dim,
+        "feature_precision": "float32",
+        "image_size": extractor.image_size,
+        "resize": extractor.resize,
+        "covariance_divisor": "N - 1",
+        "metric_settings": dict(metric_settings),
+        "num_reference": num_reference or None,
+        "images_identity": images_identity,
+        "reference": reference,
+        "reference_identity": reference_identity,
+    }
+
+
+def class_balance(intended: Sequence[str] | None) -> dict[str, Any]:
+    """`kind` even (counts differ by one at most), uneven or unknown; the counts' extremes."""
+    if intended is None:
+        return {"kind": "unknown"}
+    counts = Counter(intended).values()
+    least, most = min(counts), max(counts)
+    return {
+        "kind": "even" if most - least <= 1 else "uneven",
+        "num_classes": len(counts),
+        "min_per_class": least,
+        "max_per_class": most,
+    }
+
+
+def metric_order(names: Sequence[str], extractor: Extractor, num_images: int) -> list[str]:
+    """The names as they are shown: KID before the Frechet distance where images are few."""
+    first = ["kid", "fd"] if few_images(extractor, num_images) else ["fd", "kid"]
+    return [name for name in first if name in names] + [n for n in names if n not in first]
+
+
+def few_images(extractor: Extractor, num_images: int) -> bool:
+    """Whether these are few for features of photographs; the glyphs' have only some dimensions."""
+    return extractor.domain is None and num_images < FEW_IMAGES
+
+
+def notes(
+    extractor: Extractor,
+    metrics: Sequence[str],
+    *,
+    num_images: int,
+    num_reference: int,
+    classes: Sequence[str] | None,
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Warnings in full, and for each metric the few words that stand beside its number.
+
+    `classes`: what the images show or were meant to show, None where nothing says it.
+    """
+    warnings: list[str] = []
+    beside: dict[str, list[str]] = {name: [] for name in metrics}
+
+    def note(names: Sequence[str], words: str, warning: str) -> None:
+        warnings.append(warning)
+        for name in names:
+            if name in beside:
+                beside[name].append(words)
+
+    distances = [name for name in metrics if name != AGREEMENT]
+    if (strange := unseen(extractor, classes)) is not None:
+        note(distances, "features have not seen this domain", strange)
+    if few_images(extractor, num_images) and "fd" in beside:
+        note(
+            COVARIANCE_METRICS,
+            f"under {FEW_IMAGES:,} images",
+            f"{num_images:,} images: under {FEW_IMAGES:,} the Frechet distance is biased upwards "
+            "by an amount that depends on their number; read KID first",
+        )
+    for what, count in (("images", num_images), ("reference images", num_reference)):
+        if 0 < count <= extractor.dim and "fd" in beside:
+            note(
+                COVARIANCE_METRICS,
+                f"{count} {what} for {extractor.dim} dimensions",
+                f"{count} {what} for {extractor.dim} feature dimensions: the covariance is "
+                "singular and the distance is too large; compare it only at this number",
+            )
+    return warnings, {name: words for name, words in beside.items() if words}
+
+
+def unseen(extractor: Extractor, classes: Sequence[str] | None) -> str | None:
+    """The warning that features were trained on other pictures than these, None if they were not.
+
+    Features without a `domain` are taken for general ones.
+    """
+    if extractor.domain is None:
+        return None
+    known = f'the features "{extractor.name}" know {len(extractor.domain)} classes only'
+    if classes is None:
+        return f"{known}, and nothing says what the images show: the numbers may mean nothing"
+    strange = sorted(set(classes) - set(extractor.domain))
+    if not strange:
+        return None
+    return f'{known} and have not seen "{strange[0]}"' + (
+        f" and {len(strange) - 1} more: the numbers may mean nothing"
+        if len(strange) > 1
+        else ": the numbers may mean nothing"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from the source tree
+        return None

@@ -1,0 +1,103 @@
+"""Images in a .npz as guided diffusion writes them: `arr_0`, uint8 (N, H, W, 3).
+
+The published reference batches of ADM have this form, with `mu` and `sigma` beside it, and so have
+the samples of ADM's and DiT's scripts. Gigabytes are read a batch at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smidgen.errors import SmidgenError
+
+ARRAY = "arr_0"
+READ_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleBatch:
+    """The images of one file; `identity` is the hash of its bytes."""
+
+    path: Path
+    num_images: int
+    height: int
+    width: int
+    identity: str
+
+    def batches(self, batch_size: int) -> Iterator[tuple[int, NDArray[np.uint8], None]]:
+        """(number of the first image, uint8 (B, H, W, 3), None: their classes are not known).
+
+        Raises: SmidgenError if the file ends too early.
+        """
+        shape = (self.height, self.width, 3)
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
+            _header(file, self.path)
+            for first in range(0, self.num_images, batch_size):
+                count = min(batch_size, self.num_images - first)
+                data = _exactly(file, count * int(np.prod(shape)), self.path)
+                yield first, np.frombuffer(data, np.uint8).reshape(count, *shape), None
+
+
+def open_sample_batch(path: Path) -> SampleBatch | None:
+    """The images in a .npz, None if it is one without `arr_0`.
+
+    Raises: SmidgenError if the file is no .npz, is truncated, or its `arr_0` holds no images.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if f"{ARRAY}.npy" not in archive.namelist():
+                return None
+            with archive.open(f"{ARRAY}.npy") as file:
+                shape, fortran, dtype = _header(file, path)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise unreadable(path, error) from error
+    if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise SmidgenError(
+            f'"{ARRAY}" in {path} is {dtype} {shape}; expected images, uint8 (N, height, width, 3)'
+        )
+    count, height, width, _ = shape
+    return SampleBatch(
+        path=path, num_images=count, height=height, width=width, identity=file_identity(path)
+    )
+
+
+def file_identity(path: Path) -> str:
+    """What tells one file from another: the hash of its bytes."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
+
+
+def unreadable(path: Path, why: object) -> SmidgenError:
+    """The error of a file that is no whole .npz."""
+    return SmidgenError(f"{path} is not a readable .npz of statistics or images: {why}")
+
+
+def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"numpy format {version} in {path}")
+
+
+def _exactly(file: IO[bytes], count: int, path: Path) -> bytes:
+    parts, missing = [], count
+    try:
+        while missing:
+            part = file.read(min(missing, 64 * READ_BYTES))
+            if not part:
+                raise EOFError(f"{missing} bytes are missing")
+            parts.append(part)
+            missing -= len(part)
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise unreadable(path, error) from error
+    return b"".join(parts)

@@ -1,0 +1,137 @@
+"""Runs and deltas are measured straight from the sampler, each process drawing its part."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import smidgen
+from smidgen import api
+from smidgen.api.evaluation import SamplingConfig, evaluate, own_device, source_kind
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.methods import METHODS
+from tests.training.tiny import tiny_base, write_images
+
+DRAW = SamplingConfig(num_images=7, steps=3, guidance=2.0, seed=4)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_base()
+
+
+@pytest.fixture
+def delta(base, tmp_path):
+    """The file of a delta whose every value is off its start."""
+    entry = METHODS["difffit"]
+    generator = torch.Generator().manual_seed(1)
+    built = entry.build(base, entry.config(), ("bee", "dog"), generator)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    built.save(tmp_path / "delta.safetensors")
+    return tmp_path / "delta.safetensors"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_images(tmp_path / "photos")
+
+
+def test_the_parts_of_all_processes_are_the_batches_of_one(base, delta):
+    def batches(part):
+        return list(
+            api.sample_arrays(
+                base, delta=delta, num_images=5, steps=2, seed=4, batch_size=2, part=part
+            )
+        )
+
+    whole = batches((0, 1))
+    parts = [batches((number, 2)) for number in range(2)]
+    found = sorted((one for part in parts for one in part), key=lambda one: one[0].start)
+    assert [list(numbers) for numbers, _, _ in found] == [[0, 1], [2, 3], [4]]
+    for (_, images, labels), (_, expected, wanted) in zip(found, whole, strict=True):
+        assert labels == wanted
+        np.testing.assert_array_equal(images, expected)
+
+
+def test_a_delta_is_measured_as_the_images_that_it_gives(base, delta, photos, tmp_path):
+    document = evaluate(delta, photos, base=base, sampling=DRAW, batch_size=4)
+    images = smidgen.sample(base, delta=delta, num_images=7, steps=3, guidance=2.0, seed=4)
+    for number, image in enumerate(images):
+        (tmp_path / "drawn" / ("bee", "dog")[number % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "drawn" / ("bee", "dog")[number % 2] / f"{number}.png")
+    from_files = smidgen.evaluate(tmp_path / "drawn", photos)
+    assert document["metrics"]["fd"] == pytest.approx(from_files["metrics"]["fd"], rel=1e-6)
+    assert document["protocol"]["class_balance"] == from_files["protocol"]["class_balance"]
+    sampling = document["protocol"]["sampling"]
+    assert (sampling["steps"], sampling["guidance"], sampling["seed"]) == (3, 2.0, 4)
+    assert (sampling["base"], sampling["base_fingerprint"]) == (base.name, base.fingerprint)
+    assert sampling["method"] == "difffit"
+
+
+def test_a_run_is_its_delta(base, delta, photos):
+    (delta.parent / "recipe.toml").write_text('base = "glyphs"\nimage_size = 8\n')
+    run = evaluate(delta.parent, photos, base=base, sampling=DRAW)
+    assert run["metrics"] == evaluate(delta, photos, base=base, sampling=DRAW)["metrics"]
+    assert run["protocol"]["images"] == str(delta.parent)
+
+
+def test_the_base_is_what_the_recipe_names_else_what_the_delta_was_made_for(
+    base, delta, photos, monkeypatch
+):
+    asked = []
+
+    def load_base(name, **options):
+        asked.append((name, options["image_size"]))
+        return base
+
+    monkeypatch.setattr("smidgen.api.evaluation.load_base", load_base)
+    evaluate(delta, photos, sampling=DRAW)
+    (delta.parent / "recipe.toml").write_text('base = "theirs"\nimage_size = 8\n')
+    evaluate(delta.parent, photos, sampling=DRAW)
+    evaluate(delta, photos, base="mine", image_size=16, sampling=DRAW)
+    assert asked == [(base.name, None), ("theirs", 8), ("mine", 16)]
+
+
+def test_a_delta_of_another_base_and_wrong_settings_are_refused(base, delta, photos):
+    with pytest.raises(SmidgenError, match="made for base"):
+        evaluate(delta, photos, base=tiny_base(seed=9), sampling=DRAW)
+    with pytest.raises(UsageError, match="unknown sampler"):
+        evaluate(delta, photos, base=base, sampling=SamplingConfig(sampler="dppm"))
+    with pytest.raises(UsageError, match=r"unknown setting \"batchsize\"; did you mean"):
+        evaluate(delta, photos, base=base, batchsize=3)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        evaluate(delta, photos / "none", base=base)
+    with pytest.raises(UsageError, match="holds images"):
+        evaluate(photos, photos, sampling=DRAW)
+
+
+def test_what_there_is_to_evaluate_is_told_by_what_lies_there(delta, photos, tmp_path):
+    assert source_kind(delta) == "delta"
+    assert source_kind(delta.parent) == "run"
+    assert source_kind(photos) == "images"
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    assert source_kind(tmp_path / "samples.npz") == "images"
+    (photos / "recipe.toml").write_text("")
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    for path, message in (
+        (photos, "run without delta"),
+        (tmp_path / "one.png", "is no run"),
+        (tmp_path / "none", "no such"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            source_kind(path)
+
+
+def test_each_process_of_several_takes_its_own_accelerator(monkeypatch):
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert own_device("cuda") == "cuda:2"
+    assert own_device("cpu") == "cpu"

@@ -1,0 +1,236 @@
+"""Shards that the test writes with tarfile: what is read, from where, and what is refused."""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from smidgen.data.cache import LatentCache
+from smidgen.data.folder import ImageFolder
+from smidgen.data.layouts import open_images
+from smidgen.errors import SmidgenError
+from tests.data.making import LinearCodec, write_folder, write_image
+
+Files = Mapping[str, bytes | str]
+
+
+def write_shard(path: Path, files: Files, form: int = tarfile.GNU_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[bytes]:
+    """The bytes of six different PNG files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return [write_image(folder / f"{seed}.png", seed=seed).read_bytes() for seed in range(6)]
+
+
+def shown(folder: ImageFolder) -> dict[str, str]:
+    return {folder.name(file.path): folder.classes[file.label] for file in folder.files}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_images_are_read_in_place_byte_for_byte(
+    tmp_path: Path, pictures: list[bytes], form: int
+) -> None:
+    long = "a-very-long-folder-name/" * 3 + "x" * 60  # beyond the 100 bytes of a plain header
+    first: dict[str, bytes | str] = {}
+    for number, data in enumerate(pictures[:4]):
+        first |= {f"{number:04d}.cls": str(number % 2), f"{number:04d}.png": data}
+    write_shard(tmp_path / "000000.tar", first, form)
+    write_shard(tmp_path / "000001.tar", {f"{long}.png": pictures[4], f"{long}.cls": "1"}, form)
+    found = open_images(tmp_path, layout="webdataset")
+    assert found.classes == ("0", "1")
+    assert found.labels == (0, 1, 0, 1, 1)
+    assert [file.read() for file in found.files] == pictures[:5]
+    assert found.name(found.files[0].path) == "000000.tar/0000.png"
+    assert found.bad == ()
+
+
+def test_latents_are_those_of_the_same_files_in_a_folder(tmp_path: Path) -> None:
+    plain = write_folder(tmp_path / "plain", ("a", "b"), num_images=3)
+    files = {}
+    for path in sorted(plain.rglob("*.png")):
+        files[f"{path.parent.name}/{path.stem}.png"] = path.read_bytes()
+    write_shard(tmp_path / "shards" / "0.tar", files)
+    codec, progress = LinearCodec(), []
+    kept = tmp_path / "cache"
+    expected = LatentCache.build(
+        open_images(plain, decode=False), codec, image_size=16, cache_dir=kept
+    )
+    latents = LatentCache.build(
+        open_images(tmp_path / "shards", layout="webdataset", decode=False),
+        codec,
+        image_size=16,
+        cache_dir=kept,
+        progress=lambda done, total: progress.append((done, total)),
+    )
+    assert expected.num_encoded == 6
+    assert latents.num_encoded == 0  # the same bytes have the same key, wherever they lie
+    assert isinstance(latents.mean, torch.Tensor)
+    assert isinstance(expected.mean, torch.Tensor)
+    torch.testing.assert_close(latents.mean, expected.mean, rtol=0, atol=0)
+    assert latents.names == tuple(f"0.tar/{name}" for name in expected.names)
+    assert progress[-1] == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        ({"cls": "cat", "json": '{"label": "no"}', "txt": "no"}, ("cat", "cat2")),
+        ({"json": '{"caption": "x", "label": "cat"}', "txt": "no"}, ("cat", "cat2")),
+        ({"txt": "cat\n"}, ("cat", "cat2")),
+    ],
+)
+def test_the_surest_source_gives_the_class(
+    tmp_path: Path, pictures: list[bytes], files: Files, classes: tuple[str, ...]
+) -> None:
+    content: dict[str, bytes | str] = {}
+    for number, data in enumerate(pictures[:4]):
+        content[f"folder/{number}.png"] = data
+        for extension, text in files.items():
+            assert isinstance(text, str)
+            content[f"folder/{number}.{extension}"] = (
+                text.replace("cat", "cat2") if number == 3 else text
+            )
+    write_shard(tmp_path / "0.tar", content)
+    found = open_images(tmp_path, layout="webdataset")
+    assert found.classes == classes
+    assert found.labels == (0, 0, 0, 1)
+
+
+def test_folders_in_the_names_are_classes_else_there_is_one(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    write_shard(
+        tmp_path / "sorted" / "0.tar",
+        {f"./x/{name}/1.png": data for name, data in zip(("emu", "bat"), pictures, strict=False)},
+    )
+    assert open_images(tmp_path / "sorted", layout="webdataset").classes == ("bat", "emu")
+    write_shard(tmp_path / "plain" / "0.tar", {"1.png": pictures[0], "2.png": pictures[1]})
+    found = open_images(tmp_path / "plain", layout="webdataset")
+    assert (found.classes, found.flat, len(found.files)) == (("plain",), True, 2)
+
+
+def test_numbers_are_named_by_classnames_and_unused_names_left_out(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    files: dict[str, bytes | str] = {}
+    for number, data in zip(("2", "010", "2"), pictures, strict=False):
+        files |= {f"{len(files)}.png": data, f"{len(files)}.cls": number}
+    write_shard(tmp_path / "test" / "0.tar", files)
+    names = "\n".join(f"name {n}" for n in range(12))
+    (tmp_path / "classnames.txt").write_text(names, encoding="utf-8")
+    found = open_images(tmp_path, layout="webdataset", split="test")
+    assert found.classes == ("name 2", "name 10")
+    assert found.labels == (0, 1, 0)
+    (tmp_path / "classnames.txt").write_text("only one", encoding="utf-8")
+    with pytest.raises(SmidgenError, match="beyond the 1 lines"):
+        open_images(tmp_path, layout="webdataset", split="test")
+
+
+def test_captions_are_no_classes(tmp_path: Path, pictures: list[bytes]) -> None:
+    files: dict[str, bytes | str] = {}
+    for number, data in enumerate(pictures):
+        files |= {f"{number}.png": data, f"{number}.txt": f"a photo of number {number}"}
+        files[f"{number}.json"] = json.dumps({"url": "x", "width": 16})
+    write_shard(tmp_path / "0.tar", files)
+    with pytest.raises(SmidgenError, match="captions, not classes: all 6 differ"):
+        open_images(tmp_path, layout="webdataset")
+
+
+def test_splits_are_folders_or_words_in_the_names(tmp_path: Path, pictures: list[bytes]) -> None:
+    for split, data in zip(("train", "val"), pictures, strict=False):
+        write_shard(tmp_path / "words" / f"imagenet-{split}-000000.tar", {"a/1.png": data})
+        write_shard(tmp_path / "folders" / split / "0.tar", {"a/1.png": data})
+    for kind in ("words", "folders"):
+        root = tmp_path / kind
+        for split, data in zip(("train", "val"), pictures, strict=False):
+            (file,) = open_images(root, layout="webdataset", split=split).files
+            assert file.read() == data
+        with pytest.raises(SmidgenError, match="several splits; give one: train, val"):
+            open_images(root, layout="webdataset")
+        with pytest.raises(SmidgenError, match=r'looked for .tar shards .* split "test"'):
+            open_images(root, layout="webdataset", split="test")
+
+
+def test_what_is_not_used_is_listed(tmp_path: Path, pictures: list[bytes]) -> None:
+    files: dict[str, bytes | str] = {
+        "1.mask.png": pictures[5],
+        "1.png": pictures[0],
+        "1.cls": "a",
+        "2.png": pictures[1],
+        "3.png": pictures[2][:90],
+        "3.cls": "a",
+        "4.png": b"",
+        "4.cls": "a",
+        "5.jpg": pictures[3],
+        "5.cls": "a",
+        "6.npy": "an array",
+        "6.cls": "a",
+        "/data/7.png": pictures[4],
+        "/data/7.cls": "b",
+        "__meta__": "nothing",
+    }
+    write_shard(tmp_path / "0.tar", files)
+    found = open_images(tmp_path, layout="webdataset")
+    assert shown(found) == {"0.tar/1.png": "a", "0.tar/data/7.png": "b"}
+    assert {found.name(bad.path): (bad.kind, bad.counts) for bad in found.bad} == {
+        "0.tar/1.mask.png": ("not used", False),
+        "0.tar/2.png": ("no class", True),
+        "0.tar/3.png": ("truncated", True),
+        "0.tar/4.png": ("unreadable", True),
+        "0.tar/5.jpg": ("wrongly named", True),
+        "0.tar/6": ("no image", True),
+    }
+
+
+def test_a_shard_cut_off_anywhere_is_refused(tmp_path: Path, pictures: list[bytes]) -> None:
+    files = {f"a/{number}.png": data for number, data in enumerate(pictures)}
+    shard = write_shard(tmp_path / "0.tar", files)
+    data = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-1]
+        end = last.offset_data + -(-last.size // 512) * 512
+    for length in (0, 100, 512, 700, 1024, end // 2, end // 1024 * 512, end - 512, end):
+        shard.write_bytes(data[:length])
+        with pytest.raises(SmidgenError, match=r"0.tar.* damaged or cut off"):
+            open_images(tmp_path, layout="webdataset")
+    shard.write_bytes(data[: last.offset] + b"\x01" + data[last.offset + 1 :])  # a bad checksum
+    with pytest.raises(SmidgenError, match="damaged or cut off"):
+        open_images(tmp_path, layout="webdataset")
+
+
+def test_a_shard_that_shrinks_after_the_listing_gives_bad_files(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    files = {f"a/{number}.png": data for number, data in enumerate(pictures)}
+    shard = write_shard(tmp_path / "0.tar", files)
+    found = open_images(tmp_path, layout="webdataset", decode=False)
+    shard.write_bytes(shard.read_bytes()[:2048])
+    with pytest.raises(SmidgenError, match=r"truncated: 0.tar ends inside it"):
+        found.files[-1].read()
+
+
+def test_compressed_and_single_shards_are_explained(tmp_path: Path, pictures: list[bytes]) -> None:
+    with tarfile.open(tmp_path / "0.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(SmidgenError, match="compressed shards cannot be read in place"):
+        open_images(tmp_path, layout="webdataset")
+    shard = write_shard(tmp_path / "one" / "0.tar", {"a/1.png": pictures[0]})
+    with pytest.raises(SmidgenError, match="one shard: give its folder"):
+        open_images(shard, layout="webdataset")
+    (tmp_path / "0.tar.gz").rename(tmp_path / "1.tar")
+    with pytest.raises(SmidgenError, match="no tar file"):
+        open_images(tmp_path, layout="webdataset", split="1")
