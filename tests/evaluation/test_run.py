@@ -40,7 +40,8 @@ def test_a_folder_against_itself_has_distance_zero_and_full_agreement(tmp_path):
     assert document["metrics"]["class_agreement"] == 1
     assert document["baselines"]["class_agreement_by_chance"] == pytest.approx(1 / 3)
     assert document["baselines"]["class_agreement_of_reference"] == 1
-    assert document["warnings"] == []
+    (warning,) = document["warnings"]
+    assert "under 10,000" in warning
     json.dumps(document)
 
 
@@ -130,7 +131,8 @@ def test_fewer_images_than_dimensions_warn_and_still_give_the_number(tmp_path):
         document = evaluate(folder, reference, features="colours")
         assert document["metrics"]["fd"] > 0
         assert any(f"{count} images for 6 feature" in text for text in document["warnings"])
-    assert evaluate(reference, reference, features="colours")["warnings"] == []
+    enough = evaluate(reference, reference, features="colours")["warnings"]
+    assert not any("dimensions" in text for text in enough)
 
 
 def test_statistics_in_a_file_give_the_folders_numbers(tmp_path):
@@ -243,15 +245,9 @@ def test_several_features_have_a_block_each_from_one_pass(tmp_path, monkeypatch)
     assert any(text.startswith("twin: 15 images: under 10,000") for text in both["warnings"])
 
 
-def test_kid_comes_first_where_images_are_few_for_features_of_photographs(tmp_path, monkeypatch):
+def test_kid_comes_first_where_images_are_few(tmp_path):
     folder = class_folder(tmp_path / "images", 5)
-    assert list(evaluate(folder, folder, features="colours")["metrics"])[:2] == ["fd", "kid"]
-    general = dataclasses.replace(colour_extractor(), domain=None)
-    monkeypatch.setattr(features, "EXTRACTORS", {"colours": lambda device: general})
-    document = evaluate(folder, folder, features="colours")
-    assert list(document["metrics"])[:2] == ["kid", "fd"]
-    assert document["notes"]["fd"] == ["under 10,000 images"]
-    assert "every subset is all 15 images" in document["notes"]["kid"][0]
+    assert list(evaluate(folder, folder, features="colours")["metrics"])[:2] == ["kid", "fd"]
 
 
 def test_images_are_compared_with_the_text_of_their_class(tmp_path, monkeypatch):

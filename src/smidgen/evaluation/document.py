@@ -134,7 +134,7 @@ def _block(
     if intended is None:
         made = dataclasses.replace(made, text_cosines=None)
     wanted = [name for name in METRICS if name in plan.metrics[extractor.name]]
-    names = metric_order(wanted, extractor, made.count)
+    names = metric_order(wanted, made.count)
     distances = [name for name in names if name != AGREEMENT]
     values, reasons = numbers.compute(distances, made, known, extractor)
     found: dict[str, Any] = {}

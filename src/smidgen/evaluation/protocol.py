@@ -81,15 +81,15 @@ def class_balance(intended: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
-def metric_order(names: Sequence[str], extractor: Extractor, num_images: int) -> list[str]:
+def metric_order(names: Sequence[str], num_images: int) -> list[str]:
     """The names as they are shown: KID before the Frechet distance where images are few."""
-    first = ["kid", "fd"] if few_images(extractor, num_images) else ["fd", "kid"]
+    first = ["kid", "fd"] if few_images(num_images) else ["fd", "kid"]
     return [name for name in first if name in names] + [n for n in names if n not in first]
 
 
-def few_images(extractor: Extractor, num_images: int) -> bool:
-    """Whether these are few for features of photographs; the glyphs' have only some dimensions."""
-    return extractor.domain is None and num_images < FEW_IMAGES
+def few_images(num_images: int) -> bool:
+    """Whether KID says more than a Frechet distance of so few images."""
+    return num_images < FEW_IMAGES
 
 
 def notes(
@@ -116,7 +116,7 @@ def notes(
     distances = [name for name in metrics if name != AGREEMENT]
     if (strange := unseen(extractor, classes)) is not None:
         note(distances, "features have not seen this domain", strange)
-    if few_images(extractor, num_images) and "fd" in beside:
+    if few_images(num_images) and "fd" in beside:
         note(
             COVARIANCE_METRICS,
             f"under {FEW_IMAGES:,} images",
