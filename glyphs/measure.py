@@ -1,8 +1,7 @@
 """Measures a shipped base: class agreement, and Frechet distance to unseen font families.
 
-`python -m glyphs.measure glyphs` writes results/measured-glyphs.json, and with `--reference` also
-src/smidgen/data/embedded/latin/reference.npz. Both sides of a distance are drawn alike: classes
-evenly, large families by the square root of their size.
+`python -m glyphs.measure glyphs` writes results/measured-glyphs.json. All sides of a distance are
+drawn alike: classes evenly, large families by the square root of their size.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from smidgen.api import load_base, sample_arrays
 from smidgen.evaluation.features import Extractor, load_extractor
 from smidgen.evaluation.metrics import Gaussian, GaussianSum, frechet_distance
 
-NUM_REFERENCE, NUM_SAMPLES = 65 * 62, 20 * 62
+NUM_REFERENCE = 65 * 62
 GUIDANCES = (1.0, 1.5, 4.0)
 STEPS = 50
 
@@ -56,19 +55,21 @@ def distance(one: Gaussian, other: Gaussian) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", help="glyphs or glyphs-64")
+    parser.add_argument("--per-class", type=int, default=20, help="samples of each class")
     parser.add_argument("--grid", type=Path, help="write the samples at guidance 4 to this picture")
     arguments = parser.parse_args()
     base = load_base(arguments.base)
+    count = arguments.per_class * base.num_classes
     glyphs = load_script("latin", base.image_size)
     extractor = load_extractor("glyphs")
     unseen, labels = draw_real(glyphs, True, NUM_REFERENCE, seed=0)
     reference, seen = read(extractor, unseen, "latin")
-    known, _ = read(extractor, draw_real(glyphs, False, NUM_SAMPLES, seed=1)[0], "latin")
+    known, _ = read(extractor, draw_real(glyphs, False, count, seed=1)[0], "latin")
     floor = distance(known, reference)
     by_guidance = {}
     for guidance in GUIDANCES:
         batches = sample_arrays(
-            base, num_images=NUM_SAMPLES, steps=STEPS, guidance=guidance, batch_size=124
+            base, num_images=count, steps=STEPS, guidance=guidance, batch_size=124
         )
         drawn = [(images, labels) for _, images, labels in batches]
         images = np.concatenate([part for part, _ in drawn])
@@ -85,14 +86,15 @@ def main() -> None:
             pictures = torch.from_numpy(images[: 62 * 8]).permute(0, 3, 1, 2) / 127.5 - 1
             save_grid(pictures, 62, arguments.grid)
     fields = {
-        "num_samples": NUM_SAMPLES,
+        "num_samples": count,
         "sampler": f"ddpm, {STEPS} steps, seed 0, classes evenly",
         "num_reference": NUM_REFERENCE,
         "real_distance": round(floor, 3),
         "real_agreement": round(float((seen == labels).double().mean()), 4),
         "by_guidance": by_guidance,
     }
-    log(str(write_result(f"measured-{base.name}", f"python -m glyphs.measure {base.name}", fields)))
+    command = f"python -m glyphs.measure {base.name} --per-class {arguments.per_class}"
+    log(str(write_result(f"measured-{base.name}", command, fields)))
 
 
 if __name__ == "__main__":
