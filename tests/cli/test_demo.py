@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from smidgen.cli.demo import RECIPE
+from smidgen.cli.demo_report import summary
 from smidgen.cli.main import main
 from smidgen.config import read_recipe
 from smidgen.core.delta import Delta
@@ -94,3 +95,21 @@ def test_another_method_does_without_the_options_of_the_recipes(smidgen, few_let
     assert recipe["lr"] == read_recipe(RECIPE)["lr"]
     assert "blocks" not in recipe
     assert not (tmp_path / "demo").exists()
+
+
+def test_the_summary_puts_kid_first_and_baselines_beside_the_agreement(tmp_path):
+    before = {"kid": {"mean": 11.0}, "fd": 120.0, "class_agreement": 0.03}
+    after = {"kid": {"mean": 0.1}, "fd": 9.0, "class_agreement": 0.9}
+    baselines = {"class_agreement_by_chance": 0.02, "class_agreement_of_reference": 0.99}
+    document = {
+        **{"before": before, "after": after | baselines},
+        "training": {"trainable": 10, "share": 0.01, "delta_bytes": 100},
+        "protocol": {"num_images": 480},
+        "settings": {"guidance": 1.5},
+        "seconds": {"train": 1.0, "total": 2.0},
+    }
+    line = summary(document, tmp_path)[1]
+    assert line.index("KID") < line.index("Frechet")
+    assert "3% -> 90%" in line
+    assert "by chance 2%" in line
+    assert "real letters 99%" in line

@@ -1,6 +1,10 @@
 """`smidgen evaluate` and `smidgen compare`: what is measured, written, refused and shown."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -239,3 +243,35 @@ def test_results_are_named_by_their_folders_where_these_tell_them_apart(tmp_path
     assert names([one, two / "result.json"]) == [str(one), str(two)]
     files = [two / "a.result.json", two / "b.result.json"]
     assert names(files) == [str(path) for path in files]
+
+
+def test_statistics_are_written_once_and_a_finished_request_leaves_them(smidgen, photos, tmp_path):
+    folder, path = foreign_images(tmp_path / "made"), tmp_path / "photos.npz"
+    arguments = ("evaluate", folder, "--reference", photos, "--statistics", path)
+    assert smidgen(*arguments).code == 0
+    before = path.read_bytes()
+    again = smidgen(*arguments)
+    assert (again.code, path.read_bytes()) == (0, before)
+    assert "already" in again.err
+    other = smidgen(*arguments, "--output", tmp_path / "other.json")
+    assert other.code == 2
+    assert "--force" in other.err
+
+
+def test_several_processes_write_the_statistics_too(photos, tmp_path):
+    folder = foreign_images(tmp_path / "made")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "smidgen.cli", "evaluate", folder, "--reference", photos]
+    command += ["--device", "cpu", "--statistics", tmp_path / "photos.npz"]
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environments = [os.environ | places | {"RANK": str(rank)} for rank in range(2)]
+    started = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for env in environments
+    ]
+    outcomes = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outcomes
+    assert (tmp_path / "photos.npz").is_file()
+    assert (folder / "result.json").is_file()

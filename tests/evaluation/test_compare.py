@@ -131,3 +131,9 @@ def test_results_of_evaluate_compare(tmp_path):
     fewer = evaluate(class_folder(tmp_path / "c", 2), reference, features="colours")
     with pytest.raises(UsageError, match="num_images: 9 in a, 6 in c"):
         compare({"a": documents["a"], "c": fewer})
+
+
+def test_kid_is_the_first_column_where_a_result_has_few_images():
+    rows = [{"metrics": {"fd": 1.0, "kid": 0.1}, "num_images": count} for count in (10_000, 9_999)]
+    assert metric_names(rows[:1]) == ["fd", "kid"]
+    assert metric_names(rows) == ["kid", "fd"]

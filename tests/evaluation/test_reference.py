@@ -211,3 +211,12 @@ def test_truncated_arrays_are_refused(save, tmp_path):
     path.write_bytes(content)
     with pytest.raises(SmidgenError, match="not a readable"):
         folder_statistics(path, colour_extractor())
+
+
+def test_other_arrays_of_another_program_are_left_alone(tmp_path):
+    path = tmp_path / "theirs.npz"
+    arrays = {"labels": np.array(["a", "b"]), "mean_direction": np.zeros((2, 2))}
+    np.savez(path, mu=np.zeros(6), sigma=np.eye(6), **arrays)
+    statistics = read_statistics(path, colour_extractor())
+    assert len(statistics.labels) == 0
+    assert statistics.mean_direction is None

@@ -386,3 +386,36 @@ def test_two_processes_write_the_document_of_one(tmp_path):
     ]
     assert [process.wait(timeout=120) for process in started] == [0, 0]
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(expected))
+
+
+@pytest.mark.parametrize("record", [[1, 2], {"images": ["a.png"]}, {"settings": "none"}])
+def test_a_sample_json_of_another_program_is_named(record, tmp_path):
+    reference = class_folder(tmp_path / "reference", 2)
+    folder = samples(tmp_path / "flat", ["red"], ["red"])
+    (folder / "sample.json").write_text(json.dumps(record))
+    with pytest.raises(SmidgenError, match=r"sample\.json is no record of smidgen sample"):
+        evaluate(folder, reference, features="colours")
+
+
+def test_what_is_wrong_with_the_images_is_told_before_they_are_read(tmp_path, monkeypatch):
+    calls = []
+    extractor = colour_extractor(on_run=lambda: calls.append(1))
+    monkeypatch.setattr(features, "EXTRACTORS", {"colours": lambda device: extractor})
+    reference = class_folder(tmp_path / "reference", 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SmidgenError, match="no usable image"):
+        evaluate(tmp_path / "empty", reference, features="colours")
+    assert calls == []
+    folder = class_folder(tmp_path / "images", 2)
+    write_image(folder / "violet" / "0.png", "red", seed=1)
+    with pytest.raises(SmidgenError, match='no class "violet"'):
+        evaluate(folder, reference, features="colours")
+    assert len(calls) == 1  # the reference
+
+
+def test_a_split_of_a_file_is_refused(tmp_path):
+    folder = class_folder(tmp_path / "images", 2)
+    path = tmp_path / "reference.npz"
+    write_statistics(folder_statistics(folder, colour_extractor()), path)
+    with pytest.raises(UsageError, match="without splits"):
+        evaluate(folder, path, features="colours", split="train")

@@ -21,6 +21,7 @@ from smidgen.data.folder import Progress
 from smidgen.diffusion.guidance import Channels
 from smidgen.errors import UsageError
 from smidgen.evaluation import processes, run
+from smidgen.evaluation.plan import check_names
 from smidgen.evaluation.stream import ArrayBatch
 from smidgen.models.base import Base
 from smidgen.models.pretrained import load_base
@@ -80,7 +81,8 @@ def evaluate(
             raise UsageError(f"{source} holds images: base and sampling are for a run or a delta")
         return run.evaluate(source, reference, progress=progress, **settings)
     config = run.evaluation_config(settings)
-    run.check_reference(Path(reference), config.layout)
+    run.check_reference(Path(reference), config)
+    check_names(config.features, config.metrics, config.prompt)
     path = source / DELTA if source.is_dir() else source
     delta = Delta.load(path)  # before the base, which may take long
     sampling = sampling or SamplingConfig()

@@ -65,14 +65,18 @@ def write_curves(folder: Path, agreement: Mapping[int, float], guidance: float) 
 def summary(document: Mapping[str, Any], folder: Path) -> list[str]:
     """Three lines for a person."""
     training, before, after = document["training"], document["before"], document["after"]
-    real = after.get("class_agreement_of_reference")
-    beside = f"; real letters {real:.0%}" if real is not None else ""
+    baselines = {
+        "by chance": after.get("class_agreement_by_chance"),
+        "real letters": after.get("class_agreement_of_reference"),
+    }
+    beside = "".join(f"; {name} {v:.0%}" for name, v in baselines.items() if v is not None)
     count, guidance = document["protocol"]["num_images"], document["settings"]["guidance"]
     return [
         f"trained {training['trainable']:,} parameters ({training['share']:.2%} of the base) in "
         f"{document['seconds']['train']:.0f} s, {document['seconds']['total']:.0f} s in all; "
         f"delta.safetensors has {training['delta_bytes']:,} bytes",
-        f"Frechet distance {before['fd']:.1f} -> {after['fd']:.1f}, class agreement "
+        f"kernel distance (KID) {before['kid']['mean']:.2f} -> {after['kid']['mean']:.2f}, Frechet "
+        f"distance {before['fd']:.1f} -> {after['fd']:.1f}, class agreement "
         f"{before['class_agreement']:.0%} -> {after['class_agreement']:.0%} "
         f"({count} samples, guidance {guidance:g}{beside})",
         f"look at {folder / 'grid.png'} and {folder / 'curves.png'}",

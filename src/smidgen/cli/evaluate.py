@@ -138,11 +138,16 @@ def run(argv: Sequence[str]) -> None:
         description=DESCRIPTION,
     )
     options, drawing, switches = (parsed[name] for name in ("evaluation", "drawing", "switches"))
-    check_paths(options, drawing, force=switches.force)
+    check_paths(options, drawing)
     output = options.output or default_output(options.images)
     check_output_file(output)
     request = request_of(options, drawing)
     document = None if switches.force else finished_result(output, request)
+    if options.statistics is not None and options.statistics.exists() and not switches.force:
+        if document is None:
+            raise UsageError(f"{options.statistics} exists; --force replaces it")
+        log(f"{options.statistics} is there already; --force writes it again")
+        options = dataclasses.replace(options, statistics=None)
     if switches.dry_run:
         answer_dry_run([options, drawing], delta_facts(options.images), as_json=switches.json)
         return
@@ -152,7 +157,7 @@ def run(argv: Sequence[str]) -> None:
         else:
             document = measure(options, drawing)
             document["request"] = request
-        if options.statistics is not None and is_main():
+        if options.statistics is not None:
             save_statistics(options, options.statistics)
     if is_main():
         write_json(document, output)
@@ -161,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
         answer(document, result_lines(document), output, as_json=switches.json)
 
 
-def check_paths(options: EvaluateOptions, drawing: DrawOptions, *, force: bool) -> None:
+def check_paths(options: EvaluateOptions, drawing: DrawOptions) -> None:
     """Everything that the paths and flags tell before any work.
 
     Raises: UsageError.
@@ -189,8 +194,6 @@ def check_paths(options: EvaluateOptions, drawing: DrawOptions, *, force: bool) 
         if "," in options.features:
             raise UsageError("--statistics are of one kind of features; name one")
         check_output_file(options.statistics)
-        if options.statistics.exists() and not force:
-            raise UsageError(f"{options.statistics} exists; --force replaces it")
 
 
 def _default(name: str) -> Any:
@@ -291,7 +294,10 @@ def measure(options: EvaluateOptions, drawing: DrawOptions | None = None) -> dic
 
 
 def save_statistics(options: EvaluateOptions, path: Path) -> None:
-    """Write the statistics of the reference, which `measure` left in the cache."""
+    """Write the statistics of the reference, which `measure` left in the cache.
+
+    Every process must call it, as they wait for each other over the cache; the main one writes.
+    """
     from smidgen.evaluation.plan import make_plan, split_names
     from smidgen.evaluation.reference import folder_statistics
     from smidgen.evaluation.statistics import write_statistics
@@ -311,7 +317,8 @@ def save_statistics(options: EvaluateOptions, path: Path) -> None:
         split=options.split,
         cache_dir=options.cache_dir,
     )
-    write_statistics(known, path)
+    if is_main():
+        write_statistics(known, path)
 
 
 def delta_facts(images: Path) -> dict[str, Any]:

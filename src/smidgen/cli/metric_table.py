@@ -101,9 +101,11 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(name: str, row: Mapping[str, Any]) -> str:
-    text = value_text(name, row["metrics"].get(name))
+    if name not in row["metrics"]:
+        return ""  # not measured
+    text = value_text(name, row["metrics"][name])
     marked = "*" if row.get("notes", {}).get(name) else ""
-    if name == "class_agreement" and row["metrics"].get(name) is not None:
+    if name == "class_agreement" and row["metrics"][name] is not None:
         text += f" ({baseline_text(row['baselines'])})"
     return text + marked
 

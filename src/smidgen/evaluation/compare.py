@@ -11,6 +11,7 @@ from typing import Any
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.metrics import METRICS
+from smidgen.evaluation.protocol import metric_order
 
 # Two numbers are comparable only if all of these agree; a dot goes into a nested table.
 MATTERS = (
@@ -87,9 +88,13 @@ def feature_blocks(name: str, document: Mapping[str, Any]) -> dict[str, dict[str
 
 
 def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics that any row has a number of, in the order of METRICS."""
+    """The metrics that any row has a number of, in the order of METRICS; KID first where a row has
+    few images.
+    """
     found = {name for row in rows for name, value in row["metrics"].items() if value is not None}
-    return [name for name in METRICS if name in found] + sorted(found - set(METRICS))
+    names = [name for name in METRICS if name in found] + sorted(found - set(METRICS))
+    counts = [row["num_images"] for row in rows if row.get("num_images") is not None]
+    return metric_order(names, min(counts)) if counts else names
 
 
 def _row(name: str, kind: str, block: Mapping[str, Any]) -> dict[str, Any]:

@@ -199,6 +199,12 @@ RESIZED = {
 }  # where there is a choice of `resize`, the first the default
 
 
+def check_name(name: str) -> None:
+    """Raises: UsageError for features that nobody knows."""
+    if name not in EXTRACTORS:
+        raise UsageError(f'unknown features "{name}"; choose from: {", ".join(EXTRACTORS)}')
+
+
 def load_extractor(
     name: str,
     device: torch.device | str = "cpu",
@@ -216,8 +222,7 @@ def load_extractor(
         UsageError: an unknown name, or an option that these features do not have.
         SmidgenError: weights that are not there, damaged, or others than expected.
     """
-    if name not in EXTRACTORS:
-        raise UsageError(f'unknown features "{name}"; choose from: {", ".join(EXTRACTORS)}')
+    check_name(name)
     options: dict[str, Any] = {}
     if weights is not None:
         if name not in PUBLISHED:

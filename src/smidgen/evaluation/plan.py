@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from smidgen.errors import UsageError, closest
-from smidgen.evaluation.features import PUBLISHED, RESIZED, Extractor, load_extractor
+from smidgen.evaluation.features import (
+    PUBLISHED,
+    RESIZED,
+    Extractor,
+    check_name,
+    load_extractor,
+)
 from smidgen.evaluation.metrics import INCEPTION_HEAD, METRICS
 
 AGREEMENT = "class_agreement"
@@ -60,14 +66,7 @@ def make_plan(
     Raises: UsageError for unknown or repeated names, a metric that none of the features allow, or a
         prompt without a place for the class; SmidgenError for weights that cannot be had.
     """
-    names = split_names(features)
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"features are {', '.join(names) or 'none'}; name each once, at least one")
-    for name in metrics or ():
-        if name not in METRICS:
-            raise UsageError(f'unknown metric "{name}"{closest(name, METRICS)}')
-    if "{}" not in prompt:
-        raise UsageError(f'the prompt "{prompt}" has no {{}} where the class name belongs')
+    names = check_names(features, metrics, prompt)
     found = _load(names, device, weights, resize)
     if metrics is None:
         chosen = {e.name: frozenset(n for n in DEFAULT_METRICS if _default(n, e)) for e in found}
@@ -79,6 +78,26 @@ def make_plan(
     if empty := [name for name, some in chosen.items() if not some]:
         raise UsageError(f"none of the metrics {', '.join(metrics)} is defined on {empty[0]}")
     return Plan(extractors=found, metrics=chosen, asked=True, prompt=prompt)
+
+
+def check_names(
+    features: str | Sequence[str], metrics: Sequence[str] | None, prompt: str = PROMPT
+) -> list[str]:
+    """The names of the features, if they and those of the metrics make sense; no file is read.
+
+    Raises: UsageError for unknown or repeated names, or a prompt without a place for the class.
+    """
+    names = split_names(features)
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"features are {', '.join(names) or 'none'}; name each once, at least one")
+    for name in metrics or ():
+        if name not in METRICS:
+            raise UsageError(f'unknown metric "{name}"{closest(name, METRICS)}')
+    if "{}" not in prompt:
+        raise UsageError(f'the prompt "{prompt}" has no {{}} where the class name belongs')
+    for name in names:
+        check_name(name)
+    return names
 
 
 def _load(

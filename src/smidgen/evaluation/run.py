@@ -23,7 +23,7 @@ from smidgen.evaluation import processes
 from smidgen.evaluation.document import Source, make_document, strange_classes
 from smidgen.evaluation.plan import PROMPT, Plan, make_plan
 from smidgen.evaluation.reference import content_key, reference_statistics
-from smidgen.evaluation.sample_batches import open_sample_batch
+from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import (
     ArrayBatch,
@@ -94,11 +94,17 @@ def evaluate(
     config, folder = evaluation_config(settings), Path(images)
     if not folder.exists():
         raise UsageError(f"no such file or folder: {folder}")
-    check_reference(Path(reference), config.layout)
+    check_reference(Path(reference), config)
+    # before the reference, which may take long to read
+    given = _open_file(folder) if folder.is_file() else _open_folder(folder)
     plan = config.plan()
     known = _reference(plan, Path(reference), config, progress)
-    measure = _measure_file if folder.is_file() else _measure_folder
-    measured, source = measure(plan, folder, config.batch_size, progress)
+    if isinstance(given, SampleBatch):
+        measured, source = _measure_file(plan, given, config.batch_size, progress)
+    else:
+        classes, certain = known[plan.first.name].classes, bool(given.record.get("images"))
+        strange_classes(given.intended, classes, str(reference), certain=certain)
+        measured, source = _measure_folder(plan, given, config.batch_size, progress)
     return make_document(plan, measured, known, source, str(reference))
 
 
@@ -123,7 +129,7 @@ def measure_batches(
     Raises: as `evaluate`, and what the batches raise.
     """
     config = evaluation_config(settings)
-    check_reference(Path(reference), config.layout)
+    check_reference(Path(reference), config)
     plan = config.plan()
     known = _reference(plan, Path(reference), config, None)
     strange_classes(classes, known[plan.first.name].classes, str(reference), certain=True)
@@ -146,10 +152,14 @@ def evaluation_config(settings: Mapping[str, Any]) -> EvaluationConfig:
     return EvaluationConfig(**settings)
 
 
-def check_reference(reference: Path, layout: str) -> None:
-    """Raises: UsageError if there is nothing at that path, and it cannot be a hub's name either."""
-    if layout != "hf" and not reference.exists():
+def check_reference(reference: Path, config: EvaluationConfig) -> None:
+    """Raises: UsageError if there is nothing at that path, and it cannot be a hub's name either; or
+    for a split of a file.
+    """
+    if config.layout != "hf" and not reference.exists():
         raise UsageError(f"no such file or folder: {reference}")
+    if config.split is not None and config.layout == "folder" and reference.is_file():
+        raise UsageError(f'{reference} is a file without splits: leave "{config.split}" away')
 
 
 def _reference(
@@ -179,11 +189,32 @@ def _accumulate(plan: Plan, batches: Iterable[Prepared], what: str, **options: A
     )
 
 
-def _measure_folder(
-    plan: Plan, folder: Path, batch_size: int, progress: Progress | None
-) -> tuple[Measured, Source]:
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """A listed folder, its sampling record, and what each file was meant to show, if known."""
+
+    listed: ImageFolder
+    record: Mapping[str, Any]
+    intended: Sequence[str] | None
+
+
+def _open_folder(folder: Path) -> _Given:
     listed = scan(folder, decode=False)
     record = read_sample_record(listed.root)
+    return _Given(listed=listed, record=record, intended=intended_classes(listed, record))
+
+
+def _open_file(path: Path) -> SampleBatch:
+    batch = open_sample_batch(path) if path.suffix == ".npz" else None
+    if batch is None:
+        raise UsageError(f"{path} holds no images: give a folder, or a .npz with arr_0")
+    return batch
+
+
+def _measure_folder(
+    plan: Plan, given: _Given, batch_size: int, progress: Progress | None
+) -> tuple[Measured, Source]:
+    listed, record, folder = given.listed, given.record, given.listed.root
     total = len(listed.files)
     starts = processes.shard(range(0, total, batch_size))
     measured = _accumulate(
@@ -192,7 +223,7 @@ def _measure_folder(
             listed,
             plan.extractors,
             [range(start, min(start + batch_size, total)) for start in starts],
-            intended=intended_classes(listed, record),
+            intended=given.intended,
         ),
         f'"{folder}"',
         total=total,
@@ -206,7 +237,7 @@ def _measure_folder(
     if scanned.num_bad:
         warnings.append(f"{scanned.num_bad} of the files in {folder} were skipped")
     return measured, Source(
-        name=str(listed.root),
+        name=str(folder),
         identity={e.name: content_key(listed, e, measured.hashes) for e in plan.extractors},
         sampling=record.get("settings"),
         certain=bool(record.get("images")),
@@ -216,23 +247,21 @@ def _measure_folder(
 
 
 def _measure_file(
-    plan: Plan, path: Path, batch_size: int, progress: Progress | None
+    plan: Plan, batch: SampleBatch, batch_size: int, progress: Progress | None
 ) -> tuple[Measured, Source]:
-    batch = open_sample_batch(path) if path.suffix == ".npz" else None
-    if batch is None:
-        raise UsageError(f"{path} holds no images: give a folder, or a .npz with arr_0")
+    path = str(batch.path)
     mine = itertools.islice(
         batch.batches(batch_size), processes.rank(), None, processes.world_size()
     )
     measured = _accumulate(
         plan,
         array_batches(mine, plan.extractors),
-        str(path),
+        path,
         total=batch.num_images,
         progress=progress,
     )
     identity = _array_identity(plan, measured)
-    return measured, Source(name=str(path), identity=identity, sampling=None, certain=False)
+    return measured, Source(name=path, identity=identity, sampling=None, certain=False)
 
 
 def _array_identity(plan: Plan, measured: Measured) -> dict[str, str]:
@@ -243,15 +272,20 @@ def _array_identity(plan: Plan, measured: Measured) -> dict[str, str]:
 def read_sample_record(folder: Path) -> dict[str, Any]:
     """What sampling wrote beside its images, or {} where it did not.
 
-    Raises: SmidgenError if the record is damaged.
+    Raises: SmidgenError if the record is damaged, or another program's.
     """
     path = folder / SAMPLE_RECORD
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SmidgenError(f"{path} is damaged: {error}; sample again or remove it") from error
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(name, {}), dict) for name in ("settings", "images")
+    ):
+        raise SmidgenError(f"{path} is no record of smidgen sample; move it elsewhere")
+    return record
 
 
 def intended_classes(folder: ImageFolder, record: Mapping[str, Any]) -> list[str] | None:

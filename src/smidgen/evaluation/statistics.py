@@ -94,7 +94,8 @@ def _meta(statistics: Statistics) -> dict[str, Any]:
 def read_statistics(path: Path, extractor: Extractor, *, features: bool = True) -> Statistics:
     """Read a .npz with `mu` and `sigma`, ours or another program's.
 
-    `features` False leaves an array of that name, (N, D), alone: it is the large one.
+    `features` False leaves an array of that name, (N, D), alone: it is the large one. What another
+    program calls `labels` and so on is not looked at.
 
     Raises: SmidgenError if the file cannot be read, lacks an array, or belongs to other features.
     """
@@ -105,6 +106,8 @@ def read_statistics(path: Path, extractor: Extractor, *, features: bool = True) 
             raise SmidgenError(f'{path} lacks "{name}"; it has: {", ".join(arrays) or "nothing"}')
     gaussian = _gaussian(path, arrays, extractor, int(meta.get("count", 0)))
     _check_meta(path, meta, extractor)
+    if "format_version" not in meta:
+        arrays = {name: arrays[name] for name in ("mu", "sigma", "features") if name in arrays}
     direction = arrays.get("mean_direction")
     return Statistics(
         gaussian=gaussian,

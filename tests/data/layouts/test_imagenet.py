@@ -86,3 +86,13 @@ def test_a_tree_that_lacks_a_synset_or_the_devkit_is_refused(tmp_path: Path) -> 
         open_images(tmp_path, layout="imagenet")
     with pytest.raises(SmidgenError, match=r"looked for val"):
         open_images(tmp_path, layout="imagenet", split="val")
+
+
+def test_a_validation_image_of_no_class_is_named(tmp_path: Path) -> None:
+    images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    write_image(images / "val" / "ILSVRC2012_val_00000001.JPEG", seed=1)
+    rows = "ImageId,PredictionString\nILSVRC2012_val_00000001,n00000000 1 2 3 4\nx, \n"
+    (tmp_path / "LOC_val_solution.csv").write_text(rows)
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 tench\n")
+    with pytest.raises(SmidgenError, match="n00000000, which is no class"):
+        open_images(tmp_path, layout="imagenet", split="val")

@@ -44,6 +44,10 @@ def _read(root: Path, split: str | None) -> ImageFolder:
         return class_folders(root, [(folder / synset, name) for synset, name in pairs])
     numbers = {synset: number for number, synset in enumerate(synsets)}
     truth = _validation_truth(root, synset_of_id)
+    if unknown := [synset for _, synset in truth if synset not in numbers]:
+        raise SmidgenError(
+            f'"{root}": the validation images are of {unknown[0]}, which is no class'
+        )
     items = ((folder / f"{name}.JPEG", numbers[synset]) for name, synset in truth)
     return listed(root, names, items)
 
@@ -90,7 +94,7 @@ def _kaggle_truth(path: Path) -> list[tuple[str, str]]:
             rows = [(row["ImageId"], row["PredictionString"]) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
         raise SmidgenError(f"cannot read {path}: {error}") from error
-    return sorted((name, truth.split()[0]) for name, truth in rows if truth)
+    return sorted((name, truth.split()[0]) for name, truth in rows if truth and truth.strip())
 
 
 IMAGENET = Layout(
