@@ -21,7 +21,7 @@ from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
 from smidgen.errors import SmidgenError, UsageError, closest
 from smidgen.evaluation import processes
 from smidgen.evaluation.document import Source, make_document, strange_classes
-from smidgen.evaluation.plan import PROMPT, Plan, make_plan
+from smidgen.evaluation.plan import PROMPT, Plan, check_names, make_plan
 from smidgen.evaluation.reference import content_key, reference_statistics
 from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch
 from smidgen.evaluation.statistics import Statistics
@@ -92,6 +92,7 @@ def evaluate(
         unusable content, or a reference without a class that was drawn.
     """
     config, folder = evaluation_config(settings), Path(images)
+    check_names(config.features, config.metrics, config.prompt)
     if not folder.exists():
         raise UsageError(f"no such file or folder: {folder}")
     check_reference(Path(reference), config)
