@@ -1,6 +1,7 @@
 """The shipped image sets: what they hold, and that unpacking is faithful, whole and repeatable."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from smidgen.data.embedded_sets import (
     SETS,
     EmbeddedSet,
     load_set,
+    locate_reference,
     mix_colours,
+    name_reference,
     save_set,
     unpack,
 )
@@ -161,3 +164,12 @@ def test_no_family_is_on_both_sides_and_every_font_has_a_licence(name):
     family = np.array([font["family"] for font in fonts])[embedded.font]
     assert not set(family[embedded.is_test]) & set(family[~embedded.is_test])
     assert all(font["licence"] and font["package"] and font["file"] for font in fonts)
+
+
+def test_a_shipped_reference_has_a_short_name_unless_a_path_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = locate_reference("greek")
+    assert found.is_file() and name_reference(found) == "greek"
+    (tmp_path / "greek").mkdir()
+    assert locate_reference("greek") == Path("greek")
+    assert locate_reference("klingon") == Path("klingon")

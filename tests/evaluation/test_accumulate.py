@@ -7,7 +7,8 @@ import torch
 
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.accumulate import Accumulator
-from smidgen.evaluation.metrics import INCEPTION_HEAD, METRICS, inception_score
+from smidgen.evaluation.metrics import inception_score
+from smidgen.evaluation.names import INCEPTION_HEAD, METRICS
 from smidgen.evaluation.similarity import mean_direction, paired_cosine
 
 COUNT, DIM = 53, 6

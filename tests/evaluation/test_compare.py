@@ -56,6 +56,7 @@ def test_equal_protocols_give_a_row_each_and_no_difference():
         ("reference_identity", "r2"),
         ("class_balance.kind", "uneven"),
         ("class_balance.num_classes", 4),
+        ("class_balance.max_per_class", 99),
         ("metric_settings.kid", {"subset_size": 50}),
         ("sampling.sampler", "ddim"),
         ("sampling.steps", 20),

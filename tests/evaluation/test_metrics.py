@@ -8,7 +8,6 @@ import scipy.stats
 import torch
 
 from smidgen.evaluation.metrics import (
-    METRICS,
     GaussianSum,
     ProbabilitySums,
     class_agreement,
@@ -17,6 +16,7 @@ from smidgen.evaluation.metrics import (
     inception_score,
     splits_of,
 )
+from smidgen.evaluation.names import METRICS
 
 
 def features(count: int, dim: int, seed: int) -> torch.Tensor:

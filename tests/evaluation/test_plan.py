@@ -7,8 +7,8 @@ import torch
 
 from smidgen.errors import UsageError
 from smidgen.evaluation import features
-from smidgen.evaluation.metrics import INCEPTION_HEAD
-from smidgen.evaluation.plan import make_plan, split_names
+from smidgen.evaluation.names import INCEPTION_HEAD, split_names
+from smidgen.evaluation.plan import make_plan
 
 from .conftest import colour_extractor
 

@@ -101,6 +101,8 @@ def test_another_programs_mu_and_sigma_are_taken(tmp_path):
         ({"mu": np.zeros(5), "sigma": np.eye(5)}, "have 6"),
         ({"mu": np.zeros(6), "sigma": np.full((6, 6), np.nan)}, "finite numbers"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"extractor": "x"}'}, "other features"),
+        ({"mu": np.zeros(6), "sigma": -np.eye(6)}, "no covariance"),
+        ({"mu": np.zeros(6), "sigma": np.triu(np.ones((6, 6)))}, "no covariance"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": "{"}, "not a readable"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": "[]"}, "not a readable"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"resize": "clean"}'}, '"clean"'),

@@ -31,7 +31,7 @@ from smidgen.cli.options import (
     write_json,
 )
 from smidgen.config import read_recipe, settings_of
-from smidgen.errors import SmidgenError
+from smidgen.data.embedded_sets import shipped_reference, unpack
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -146,8 +146,6 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     """All parts; each leaves its files, so that a stopped demo goes on where it was."""
     options, folder = parsed["run"], parsed["run"].output
     with clock.part("unpack", "unpacking the images of Greek letters"):
-        from smidgen.data.embedded_sets import unpack
-
         unpack(SET, folder / SET)
     with clock.part("load", f'loading the base "{parsed["base"].base}"'):
         base = train.load(parsed["base"])
@@ -235,10 +233,7 @@ def fingerprint_of(delta: Any) -> str:
 
 def measure_samples(folder: Path) -> dict[str, Any]:
     """A sample folder against the shipped statistics of unseen font families."""
-    reference = Path(str(files("smidgen.data") / "embedded" / SET / "reference.npz"))
-    if not reference.is_file():
-        raise SmidgenError(f"the shipped reference {reference} is missing: install smidgen again")
-    return measure(EvaluateOptions(images=folder, reference=reference))
+    return measure(EvaluateOptions(images=folder, reference=shipped_reference(SET)))
 
 
 def agreement_on_the_way(parsed: Mapping[str, Any], base: Base) -> dict[int, float]:

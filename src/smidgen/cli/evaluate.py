@@ -36,7 +36,9 @@ from smidgen.cli.options import (
     write_json,
 )
 from smidgen.config import flatten
+from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
+from smidgen.evaluation.names import PROMPT, check_names, split_names
 
 DELTA, RESULT = "delta.safetensors", "result.json"
 NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
@@ -60,7 +62,8 @@ class EvaluateOptions:
     """A run's folder, a delta's file, or a folder of images (any program's; or a .npz with arr_0).
     Classes of images: sub-folders, or what sampling recorded."""
     reference: Path
-    """Folder of real images, or a .npz with mu and sigma, or with images as arr_0."""
+    """Folder of real images, or a .npz with mu and sigma, or with images as arr_0; or the name of a
+    set that ships (latin, greek, ...): unseen fonts of it."""
     layout: LAYOUT_NAMES = "folder"
     """How the reference lies there, as for train."""
     split: str | None = None
@@ -74,7 +77,7 @@ class EvaluateOptions:
     """How inception's images are resized; none: clean."""
     weights: Path | None = None
     """The extractor's weights; none: where they are usually kept, else fetched once."""
-    prompt: str = "a photo of a {}"
+    prompt: str = PROMPT
     """The text of a class, for clip_t."""
     batch_size: int = 64
     """Images at a time."""
@@ -89,6 +92,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         at_least("batch_size", self.batch_size, 1)
+        check_names(self.features, self.metrics, self.prompt)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +179,7 @@ def check_paths(options: EvaluateOptions, drawing: DrawOptions) -> None:
     if options.layout != "folder":
         check_images(options.reference, options.layout, options.split)
     else:
-        check_input(options.reference, "reference")
+        check_input(locate_reference(options.reference), "reference")
     if is_images(options.images):
         if (options.images / "recipe.toml").is_file():
             raise UsageError(
@@ -217,7 +221,7 @@ def request_of(options: EvaluateOptions, drawing: DrawOptions) -> dict[str, Any]
     values = {n: v for n, v in flatten(options, drawing).items() if n not in NOT_COMPARED}
     delta = options.images / DELTA
     values["images_state"] = state_of(delta if delta.is_file() else options.images)
-    values["reference_state"] = state_of(options.reference)
+    values["reference_state"] = state_of(locate_reference(options.reference))
     return json.loads(json.dumps(values, default=str))
 
 
@@ -265,7 +269,6 @@ def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] 
 def measure(options: EvaluateOptions, drawing: DrawOptions | None = None) -> dict[str, Any]:
     """The result document; `drawing` None: as its defaults, if there is anything to draw."""
     from smidgen.api.evaluation import SamplingConfig, evaluate
-    from smidgen.evaluation.plan import split_names
     from smidgen.training.journal import counting_bar
 
     drawing, more = drawing or DrawOptions(), {}
@@ -298,7 +301,7 @@ def save_statistics(options: EvaluateOptions, path: Path) -> None:
 
     Every process must call it, as they wait for each other over the cache; the main one writes.
     """
-    from smidgen.evaluation.plan import make_plan, split_names
+    from smidgen.evaluation.plan import make_plan
     from smidgen.evaluation.reference import folder_statistics
     from smidgen.evaluation.statistics import write_statistics
 

@@ -47,7 +47,7 @@ def _header(protocol: Mapping[str, Any]) -> str:
 
 
 def _metric_row(name: str, block: Mapping[str, Any]) -> list[str]:
-    from smidgen.evaluation.metrics import METRICS
+    from smidgen.evaluation.names import METRICS
 
     beside = list(block.get("notes", {}).get(name, ()))
     value = block["metrics"][name]
@@ -83,7 +83,7 @@ def value_text(name: str, value: Any) -> str:
 def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     """A row for each result and features, then the fields in which their protocols differ."""
     from smidgen.evaluation.compare import difference_text, metric_names
-    from smidgen.evaluation.metrics import METRICS
+    from smidgen.evaluation.names import METRICS
 
     rows = comparison["rows"]
     names = metric_names(rows)

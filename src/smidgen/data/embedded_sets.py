@@ -21,6 +21,7 @@ from smidgen.errors import SmidgenError, UsageError
 
 EMBEDDED = resources.files("smidgen.data") / "embedded"
 SETS = ("greek", "cyrillic", "hebrew", "arabic", "devanagari", "hiragana", "hangul", "runic")
+REFERENCES = ("latin", *SETS)  # statistics of unseen font families, of the base's script too
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
 SPLITS = ("train", "test")
@@ -94,6 +95,23 @@ def load_set(name: str) -> EmbeddedSet:
             for key in ("label", "ink", "ground", "is_test", "font", "inks", "grounds")
         }
         return EmbeddedSet(levels=levels, class_names=names, **rest)
+
+
+def shipped_reference(name: str) -> Path:
+    """Where the statistics of the unseen font families of a shipped set lie."""
+    return Path(str(EMBEDDED / name / "reference.npz"))
+
+
+def locate_reference(reference: Path | str) -> Path:
+    """The path itself, or that of the shipped reference of this name; what exists comes first."""
+    path, name = Path(reference), str(reference)
+    return shipped_reference(name) if name in REFERENCES and not path.exists() else path
+
+
+def name_reference(reference: Path | str) -> str:
+    """What a result calls a reference: the same on every machine if it is a shipped one."""
+    shipped = {shipped_reference(name): name for name in REFERENCES}
+    return shipped.get(Path(reference), str(reference))
 
 
 def unpack(name: str, folder: Path) -> Path:

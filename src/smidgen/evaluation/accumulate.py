@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from smidgen.errors import SmidgenError
-from smidgen.evaluation.metrics import (
-    INCEPTION_HEAD,
-    METRICS,
-    Gaussian,
-    GaussianSum,
-    ProbabilitySums,
-)
+from smidgen.evaluation.metrics import Gaussian, GaussianSum, ProbabilitySums
+from smidgen.evaluation.names import INCEPTION_HEAD, METRICS
 from smidgen.evaluation.similarity import directions, paired_cosine
 
 CHUNK = 4096  # rows that are taken to float64 at a time

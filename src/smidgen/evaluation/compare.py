@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.evaluation.metrics import METRICS
+from smidgen.evaluation.names import METRICS
 from smidgen.evaluation.protocol import metric_order
 
 # Two numbers are comparable only if all of these agree; a dot goes into a nested table.
@@ -18,13 +18,15 @@ MATTERS = (
     *("features_sha256", "resize", "image_size", "num_images"),
     *("num_reference", "reference_identity", "covariance_divisor"),
     *("class_balance.kind", "class_balance.num_classes"),
+    *("class_balance.min_per_class", "class_balance.max_per_class"),
     *("sampling.sampler", "sampling.steps", "sampling.guidance"),
     *("sampling.guidance_channels", "sampling.precision"),
 )
 # These may differ between the things that are compared; they are shown, and never refused.
 SHOWN = (
     *("sampling.seed", "sampling.base", "sampling.delta_sha256"),
-    *("versions.torch", "versions.pillow", "versions.numpy", "device"),
+    *("versions.smidgen", "versions.torch", "versions.transformers"),
+    *("versions.pillow", "versions.numpy", "device"),
 )
 OF_IMAGES = ("num_images", "class_balance", "sampling", "versions", "device")
 BASELINES = ("class_agreement_by_chance", "class_agreement_of_reference")

@@ -14,8 +14,8 @@ from smidgen.errors import SmidgenError
 from smidgen.evaluation import numbers
 from smidgen.evaluation.accumulate import Accumulated
 from smidgen.evaluation.features import Extractor
-from smidgen.evaluation.metrics import METRICS
-from smidgen.evaluation.plan import AGREEMENT, Plan
+from smidgen.evaluation.names import AGREEMENT, METRICS
+from smidgen.evaluation.plan import Plan
 from smidgen.evaluation.protocol import feature_protocol, image_protocol, metric_order, notes
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import Measured

@@ -17,12 +17,8 @@ from smidgen.errors import SmidgenError
 from smidgen.evaluation.accumulate import Accumulated
 from smidgen.evaluation.features import Extractor
 from smidgen.evaluation.kernels import cmmd, kid
-from smidgen.evaluation.metrics import (
-    METRICS,
-    class_agreement,
-    frechet_distance,
-    inception_score,
-)
+from smidgen.evaluation.metrics import class_agreement, frechet_distance, inception_score
+from smidgen.evaluation.names import METRICS
 from smidgen.evaluation.neighbours import prdc
 from smidgen.evaluation.similarity import mean_cosine
 from smidgen.evaluation.statistics import Statistics

@@ -1,6 +1,6 @@
 """Which metrics are computed on which features.
 
-METRICS in metrics.py says what a metric needs; here the asked ones meet the chosen extractors.
+METRICS in names.py says what a metric needs; here the asked ones meet the chosen extractors.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ from typing import Any
 
 import torch
 
-from smidgen.errors import UsageError, closest
-from smidgen.evaluation.features import (
-    PUBLISHED,
-    RESIZED,
-    Extractor,
-    check_name,
-    load_extractor,
-)
-from smidgen.evaluation.metrics import INCEPTION_HEAD, METRICS
+from smidgen.errors import UsageError
+from smidgen.evaluation import features as table
+from smidgen.evaluation.features import PUBLISHED, RESIZED, Extractor, load_extractor
+from smidgen.evaluation.names import AGREEMENT, INCEPTION_HEAD, METRICS, PROMPT
+from smidgen.evaluation.names import check_names as check_known
 
-AGREEMENT = "class_agreement"
 DEFAULT_METRICS = ("fd", "kid", AGREEMENT)
-PROMPT = "a photo of a {}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,21 +77,8 @@ def make_plan(
 def check_names(
     features: str | Sequence[str], metrics: Sequence[str] | None, prompt: str = PROMPT
 ) -> list[str]:
-    """The names of the features, if they and those of the metrics make sense; no file is read.
-
-    Raises: UsageError for unknown or repeated names, or a prompt without a place for the class.
-    """
-    names = split_names(features)
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"features are {', '.join(names) or 'none'}; name each once, at least one")
-    for name in metrics or ():
-        if name not in METRICS:
-            raise UsageError(f'unknown metric "{name}"{closest(name, METRICS)}')
-    if "{}" not in prompt:
-        raise UsageError(f'the prompt "{prompt}" has no {{}} where the class name belongs')
-    for name in names:
-        check_name(name)
-    return names
+    """The names of the features, checked as in names.py against the extractors that there are."""
+    return check_known(features, metrics, prompt, known=tuple(table.EXTRACTORS))
 
 
 def _load(
@@ -116,12 +97,6 @@ def _load(
                 options[option] = None
         found.append(load_extractor(name, device, **options))
     return tuple(found)
-
-
-def split_names(names: str | Sequence[str]) -> list[str]:
-    """Names with commas between them, or several of them, as a list."""
-    listed = [names] if isinstance(names, str) else names
-    return [part.strip() for name in listed for part in name.split(",") if part.strip()]
 
 
 def allows(name: str, extractor: Extractor) -> bool:

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from smidgen.evaluation.features import Extractor
+from smidgen.evaluation.names import AGREEMENT
+
+if TYPE_CHECKING:
+    from smidgen.evaluation.features import Extractor
 
 # Under this the bias of the Frechet distance outweighs most differences that are of interest
 # (Binkowski et al. 2018, arXiv 1801.01401, section 4; Chong & Forsyth 2020, arXiv 1911.07023).
 FEW_IMAGES = 10_000
 COVARIANCE_METRICS = ("fd",)
-AGREEMENT = "class_agreement"
 
 
 def image_protocol(

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
+from smidgen.data.embedded_sets import locate_reference, name_reference
 from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
 from smidgen.errors import SmidgenError, UsageError, closest
 from smidgen.evaluation import processes
 from smidgen.evaluation.document import Source, make_document, strange_classes
-from smidgen.evaluation.plan import PROMPT, Plan, check_names, make_plan
+from smidgen.evaluation.names import PROMPT
+from smidgen.evaluation.plan import Plan, check_names, make_plan
 from smidgen.evaluation.reference import content_key, reference_statistics
 from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch
 from smidgen.evaluation.statistics import Statistics
@@ -104,9 +106,9 @@ def evaluate(
         measured, source = _measure_file(plan, given, config.batch_size, progress)
     else:
         classes, certain = known[plan.first.name].classes, bool(given.record.get("images"))
-        strange_classes(given.intended, classes, str(reference), certain=certain)
+        strange_classes(given.intended, classes, name_reference(reference), certain=certain)
         measured, source = _measure_folder(plan, given, config.batch_size, progress)
-    return make_document(plan, measured, known, source, str(reference))
+    return make_document(plan, measured, known, source, name_reference(reference))
 
 
 def measure_batches(
@@ -133,12 +135,14 @@ def measure_batches(
     check_reference(Path(reference), config)
     plan = config.plan()
     known = _reference(plan, Path(reference), config, None)
-    strange_classes(classes, known[plan.first.name].classes, str(reference), certain=True)
+    strange_classes(
+        classes, known[plan.first.name].classes, name_reference(reference), certain=True
+    )
     prepared = array_batches(batches, plan.extractors)
     measured = _accumulate(plan, prepared, name, total=num_images, progress=progress)
     identity = _array_identity(plan, measured)
     source = Source(name=name, identity=identity, sampling=sampling, certain=True)
-    return make_document(plan, measured, known, source, str(reference))
+    return make_document(plan, measured, known, source, name_reference(reference))
 
 
 def evaluation_config(settings: Mapping[str, Any]) -> EvaluationConfig:
@@ -157,6 +161,7 @@ def check_reference(reference: Path, config: EvaluationConfig) -> None:
     """Raises: UsageError if there is nothing at that path, and it cannot be a hub's name either; or
     for a split of a file.
     """
+    reference = locate_reference(reference)
     if config.layout != "hf" and not reference.exists():
         raise UsageError(f"no such file or folder: {reference}")
     if config.split is not None and config.layout == "folder" and reference.is_file():
@@ -167,7 +172,7 @@ def _reference(
     plan: Plan, reference: Path, config: EvaluationConfig, progress: Progress | None
 ) -> dict[str, Statistics]:
     return reference_statistics(
-        reference,
+        locate_reference(reference),
         plan.extractors,
         keep_features={e.name: plan.needs(e, "features") for e in plan.extractors},
         layout=config.layout,

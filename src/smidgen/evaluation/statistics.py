@@ -169,11 +169,24 @@ def _gaussian(path: Path, arrays: Arrays, extractor: Extractor, count: int) -> G
     for name in ("mu", "sigma"):
         if arrays[name].dtype.kind not in "fiu" or not np.isfinite(arrays[name]).all():
             raise SmidgenError(f'"{name}" in {path} is not made of finite numbers')
+    if not _is_covariance(covariance):
+        raise SmidgenError(
+            f'"sigma" in {path} is no covariance (not symmetric, or with a negative variance): '
+            "compute it again from its images"
+        )
     return Gaussian(
         mean=torch.from_numpy(mean).double(),
         covariance=torch.from_numpy(covariance).double(),
         count=count,
     )
+
+
+def _is_covariance(matrix: np.ndarray) -> bool:
+    """Symmetric, and no eigenvalue below 0 by more than rounding to float32 explains."""
+    size = float(np.abs(matrix).max(initial=0))
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-4 * size):
+        return False
+    return float(np.linalg.eigvalsh(matrix.astype(np.float64))[0]) >= -1e-3 * size
 
 
 def _check_meta(path: Path, meta: Mapping[str, Any], extractor: Extractor) -> None:
