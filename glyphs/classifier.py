@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from glyphs.codec import VAE_FOLDER
@@ -28,7 +28,7 @@ from glyphs.images import (
     write_result,
 )
 from glyphs.render import Glyphs, load_script
-from smidgen.evaluation.classifier import GlyphClassifier
+from smidgen.evaluation.classifier import NUM_FEATURES, GlyphClassifier
 
 WEIGHTS = EMBEDDED / "glyphs" / "classifier.safetensors"
 
@@ -37,13 +37,16 @@ WEIGHTS = EMBEDDED / "glyphs" / "classifier.safetensors"
 class ClassifierConfig:
     """Settings of classifier.toml and its like.
 
-    `go_on`: from the shipped weights. `stretch` and `shear`: the largest change of scale and of
-    slant, as shares.
+    `go_on`: from the shipped weights, heads of further scripts anew. `stretch` and `shear`: the largest change of scale and of
+    slant, as shares. `redraw`: weight of the error of drawing the image again from its features, by
+    a linear map that is not kept: without it they would forget all that tells no class, and
+    distances in them would not see style.
     """
 
     go_on: bool = False
     stretch: float = 0.0
     shear: float = 0.0
+    redraw: float = 0.0
     scripts: list[str]
     num_steps: int
     batch_size: int
@@ -129,9 +132,14 @@ def train(
     torch.manual_seed(config.seed)
     model = GlyphClassifier({name: script.class_names for name, script in glyphs.items()})
     if config.go_on:
-        model.load_state_dict(GlyphClassifier.load(WEIGHTS).state_dict())
+        known, new = GlyphClassifier.load(WEIGHTS).state_dict(), model.state_dict()
+        model.load_state_dict(new | {key: known[key] for key in new if key in known})
+    painter = nn.Linear(NUM_FEATURES, 3 * 32 * 32)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        [*model.parameters(), *painter.parameters()],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     batches = {name: Batches(script, codec, config) for name, script in glyphs.items()}
     draw = np.random.default_rng(config.seed)
@@ -140,9 +148,11 @@ def train(
         drawn = {name: source.draw(draw) for name, source in batches.items()}
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
+        pictures = torch.cat([images for images, _ in drawn.values()])
         with torch.autocast("cpu", torch.bfloat16):
-            features = model.features(torch.cat([images for images, _ in drawn.values()]))
-        loss = torch.zeros(())
+            features = model.features(pictures)
+        error = functional.mse_loss(painter(features.float()), pictures.flatten(1))
+        loss = config.redraw * error
         for part, (name, (_, labels)) in zip(
             features.float().chunk(len(drawn)), drawn.items(), strict=True
         ):
@@ -155,7 +165,8 @@ def train(
         if (step + 1) % 100 == 0:
             seconds = time.monotonic() - start
             speed = (step + 1) * config.batch_size * len(drawn) / seconds
-            log(f"step {step + 1} loss {loss.item() / len(drawn):.3f} {speed:.0f} images/s")
+            redrawn = f"redrawn to {error.item():.4f}"
+            log(f"step {step + 1} loss {loss.item():.3f}, {redrawn}, {speed:.0f} images/s")
     return model.eval()
 
 

@@ -20,7 +20,7 @@ Sets: {", ".join(SETS)}
 
 examples:
   smidgen unpack hebrew --output data/hebrew
-  smidgen unpack runic --output data/runic --json
+  smidgen unpack georgian --output data/georgian --json
   smidgen train recipes/difffit-glyphs.toml --data data/hebrew/train --output runs/hebrew"""
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from smidgen.errors import SmidgenError, UsageError
 
 EMBEDDED = resources.files("smidgen.data") / "embedded"
-SETS = ("greek", "cyrillic", "hebrew", "arabic", "devanagari", "hiragana", "hangul", "runic")
+SETS = ("greek", "cyrillic", "hebrew", "arabic", "georgian", "devanagari", "hiragana", "hangul")
 REFERENCES = ("latin", *SETS)  # statistics of unseen font families, of the base's script too
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
