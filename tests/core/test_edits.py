@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from smidgen.core.bypass import Bottleneck, Bypass
 from smidgen.core.edits import EDITS, Scale, Shift, Table, Weight, edit_from_spec, plant
 from smidgen.core.sites import Site
+from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
 from tests.core.networks import randomise
 
@@ -111,6 +113,16 @@ def test_a_table_for_another_number_of_old_rows_or_channels_is_refused():
         table().check(nn.Sequential(nn.Embedding(5, 3)))
 
 
+def test_a_table_says_which_rows_of_the_base_its_rows_stand_for():
+    rows, sites = torch.zeros(3, 4), (Site("0", "in"), Site("0"))
+    assert Table(*sites, 5, rows).origin == (None, None, None)
+    assert "origin" not in Table(*sites, 5, rows).spec()  # as in files of before there were any
+    edit = Table(*sites, 5, rows, origin=[4, None, 0])
+    assert edit_from_spec(json.loads(json.dumps(edit.spec()))).origin == (4, None, 0)
+    with pytest.raises(ValueError, match="2 origins of 3 rows"):
+        Table(*sites, 5, rows, origin=[4, None])
+
+
 def two_layers():
     return nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 2)))
 
@@ -155,6 +167,13 @@ def test_a_weight_that_does_not_fit_is_refused():
         Weight("1.0", {"weight": layer.weight}).check(two_layers().bfloat16())
 
 
+def test_no_copy_takes_the_place_of_a_weight_in_4_or_8_bit():
+    network = two_layers()
+    network[0].weight = nn.Parameter(torch.zeros(9, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(SmidgenError, match=r"0\.weight is kept in 4 or 8 bit"):
+        Weight("0", {"weight": torch.zeros(3, 3)}).check(network)
+
+
 def test_the_sizes_of_layers_are_checked_before_anything_runs():
     for edit in (Shift(Site("0"), 4), Scale(Site("0", "in"), 4), Shift(Site("1.0"), 4)):
         with pytest.raises(SmidgenError, match="channels, the delta expects 4"):
@@ -164,6 +183,8 @@ def test_the_sizes_of_layers_are_checked_before_anything_runs():
 EXAMPLES = [
     Shift(Site("a.b", axis=1), 3),
     Scale(Site("", "in", argument="c"), 3),
+    Bypass(Site("a"), (Site("b"),), Bottleneck(3, 2, 4, activation="relu", bias=True)),
+    Tokens(Site("a", "in"), Site("a"), 2, 3),
     table(),
     Weight("a", {"w": torch.zeros(2, 3), "b.c": torch.zeros(1)}),
 ]
@@ -185,7 +206,9 @@ def test_every_kind_is_in_the_table_and_has_an_example():
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(SmidgenError, match=r'"wavelet" are unknown.*shift, scale, table, weight'):
+    with pytest.raises(
+        SmidgenError, match=r'"wavelet" are unknown.*shift, scale, bypass, tokens, table, weight'
+    ):
         edit_from_spec({"kind": "wavelet"})
 
 

@@ -84,6 +84,24 @@ def test_an_output_that_is_none_is_left_alone():
     assert network(ONE)[1] is None
 
 
+@pytest.mark.parametrize("by_keyword", [True, False])
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_an_input_is_chosen_from_a_tuple(by_keyword, kind):
+    class Pair(nn.Module):
+        def forward(self, x, pair=None):
+            return x, pair
+
+    network, pair = Pair(), kind((ONE, 3 * ONE))
+    bind(network, Site("", "in", argument="pair", index=1), double)
+    _, found = network(ONE, pair=pair) if by_keyword else network(ONE, pair)
+    assert type(found) is kind
+    assert torch.equal(found[0], ONE)
+    assert torch.equal(found[1], 6 * ONE)
+    assert network(ONE, None)[1] is None
+    with pytest.raises(SmidgenError, match="the argument has no entry number 1"):
+        network(ONE, (ONE,))
+
+
 def test_a_tuple_without_an_index_and_an_index_without_a_place_are_refused():
     network = Kinds()
     handle = bind(network, Site(""), double)
@@ -121,11 +139,20 @@ def test_a_site_of_one_end_cannot_have_the_place_of_the_other():
         (Site("a.b"), {"module": "a.b"}),
         (Site("", "in", argument="c"), {"module": "", "end": "in", "argument": "c"}),
         (Site("a", index=0, axis=1), {"module": "a", "index": 0, "axis": 1}),
+        (Site("a", "in", "b", index=1), {"module": "a", "end": "in", "argument": "b", "index": 1}),
     ],
 )
 def test_a_site_is_rebuilt_from_its_spec(site, spec):
     assert site.spec() == spec
     assert Site(**spec) == site
+
+
+class QuantisedLinear(nn.Module):
+    """As other packages write theirs: no `nn.Linear`, but with its attributes."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
 
 
 @pytest.mark.parametrize(
@@ -136,6 +163,8 @@ def test_a_site_is_rebuilt_from_its_spec(site, spec):
         (nn.Embedding(4, 3), (None, 3)),
         (nn.LayerNorm([4, 3]), (3, 3)),
         (nn.GroupNorm(1, 3), (3, 3)),
+        (nn.RMSNorm(3), (None, None)),
+        (QuantisedLinear(2, 3), (2, 3)),
         (nn.Sequential(nn.Linear(2, 3)), (None, None)),
     ],
 )

@@ -3,31 +3,21 @@
 A delta is the only thing that is trained. Its state dict is what its file holds.
 """
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smidgen.core.edits import Edit, Removable, edit_from_spec, plant
+from smidgen.core.attachment import Attachment, HasDenoiser, attach, network_of
+from smidgen.core.edits import Edit, Table, edit_from_spec, plant
 from smidgen.core.file import damaged, read_file, read_header, write_file
 from smidgen.core.fingerprint import fingerprints_match
-from smidgen.core.sites import Function, Site, bind, check_attachable, compiled_module, misfit
 from smidgen.errors import SmidgenError
 
 __all__ = ["Attachment", "Delta", "Provenance", "read_header"]
-
-
-@runtime_checkable
-class HasDenoiser(Protocol):
-    """Anything that carries the network that a delta attaches to, such as a base."""
-
-    @property
-    def denoiser(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +52,10 @@ class Delta(nn.Module):
         for name, edit in edits.items():
             plant(self, name, edit)
 
-    def attach(self, model: nn.Module | HasDenoiser) -> "Attachment":
+    def attach(self, model: nn.Module | HasDenoiser, strength: float = 1.0) -> "Attachment":
         """Let the edits act in `model` (or its `.denoiser`) until the attachment is detached, which
-        the end of a `with` does. Neither weights nor `requires_grad` of the base change.
+        the end of a `with` does. Neither weights nor `requires_grad` of the base change. At another
+        strength than 1 what acts is a copy (`arithmetic.scaled`): 0 is the base.
 
         The first forward that is not compiled verifies that every site was reached, and raises
         SmidgenError if not. Attach after moving the model and before compiling it; to change the
@@ -72,38 +63,13 @@ class Delta(nn.Module):
 
         Raises: SmidgenError if the model is compiled, lacks a module or parameter or has other
             sizes, if this delta is attached to it already, or if another attached delta replaces
-            the same table or parameter.
+            the same table or parameter; at another strength than 1, as `scaled`.
         """
-        root = model if isinstance(model, nn.Module) else getattr(model, "denoiser", None)
-        if not isinstance(root, nn.Module):
-            given = type(model).__name__
-            raise SmidgenError(f"a delta attaches to a network (pipe.unet, ...), not to a {given}")
-        check_attachable(root)
-        self._check_claims(root)
-        for edit in self.edits.values():
-            edit.check(root)
-        with ExitStack() as undo:
-            for handle in _verify_first_forward(root, self.edits):
-                undo.callback(handle.remove)
-            for edit in self.edits.values():
-                for handle in edit.attach(root):
-                    undo.callback(handle.remove)
-            return Attachment(root, self, undo.pop_all())
+        if strength == 1:
+            return attach(self, model)
+        from smidgen.core.arithmetic import base_rows_of, scaled  # which makes deltas
 
-    def _check_claims(self, root: nn.Module) -> None:
-        """Tables and weights replace, so that two for one thing could only hide each other."""
-        others = [attachment.delta for attachment in _attachments(root)]
-        if any(other is self for other in others):
-            raise SmidgenError("this delta is attached to the model already; detach it first")
-        taken: dict[str, str] = {}
-        for name, edit in (entry for delta in (*others, self) for entry in delta.edits.items()):
-            for claim in edit.claims():
-                if claim in taken:
-                    raise SmidgenError(
-                        f'"{taken[claim]}" and "{name}" both replace {claim}; '
-                        "detach the other delta first"
-                    )
-                taken[claim] = name
+        return attach(scaled(self, strength, base_rows_of(self, network_of(model))), model)
 
     def num_parameters(self) -> int:
         """The number of trained numbers."""
@@ -120,7 +86,7 @@ class Delta(nn.Module):
         Raises: SmidgenError if the two are not made of the same edits.
         """
         for mine, theirs in zip(self.specs(), other.specs(), strict=False):
-            if mine != theirs:
+            if mine | {"origin": None} != theirs | {"origin": None}:
                 raise SmidgenError(
                     f'deltas differ at edit "{mine["name"]}": attach the other instead'
                 )
@@ -130,6 +96,9 @@ class Delta(nn.Module):
         values = other.state_dict()
         for name, parameter in self.named_parameters():
             parameter.copy_(values[name])
+        for mine, theirs in zip(self.edits.values(), other.edits.values(), strict=True):
+            if isinstance(mine, Table) and isinstance(theirs, Table):
+                mine.origin = theirs.origin
         self.provenance = other.provenance
         return self
 
@@ -172,45 +141,6 @@ class Delta(nn.Module):
             raise damaged(path, "its header and its tensors do not fit") from error
 
 
-class Attachment:
-    """A delta in a network. `detach()`, or the end of a `with`, leaves nothing of it there."""
-
-    def __init__(self, root: nn.Module, delta: Delta, undo: ExitStack) -> None:
-        self.delta = delta
-        self._root = root
-        self._undo = undo
-        _forget_compiled()
-        root.__dict__[_ATTACHED] = (*_attachments(root), self)
-
-    def __enter__(self) -> "Attachment":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.detach()
-
-    def detach(self) -> None:
-        """Remove the edits; a second time does nothing."""
-        self._undo.close()
-        others = tuple(other for other in _attachments(self._root) if other is not self)
-        self._root.__dict__[_ATTACHED] = others
-        if not others:
-            del self._root.__dict__[_ATTACHED]
-        _forget_compiled()
-
-
-_ATTACHED = "_smidgen_attachments"  # an attribute of a network, there while deltas are attached
-
-
-def _attachments(root: nn.Module) -> tuple[Attachment, ...]:
-    return root.__dict__.get(_ATTACHED, ())
-
-
-def _forget_compiled() -> None:
-    """Compiled code does not notice hooks that come or go: compile it anew at its next call."""
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes a second
-        torch.compiler.reset()
-
-
 def _assembled(
     specs: list[dict[str, Any]], values: Mapping[str, Tensor], provenance: Provenance
 ) -> Delta:
@@ -219,44 +149,3 @@ def _assembled(
         delta = Delta({spec["name"]: edit_from_spec(spec) for spec in specs}, provenance)
     delta.load_state_dict(values, assign=True)
     return delta
-
-
-def _verify_first_forward(root: nn.Module, edits: Mapping[str, Edit]) -> Iterator[Removable]:
-    """Hooks that see to it that the first call of `root` reaches every site with the channels that
-    the edits expect; then they are gone, so that code compiled later does not hold them.
-
-    A call through compiled code proves nothing and is not judged.
-    """
-    sizes = [(site, edit.sizes().get(site)) for edit in edits.values() for site in edit.sites]
-    unreached = {site: name for name, edit in edits.items() for site in edit.sites}
-    handles: list[Removable] = []
-
-    def finish(module: nn.Module, arguments: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if unreached and compiled_module(root) is None:
-            site, name = next(iter(unreached.items()))
-            raise SmidgenError(
-                f'the model ran past {len(unreached)} sites, first {site} of edit "{name}"; '
-                "switch off what skips that module (fused attention, skipped layers)"
-            )
-        for handle in handles:
-            handle.remove()
-
-    for site, size in dict.fromkeys(sizes):
-        handles.append(bind(root, site, _reach(unreached, site, size)))
-        yield handles[-1]
-    handles.append(root.register_forward_hook(finish))
-    yield handles[-1]
-
-
-def _reach(unreached: dict[Site, str], site: Site, size: int | None) -> Function:
-    def function(value: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            unreached.pop(site, None)
-            if size is not None and value.shape[site.axis] != size:
-                found = value.shape[site.axis]
-                raise misfit(f"{site} has {found} channels, the delta expects {size}")
-        return value
-
-    return function

@@ -1,79 +1,37 @@
-"""Edits: small modules that hold only their own new weights and act at one or two sites.
+"""The edits that keep one tensor each, or a copy of the base's own; and the table of all kinds.
 
 C is the channels at a site, K the classes of a fine-tune. An edit never holds a tensor of the base;
 what all edits of a fine-tune do together is in delta.py.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.core.sites import Function, Site, bind, misfit, module_at, num_channels
+from smidgen.core.bypass import Bypass
+from smidgen.core.edit import Edit, Removable, along, plant
+from smidgen.core.sites import Function, Site, misfit, module_at
+from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
 
-
-class Removable(Protocol):
-    """What attaching leaves in the network: a hook or a swapped parameter."""
-
-    def remove(self) -> None: ...
-
-
-class Edit(nn.Module, ABC):
-    """One change of a network. A kind says where it acts (`sites`), what it does there (`actions`)
-    and how it is rebuilt from its `spec`; the rest follows.
-
-    Weights may be kept in another precision or on another device than the activations: actions
-    convert them.
-    """
-
-    kind: ClassVar[str]
-    sites: tuple[Site, ...]
-
-    def actions(self) -> tuple[tuple[Site, Function], ...]:
-        """The functions, each with the site where it replaces the tensor; `forward` by default."""
-        return tuple((site, self.forward) for site in self.sites)
-
-    @classmethod
-    @abstractmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Edit":
-        """An edit of these sites and sizes; its values are to be filled in."""
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON that says all but the values: kind, sites and shapes."""
-        shapes = {name: list(tensor.shape) for name, tensor in self.tensors().items()}
-        sites = [site.spec() for site in self.sites]
-        return {"kind": self.kind, "sites": sites, "shapes": shapes}
-
-    def tensors(self) -> dict[str, nn.Parameter]:
-        """The trained tensors of this edit by name."""
-        return dict(self.named_parameters())
-
-    def sizes(self) -> dict[Site, int]:
-        """The channels that the edit expects at its sites, where it has an expectation."""
-        return {}
-
-    def claims(self) -> frozenset[str]:
-        """The parameters of the base that this edit replaces, so that no second edit may."""
-        return frozenset()
-
-    def check(self, root: nn.Module) -> None:
-        """Raises: SmidgenError if a module is missing or has another number of channels."""
-        for site in self.sites:
-            found = num_channels(module_at(root, site.module), site.end)
-            expected = self.sizes().get(site)
-            if found is not None and expected is not None and found != expected:
-                raise misfit(f"{site} has {found} channels, the delta expects {expected}")
-
-    def attach(self, root: nn.Module) -> Iterator[Removable]:
-        """Put the edit into `root` piece by piece, yielding what takes each piece out again."""
-        for site, function in self.actions():
-            yield bind(root, site, function)
+__all__ = [
+    "EDITS",
+    "Bypass",
+    "Edit",
+    "Removable",
+    "Scale",
+    "Shift",
+    "Table",
+    "Tokens",
+    "Weight",
+    "edit_from_spec",
+    "plant",
+]
 
 
 @final
@@ -88,7 +46,7 @@ class Shift(Edit):
         self.offset = nn.Parameter(torch.zeros(size))
 
     def forward(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return y + _along(self.offset, y, self.sites[0].axis)
+        return y + along(self.offset, y, self.sites[0].axis)
 
     def sizes(self) -> dict[Site, int]:
         return {self.sites[0]: self.offset.shape[0]}
@@ -110,7 +68,7 @@ class Scale(Edit):
         self.gain = nn.Parameter(torch.ones(size))
 
     def forward(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return y * _along(self.gain, y, self.sites[0].axis)
+        return y * along(self.gain, y, self.sites[0].axis)
 
     def sizes(self) -> dict[Site, int]:
         return {self.sites[0]: self.gain.shape[0]}
@@ -126,17 +84,27 @@ class Table(Edit):
 
     `rows` has a row for each new class and, last, one for the null label. The base still looks up
     its own table of `num_old_rows` rows, so ids are clamped to it on the way in; they are kept from
-    `site_in` to `site_out` and no longer.
+    `site_in` to `site_out` and no longer. `origin` says for each row which row of the base's table
+    it stands for, such as that of the class of equal name; None for a class that the base lacks.
     """
 
     kind = "table"
 
     def __init__(
-        self, site_in: Site, site_out: Site, num_old_rows: int, rows: Float[Tensor, "rows C"]
+        self,
+        site_in: Site,
+        site_out: Site,
+        num_old_rows: int,
+        rows: Float[Tensor, "rows C"],
+        *,
+        origin: Sequence[int | None] = (),
     ) -> None:
         super().__init__()
+        if origin and len(origin) != len(rows):
+            raise ValueError(f"{len(origin)} origins of {len(rows)} rows")
         self.sites = (site_in, site_out)
         self.num_old_rows = num_old_rows
+        self.origin = tuple(origin) or (None,) * len(rows)
         self.rows = nn.Parameter(rows.detach().clone())
         self.ids: Tensor | None = None
 
@@ -149,6 +117,10 @@ class Table(Edit):
         if ids is None:
             raise SmidgenError(f"{self.sites[1]} came without {self.sites[0]}: the ids are unknown")
         return functional.embedding(ids, self.rows.to(ids.device)).to(output)
+
+    def forget(self) -> None:
+        if self.ids is not None:
+            self.ids = None
 
     def actions(self) -> tuple[tuple[Site, Function], ...]:
         return (self.sites[0], self.read), (self.sites[1], self.write)
@@ -167,12 +139,16 @@ class Table(Edit):
             raise misfit(f"{self.sites[1].module} has {rows}")
 
     def spec(self) -> dict[str, Any]:
-        return super().spec() | {"num_old_rows": self.num_old_rows}
+        facts: dict[str, Any] = {"num_old_rows": self.num_old_rows}
+        if any(row is not None for row in self.origin):
+            facts["origin"] = list(self.origin)
+        return super().spec() | facts
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "Table":
         site_in, site_out = (Site(**site) for site in spec["sites"])
-        return cls(site_in, site_out, spec["num_old_rows"], torch.empty(spec["shapes"]["rows"]))
+        rows, origin = torch.empty(spec["shapes"]["rows"]), spec.get("origin", ())
+        return cls(site_in, site_out, spec["num_old_rows"], rows, origin=origin)
 
 
 @final
@@ -207,6 +183,11 @@ class Weight(Edit):
                 own = root.get_parameter(name)
             except AttributeError:
                 raise misfit(f'{type(root).__name__} has no parameter "{name}"') from None
+            if not own.is_floating_point():
+                raise SmidgenError(
+                    f"{name} is kept in 4 or 8 bit, where no trained copy can stand; load the "
+                    "base in 16 or 32 bit, or use a delta without copies of weights"
+                )
             if copy.shape != own.shape:
                 shapes = f"shape {tuple(own.shape)}, in the delta {tuple(copy.shape)}"
                 raise misfit(f"{name} has {shapes}")
@@ -233,7 +214,9 @@ class Weight(Edit):
         return cls(spec["module"], empty)
 
 
-EDITS: Mapping[str, type[Edit]] = {edit.kind: edit for edit in (Shift, Scale, Table, Weight)}
+EDITS: Mapping[str, type[Edit]] = {
+    edit.kind: edit for edit in (Shift, Scale, Bypass, Tokens, Table, Weight)
+}
 
 
 def edit_from_spec(spec: Mapping[str, Any]) -> Edit:
@@ -249,27 +232,6 @@ def edit_from_spec(spec: Mapping[str, Any]) -> Edit:
     return EDITS[spec["kind"]].from_spec(spec)
 
 
-def plant(parent: nn.Module, path: str, leaf: nn.Module | nn.Parameter) -> None:
-    """Register `leaf` at a dotted path of new plain modules, so that its name in the state dict of
-    `parent` is the path.
-
-    Raises: ValueError if the path, or a part of it from the left, is taken.
-    """
-    *branches, last = path.split(".")
-    for name in branches:
-        if not hasattr(parent, name):
-            parent.add_module(name, nn.Module())
-        parent = getattr(parent, name)
-        if type(parent) is not nn.Module:
-            raise ValueError(f'"{path}" lies in "{name}", which is taken: choose another name')
-    if hasattr(parent, last):
-        raise ValueError(f'"{path}" is taken: choose another name')
-    if isinstance(leaf, nn.Module):
-        parent.add_module(last, leaf)
-    else:
-        parent.register_parameter(last, leaf)
-
-
 @dataclass(frozen=True)
 class _Swap:
     """The base's own parameter, to be put back."""
@@ -280,11 +242,3 @@ class _Swap:
 
     def remove(self) -> None:
         self.owner._parameters[self.name] = self.parameter
-
-
-def _along(
-    vector: Float[Tensor, " C"], tensor: Float[Tensor, "..."], axis: int
-) -> Float[Tensor, "C ..."]:
-    """`vector` in the precision of `tensor` and on its device, so that it lies along its `axis`."""
-    trailing = tensor.ndim - 1 - axis % tensor.ndim
-    return vector.to(tensor).view(-1, *(1,) * trailing)

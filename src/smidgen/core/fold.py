@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
+from smidgen.core.bypass import Bottleneck, Bypass
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Scale, Shift, Table, Weight
 from smidgen.core.sites import Site, misfit
+from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
 
 
@@ -44,7 +46,19 @@ class IntoTable:
     weight: str
 
 
-Target = IntoLinear | IntoModulation | IntoTable
+@dataclass(frozen=True)
+class Refused:
+    """No weights of the base can take up an edit at this site; `reason` says why, in one line."""
+
+    reason: str
+
+
+# How a state dict shows a quantised tensor: parts of it under names of their own (quanto), another
+# type of numbers (bitsandbytes) or another class of tensor (torchao).
+QUANTISED_PARTS = ("_data", "_scale", "quant_state")
+PLAIN = (Tensor, nn.Parameter)
+
+Target = IntoLinear | IntoModulation | IntoTable | Refused
 
 
 def fold(
@@ -60,11 +74,12 @@ def fold(
     """
     draft = _Draft(state)
     for name, edit, target in _in_order(delta, targets):
-        if not _write(draft, edit, target):
-            raise SmidgenError(
-                f'"{name}" does not fold: {edit.kind} at {", ".join(map(str, edit.sites))}; '
-                "attach the delta instead"
-            )
+        if isinstance(target, Refused):
+            raise _refusal(name, target.reason)
+        if isinstance(edit, Bypass):
+            _write_bypass(draft, name, edit, target)
+        elif not _write(draft, edit, target):
+            raise _refusal(name, f"{edit.kind} at {', '.join(map(str, edit.sites))}")
     return {
         key: draft[key].to(tensor.device, tensor.dtype) if key in draft else tensor
         for key, tensor in state.items()
@@ -79,9 +94,15 @@ class _Draft(dict[str, Tensor]):
         self.state = state
 
     def __missing__(self, key: str) -> Tensor:
-        if key not in self.state:
+        tensor = self.state.get(key)
+        if tensor is None and not any(f"{key}.{part}" in self.state for part in QUANTISED_PARTS):
             raise misfit(f'the weights have no "{key}"')
-        self[key] = _double(self.state[key])
+        if tensor is None or not tensor.is_floating_point() or type(tensor) not in PLAIN:
+            raise SmidgenError(
+                f'"{key}" is kept in 4 or 8 bit, where nothing can be folded in; fold into the '
+                "base in 16 or 32 bit, or attach the delta to this one"
+            )
+        self[key] = _double(tensor)
         return self[key]
 
 
@@ -96,12 +117,11 @@ def _in_order(
     """
     found: list[tuple[str, Edit, Target | None]] = []
     for name, edit in delta.edits.items():
+        if isinstance(edit, Tokens):
+            raise _refusal(name, "no weights do what added tokens do")
         site = edit.sites[-1] if edit.sites else None
         if site is not None and site not in targets:
-            raise SmidgenError(
-                f'"{name}" does not fold: this base has no weights to take up an edit at {site}; '
-                "attach the delta instead"
-            )
+            raise _refusal(name, f"this base has no weights to take up an edit at {site}")
         found.append((name, edit, None if site is None else targets[site]))
     replacing = [entry for entry in found if isinstance(entry[1], Weight | Table)]
     others = [entry for entry in found if not isinstance(entry[1], Weight | Table)]
@@ -139,6 +159,44 @@ def _write(draft: _Draft, edit: Edit, target: Target | None) -> bool:
         case _:
             return False
     return True
+
+
+def _write_bypass(draft: _Draft, name: str, edit: Bypass, target: Target | None) -> None:
+    """W x + b + s (up (down x + b_down) + b_up): W becomes W + s up down, b takes the rest. A
+    convolution likewise, group by group.
+    """
+    body, read, writes = edit.body, edit.sites[0], edit.sites[1:]
+    if not isinstance(body, Bottleneck) or body.activation != "identity":
+        raise _refusal(name, "what it adds is not linear")
+    ends = f"reads at {read} and adds at {', '.join(map(str, writes))}"
+    if len(writes) > 1 or not isinstance(target, IntoLinear):
+        raise _refusal(name, f"it {ends}, which are not the ends of one linear")
+    owner, _, _ = target.weight.rpartition(".")
+    if (read.module, read.end) != (owner, "in"):
+        raise _refusal(name, f"it {ends}, which are not the ends of one linear")
+    if body.up.bias is not None and target.bias is None:
+        raise _refusal(name, f"it has a bias and {owner or 'the linear'} has none")
+    groups = 1 if body.conv is None else body.conv.groups
+    down, up = _double(body.down.weight), _double(body.up.weight)
+    down, up = down.unflatten(0, (groups, -1)), up.unflatten(0, (groups, -1)).flatten(2)
+    product = edit.scale * torch.einsum("gow,gw...->go...", up, down).flatten(0, 1)
+    rows = slice(*edit.rows) if edit.rows else slice(None)
+    weight = draft[target.weight].clone()
+    part = weight[rows]
+    if part.numel() != product.numel() or part.shape[:2] != product.shape[:2]:
+        shapes = f"{tuple(part.shape)}, the delta {tuple(product.shape)}"
+        raise misfit(f"{target.weight} has shape {shapes}")
+    weight[rows] += product.view_as(part)
+    draft[target.weight] = weight
+    if body.up.bias is not None and body.down.bias is not None and target.bias is not None:
+        through = torch.einsum("gow,gw->go", up, _double(body.down.bias).view(groups, -1)).flatten()
+        bias = draft[target.bias].clone()
+        bias[rows] += edit.scale * (through + _double(body.up.bias))
+        draft[target.bias] = bias
+
+
+def _refusal(name: str, why: str) -> SmidgenError:
+    return SmidgenError(f'"{name}" does not fold: {why}; attach the delta instead')
 
 
 def _shift_modulation(draft: _Draft, target: IntoModulation, offset: Float64[Tensor, " D"]) -> None:

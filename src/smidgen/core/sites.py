@@ -21,8 +21,9 @@ Function = Callable[[Tensor], Tensor]
 class Site:
     """One end of the module with this dotted name ("" is the whole network).
 
-    `in` takes the name of an argument of `forward` (None: the first), `out` the index into a tuple
-    of outputs (None: the output is one tensor). `axis` is where the tensor has its channels.
+    `in` takes the name of an argument of `forward` (None: the first). `index` is into the tuple or
+    list that is the output, or the named argument (None: it is one tensor). `axis` is where the
+    tensor has its channels.
     """
 
     module: str
@@ -32,8 +33,8 @@ class Site:
     axis: int = -1
 
     def __post_init__(self) -> None:
-        if self.end == "in" and self.index is not None:
-            raise ValueError(f"{self}: an input is named by its argument, not by an index")
+        if self.end == "in" and self.index is not None and self.argument is None:
+            raise ValueError(f"{self}: an index into an input needs the argument's name")
         if self.end == "out" and self.argument is not None:
             raise ValueError(f"{self}: an output is chosen by an index, not by an argument")
 
@@ -43,8 +44,8 @@ class Site:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def __str__(self) -> str:
-        part = self.argument if self.end == "in" else self.index
-        return f"{self.module or 'root'}.{self.end}" + ("" if part is None else f"[{part}]")
+        parts = (part for part in (self.argument, self.index) if part is not None)
+        return f"{self.module or 'root'}.{self.end}" + "".join(f"[{part}]" for part in parts)
 
 
 def bind(root: nn.Module, site: Site, function: Function) -> RemovableHandle:
@@ -91,6 +92,10 @@ def num_channels(module: nn.Module, end: Literal["in", "out"]) -> int | None:
             return module.normalized_shape[-1]
         case nn.GroupNorm():
             return module.num_channels
+    # linears in 4 or 8 bit are classes of other packages, with the attributes of PyTorch's
+    features = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    if all(isinstance(count, int) for count in features):
+        return features[0 if end == "in" else 1]
     return None
 
 
@@ -118,13 +123,7 @@ def check_attachable(root: nn.Module) -> None:
 
 def _output_hook(site: Site, function: Function) -> Callable[..., Any]:
     def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        if site.index is None:
-            return _apply(site, function, output)
-        if not isinstance(output, tuple | list) or not -len(output) <= site.index < len(output):
-            raise SmidgenError(f"{site}: the module returns no output number {site.index}")
-        parts = list(output)
-        parts[site.index] = _apply(site, function, parts[site.index])
-        return parts if isinstance(output, list) else tuple(parts)
+        return _apply(site, function, output)
 
     return hook
 
@@ -157,6 +156,18 @@ def _argument(module: nn.Module, site: Site) -> tuple[str, int | None]:
 
 
 def _apply(site: Site, function: Function, value: Any) -> Any:
+    """What `function` makes of the tensor that is `value`, or that is in it at the site's index."""
+    if site.index is None or (value is None and site.end == "in"):
+        return _replace(site, function, value)
+    if not isinstance(value, tuple | list) or not -len(value) <= site.index < len(value):
+        what = "the module returns no output" if site.end == "out" else "the argument has no entry"
+        raise SmidgenError(f"{site}: {what} number {site.index}")
+    parts = list(value)
+    parts[site.index] = _replace(site, function, parts[site.index])
+    return parts if isinstance(value, list) else tuple(parts)
+
+
+def _replace(site: Site, function: Function, value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, Tensor):

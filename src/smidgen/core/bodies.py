@@ -1,0 +1,231 @@
+"""What a bypass computes: the bottleneck adapter, LoRA and the adapter of residual blocks.
+
+B images, C channels that are read, D that are written, W the width in the middle. Weights may be
+kept in another precision or on another device than the activations.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smidgen.errors import SmidgenError
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "sigmoid": functional.sigmoid,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "identity": lambda h: h,
+}
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """The geometry of a convolution, one number for each spatial axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def arguments(self) -> dict[str, Any]:
+        """The keywords of PyTorch's functional convolutions that this is, without groups."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+
+class Layer(nn.Module):
+    """A weight and a bias (None without), zero until they are initialised or filled in."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, shape: tuple[int, ...], *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
+
+    def like(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Both in the precision of `h` and on its device."""
+        return self.weight.to(h), None if self.bias is None else self.bias.to(h)
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """PyTorch's default start of linears and convolutions, kaiming uniform with a = sqrt(5):
+        U(-b, b), b = 1 / sqrt(fan in), for weight and bias. Draws on the CPU, and nothing at all
+        for a layer on the meta device.
+        """
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        for tensor in (self.weight, self.bias):
+            if tensor is not None and not tensor.is_meta:
+                drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float32)
+                tensor.copy_(bound * (2 * drawn - 1))
+
+
+class Body(nn.Module, ABC):
+    """What a bypass computes: `up` of the activation of `down`."""
+
+    form: ClassVar[str]
+    size_in: int
+    width: int
+    size_out: int
+    activation: str
+    down: Layer
+    up: Layer
+
+    @abstractmethod
+    def forward(self, h: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+        """The body of `h`, whose channels are at `axis`, as those of the result are."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """The arguments that make this body and its form, as JSON."""
+
+    def initialise(self, generator: torch.Generator, zero: bool = True) -> None:
+        """The start: `down` as PyTorch's layers start, `up` zero, so that the body returns zero;
+        or, if not `zero`, `up` as PyTorch's layers start too.
+        """
+        self.down.draw(generator)
+        if not zero:
+            self.up.draw(generator)
+        elif not self.up.weight.is_meta:
+            for parameter in self.up.parameters():
+                nn.init.zeros_(parameter)
+
+
+@final
+class Bottleneck(Body):
+    """Linear - activation - Linear over the channels (arXiv 2303.18181, 2106.09685).
+
+    With `conv`, the first is a convolution of that geometry and the second one of kernel 1 with the
+    same groups: LoRA beside a convolution, channels at axis 1. `width` must then be a multiple of
+    the groups.
+    """
+
+    form = "bottleneck"
+
+    def __init__(
+        self,
+        size_in: int,
+        width: int,
+        size_out: int,
+        *,
+        activation: str,
+        bias: bool,
+        conv: Conv | None = None,
+    ) -> None:
+        super().__init__()
+        _check_activation(activation)
+        self.size_in, self.width, self.size_out = size_in, width, size_out
+        self.activation, self.conv = activation, conv
+        down, up = (width, size_in), (size_out, width)
+        if conv is not None:
+            if width % conv.groups:
+                raise ValueError(f"width {width} is no multiple of the {conv.groups} groups")
+            down = (width, size_in // conv.groups, *conv.kernel)
+            up = (size_out, width // conv.groups, *(1 for _ in conv.kernel))
+        self.down = Layer(down, bias=bias)
+        self.up = Layer(up, bias=bias)
+
+    def forward(self, h: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+        act = ACTIVATIONS[self.activation]
+        if self.conv is not None:
+            convolve, groups = CONVOLUTIONS[len(self.conv.kernel)], self.conv.groups
+            z = convolve(h, *self.down.like(h), **self.conv.arguments(), groups=groups)
+            return convolve(act(z), *self.up.like(h), groups=groups)
+        last = axis % h.ndim == h.ndim - 1
+        z = h if last else h.movedim(axis, -1)
+        z = functional.linear(act(functional.linear(z, *self.down.like(h))), *self.up.like(h))
+        return z if last else z.movedim(-1, axis)
+
+    def spec(self) -> dict[str, Any]:
+        facts = {
+            "form": self.form,
+            "size_in": self.size_in,
+            "width": self.width,
+            "size_out": self.size_out,
+            "activation": self.activation,
+            "bias": self.down.bias is not None,
+        }
+        return facts if self.conv is None else facts | {"conv": _plain(asdict(self.conv))}
+
+
+@final
+class ConvBottleneck(Body):
+    """GroupNorm - SiLU - Conv3x3 - activation - Conv3x3, both with bias: the adapter of residual
+    blocks (arXiv 2303.18181). Channels at axis 1 of (B, C, H, W).
+    """
+
+    form = "conv_bottleneck"
+
+    def __init__(
+        self, size_in: int, width: int, size_out: int, *, groups: int = 32, activation: str
+    ) -> None:
+        super().__init__()
+        _check_activation(activation)
+        if size_in % groups:
+            raise ValueError(f"{size_in} channels are no multiple of the {groups} groups")
+        self.size_in, self.width, self.size_out = size_in, width, size_out
+        self.groups, self.activation = groups, activation
+        self.norm = Layer((size_in,), bias=True)
+        nn.init.ones_(self.norm.weight)
+        self.down = Layer((width, size_in, 3, 3), bias=True)
+        self.up = Layer((size_out, width, 3, 3), bias=True)
+
+    def forward(self, h: Float[Tensor, "B C H W"], axis: int = 1) -> Float[Tensor, "B D H W"]:
+        z = functional.silu(functional.group_norm(h, self.groups, *self.norm.like(h)))
+        z = ACTIVATIONS[self.activation](functional.conv2d(z, *self.down.like(h), padding=1))
+        return functional.conv2d(z, *self.up.like(h), padding=1)
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "form": self.form,
+            "size_in": self.size_in,
+            "width": self.width,
+            "size_out": self.size_out,
+            "groups": self.groups,
+            "activation": self.activation,
+        }
+
+
+BODIES: Mapping[str, type[Bottleneck] | type[ConvBottleneck]] = {
+    body.form: body for body in (Bottleneck, ConvBottleneck)
+}
+
+
+def body_from_spec(spec: Mapping[str, Any]) -> Bottleneck | ConvBottleneck:
+    """The body that `spec` described, with zeros to be filled in.
+
+    Raises: SmidgenError for a form that is unknown here.
+    """
+    arguments = dict(spec)
+    form = arguments.pop("form")
+    if form not in BODIES:
+        raise SmidgenError(
+            f'bypasses of form "{form}" are unknown to this smidgen, which has: '
+            f"{', '.join(BODIES)}; upgrade smidgen"
+        )
+    if arguments.get("conv") is not None:
+        geometry: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in arguments["conv"].items()
+        }
+        arguments["conv"] = Conv(**geometry)
+    return BODIES[form](**arguments)
+
+
+def _check_activation(name: str) -> None:
+    if name not in ACTIVATIONS:
+        raise ValueError(f'unknown activation "{name}"; choose from: {", ".join(ACTIVATIONS)}')
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in value.items()}

@@ -1,0 +1,131 @@
+"""The edit that reads at one site and adds at others, around the base: adapters and LoRA.
+
+What it computes in between is in bodies.py.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smidgen.core.bodies import Bottleneck, Conv, ConvBottleneck, body_from_spec
+from smidgen.core.edit import Edit
+from smidgen.core.sites import Function, Site, misfit, module_at, num_channels
+from smidgen.errors import SmidgenError
+
+__all__ = ["Bottleneck", "Bypass", "Conv", "ConvBottleneck", "add"]
+
+
+@final
+class Bypass(Edit):
+    """Reads h at `read` and adds scale * body(h) at each of `writes`, which come in the order in
+    which the network reaches them; with `rows`, to the channels from `rows[0]` to `rows[1]` there.
+
+    The result is kept from the read to the last write and no longer. `scale` is a fixed number. The
+    tensors of the body are those of the edit: `down.weight`, `down.bias`, `up.weight`, ...
+    """
+
+    kind = "bypass"
+
+    def __init__(
+        self,
+        read: Site,
+        writes: tuple[Site, ...],
+        body: Bottleneck | ConvBottleneck,
+        *,
+        scale: float = 1.0,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not writes:
+            raise ValueError(f"a bypass that reads at {read} writes nowhere")
+        if rows is not None and rows[1] - rows[0] != body.size_out:
+            raise ValueError(f"rows {rows} for a body of {body.size_out} channels")
+        self.sites = (read, *writes)
+        self.scale = float(scale)
+        self.rows = None if rows is None else (rows[0], rows[1])
+        # its layers are registered here, so that no "body." comes before the names of the tensors
+        self._body = (body,)
+        for name, layer in body.named_children():
+            self.add_module(name, layer)
+        self.kept: Tensor | None = None
+
+    @property
+    def body(self) -> Bottleneck | ConvBottleneck:
+        return self._body[0]
+
+    def initialise(self, generator: torch.Generator, zero: bool = True) -> None:
+        """Start the body (`Body.initialise`)."""
+        self.body.initialise(generator, zero)
+
+    def read(self, h: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        output = self.body(h, self.sites[0].axis)
+        self.kept = output if self.scale == 1 else self.scale * output
+        return h
+
+    def write(self, number: int, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Add at the site of this number (the first write is 1); the last write forgets."""
+        kept, site = self.kept, self.sites[number]
+        if kept is None:
+            raise SmidgenError(
+                f"{site} came without {self.sites[0]} before it: nothing was read to be added; "
+                "what lies between the two must run in one call of the network"
+            )
+        if number == len(self.sites) - 1:
+            self.kept = None
+        return add(y, kept, site.axis, self.sites[0].axis, self.rows)
+
+    def forget(self) -> None:
+        if self.kept is not None:
+            self.kept = None
+
+    def actions(self) -> tuple[tuple[Site, Function], ...]:
+        writes = enumerate(self.sites[1:], start=1)
+        return (
+            (self.sites[0], self.read),
+            *((site, partial(self.write, number)) for number, site in writes),
+        )
+
+    def sizes(self) -> dict[Site, int]:
+        written = {} if self.rows else dict.fromkeys(self.sites[1:], self.body.size_out)
+        return written | {self.sites[0]: self.body.size_in}
+
+    def check(self, root: nn.Module) -> None:
+        super().check(root)
+        if self.rows is None:
+            return
+        for site in self.sites[1:]:
+            found = num_channels(module_at(root, site.module), site.end)
+            if found is not None and self.rows[1] > found:
+                raise misfit(f"{site} has {found} channels, the delta adds to {self.rows}")
+
+    def spec(self) -> dict[str, Any]:
+        facts = {"body": self.body.spec(), "scale": self.scale}
+        return super().spec() | facts | ({} if self.rows is None else {"rows": list(self.rows)})
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> "Bypass":
+        read, *writes = (Site(**site) for site in spec["sites"])
+        rows = spec.get("rows")
+        body = body_from_spec(spec["body"])
+        scale, rows = spec.get("scale", 1.0), None if rows is None else tuple(rows)
+        return cls(read, tuple(writes), body, scale=scale, rows=rows)
+
+
+def add(
+    y: Float[Tensor, "..."],
+    term: Float[Tensor, "..."],
+    axis: int,
+    term_axis: int,
+    rows: tuple[int, int] | None,
+) -> Float[Tensor, "..."]:
+    """y + term, whose channels are at `axis` and `term_axis`; `rows`: to these channels only."""
+    axis, term_axis = axis % y.ndim, term_axis % term.ndim
+    term = term.to(y) if axis == term_axis else term.to(y).movedim(term_axis, axis)
+    if rows is None:
+        return y + term
+    part = y.narrow(axis, rows[0], rows[1] - rows[0]) + term
+    return torch.slice_scatter(y, part, axis, rows[0], rows[1])

@@ -1,0 +1,114 @@
+"""What every kind of edit is: a small module that holds only its own new weights and acts at sites.
+
+C is the channels at a site, B the leading size of a tensor there. The kinds are in edits.py,
+bypass.py and tokens.py; what all edits of a fine-tune do together is in delta.py.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smidgen.core.sites import Function, Site, bind, misfit, module_at, num_channels
+
+
+class Removable(Protocol):
+    """What attaching leaves in the network: a hook or a swapped parameter."""
+
+    def remove(self) -> None: ...
+
+
+class Acting(nn.Module, ABC):
+    """What acts in a network: it says where (`sites`) and what it does there (`actions`).
+
+    Weights may be kept in another precision or on another device than the activations: actions
+    convert them.
+    """
+
+    sites: tuple[Site, ...]
+
+    def actions(self) -> tuple[tuple[Site, Function], ...]:
+        """The functions, each with the site where it replaces the tensor; `forward` by default."""
+        return tuple((site, self.forward) for site in self.sites)
+
+    def sizes(self) -> dict[Site, int]:
+        """The channels that are expected at the sites, where there is an expectation."""
+        return {}
+
+    def claims(self) -> frozenset[str]:
+        """The parameters of the base that this replaces, so that nothing else may."""
+        return frozenset()
+
+    def forget(self) -> None:
+        """Drop what is kept from one site to another; called when the network returns."""
+
+    def check(self, root: nn.Module) -> None:
+        """Raises: SmidgenError if a module is missing or has another number of channels."""
+        for site in self.sites:
+            found = num_channels(module_at(root, site.module), site.end)
+            expected = self.sizes().get(site)
+            if found is not None and expected is not None and found != expected:
+                raise misfit(f"{site} has {found} channels, the delta expects {expected}")
+
+    def attach(self, root: nn.Module) -> Iterator[Removable]:
+        """Act in `root` from now on, piece by piece, yielding what takes each piece out again."""
+        for site, function in self.actions():
+            yield bind(root, site, function)
+
+
+class Edit(Acting):
+    """One change of a network, whose tensors are trained and saved. A kind is rebuilt from its
+    `spec`.
+    """
+
+    kind: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> "Edit":
+        """An edit of these sites and sizes; its values are to be filled in."""
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON that says all but the values: kind, sites and shapes."""
+        shapes = {name: list(tensor.shape) for name, tensor in self.tensors().items()}
+        sites = [site.spec() for site in self.sites]
+        return {"kind": self.kind, "sites": sites, "shapes": shapes}
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The trained tensors of this edit by name."""
+        return dict(self.named_parameters())
+
+
+def plant(parent: nn.Module, path: str, leaf: nn.Module | nn.Parameter) -> None:
+    """Register `leaf` at a dotted path of new plain modules, so that its name in the state dict of
+    `parent` is the path.
+
+    Raises: ValueError if the path, or a part of it from the left, is taken.
+    """
+    *branches, last = path.split(".")
+    for name in branches:
+        if not hasattr(parent, name):
+            parent.add_module(name, nn.Module())
+        parent = getattr(parent, name)
+        if type(parent) is not nn.Module:
+            raise ValueError(f'"{path}" lies in "{name}", which is taken: choose another name')
+    if hasattr(parent, last):
+        raise ValueError(f'"{path}" is taken: choose another name')
+    if isinstance(leaf, nn.Module):
+        parent.add_module(last, leaf)
+    else:
+        parent.register_parameter(last, leaf)
+
+
+def along(
+    vector: Float[Tensor, " C"], tensor: Float[Tensor, "..."], axis: int
+) -> Float[Tensor, "C ..."]:
+    """`vector` in the precision of `tensor` and on its device, so that it lies along its `axis`."""
+    return vector.to(tensor).view(-1, *(1,) * behind(tensor, axis))
+
+
+def behind(tensor: Float[Tensor, "..."], axis: int) -> int:
+    """How many axes of `tensor` come after `axis`."""
+    return tensor.ndim - 1 - axis % tensor.ndim

@@ -1,0 +1,308 @@
+"""Bypass: its arithmetic written out, what it keeps between its sites, its start and its checks."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck
+from smidgen.core.delta import Delta
+from smidgen.core.edits import edit_from_spec
+from smidgen.core.sites import Site
+from smidgen.errors import SmidgenError
+from tests.core.networks import provenance, randomise
+
+ACTIVATIONS = {
+    "relu": lambda z: z.clamp(min=0),
+    "sigmoid": lambda z: 1 / (1 + torch.exp(-z)),
+    "silu": lambda z: z / (1 + torch.exp(-z)),
+    "gelu": lambda z: z * (1 + torch.erf(z / 2**0.5)) / 2,
+    "identity": lambda z: z,
+}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def layers():
+    return randomise(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), seed=1)
+
+
+def bypass(read, writes, body=None, **arguments):
+    body = body or Bottleneck(3, 2, 4, activation="relu", bias=True)
+    return randomise(Bypass(read, writes, body, **arguments), seed=2).double()
+
+
+def attach(edit, network):
+    return Delta({"edit": edit}, provenance()).attach(network)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bottleneck_reads_at_one_site_and_adds_at_another(activation, bias):
+    network, x = layers(), normal(5, 3)
+    body = Bottleneck(3, 2, 4, activation=activation, bias=bias)
+    edit = bypass(Site("0", "in"), (Site("2"),), body, scale=0.5)
+    p = dict(edit.named_parameters())
+    assert list(p) == [
+        f"{end}.{t}" for end in ("down", "up") for t in ("weight", "bias")[: 1 + bias]
+    ]
+    z = x @ p["down.weight"].T + p.get("down.bias", 0)
+    z = ACTIVATIONS[activation](z) @ p["up.weight"].T + p.get("up.bias", 0)
+    expected = network(x) + 0.5 * z
+    with attach(edit, network):
+        torch.testing.assert_close(network(x), expected)
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+def test_a_bottleneck_works_along_any_axis_of_channels(axis):
+    edit = bypass(Site("", "in", axis=axis), (Site("", axis=axis),))
+    network, x = nn.Conv2d(3, 4, 1).double(), normal(2, 3, 5, 4)
+    p = dict(edit.named_parameters())
+    z = torch.einsum("wc,bcij->bwij", p["down.weight"], x) + p["down.bias"].view(-1, 1, 1)
+    z = torch.einsum("dw,bwij->bdij", p["up.weight"], z.clamp(min=0)) + p["up.bias"].view(-1, 1, 1)
+    expected = network(x) + z
+    with attach(edit, network):
+        torch.testing.assert_close(network(x), expected)
+
+
+def test_rows_leave_the_other_channels_alone():
+    network, x = layers(), normal(2, 5, 3)
+    body = Bottleneck(3, 2, 2, activation="identity", bias=False)
+    edit = bypass(Site("0", "in"), (Site("2"),), body, rows=(1, 3))
+    before = network(x)
+    with attach(edit, network):
+        after = network(x)
+    assert torch.equal(after[..., [0, 3]], before[..., [0, 3]])
+    expected = before[..., 1:3] + x @ edit.body.down.weight.T @ edit.body.up.weight.T
+    torch.testing.assert_close(after[..., 1:3], expected)
+
+
+def test_a_term_is_added_at_every_write():
+    network, x = (
+        nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)).double(),
+        normal(2, 3),
+    )
+    body = Bottleneck(3, 2, 3, activation="relu", bias=True)
+    edit = bypass(Site("0", "in"), (Site("1", "in"), Site("2")), body)
+    with torch.no_grad():
+        term = edit.body(x)
+        expected = network[2](network[1](network[0](x) + term)) + term
+        with attach(edit, network):
+            torch.testing.assert_close(network(x), expected)
+
+
+def test_reading_and_adding_at_one_site():
+    network, x = nn.Identity(), normal(2, 3)
+    body = Bottleneck(3, 2, 3, activation="relu", bias=True)
+    edit = bypass(Site(""), (Site(""),), body)
+    with attach(edit, network):
+        torch.testing.assert_close(network(x), x + edit.body(x))
+
+
+CONVOLUTIONS = {
+    "plain": nn.Conv2d(4, 6, 3, padding=1),
+    "strided": nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2),
+    "one axis": nn.Conv1d(4, 6, 3),
+}
+
+
+def geometry(layer):
+    return Conv(
+        kernel=layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+    )
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_takes_a_bypass_that_is_one_convolution_of_low_rank(name):
+    layer = copy.deepcopy(CONVOLUTIONS[name]).double()
+    body = Bottleneck(4, 2, 6, activation="identity", bias=True, conv=geometry(layer))
+    edit = bypass(Site("", "in", axis=1), (Site("", axis=1),), body, scale=2.0)
+    x = normal(3, 4, 9, 9)[..., : 9 if layer.weight.ndim == 4 else 1].squeeze(-1)
+    groups, width = layer.groups, 2 // layer.groups
+    down = body.down.weight.unflatten(0, (groups, width))
+    up = body.up.weight.reshape(groups, -1, width)
+    merged = copy.deepcopy(layer)
+    with torch.no_grad():  # W += s up down, b += s (up b_down + b_up), each group for itself
+        merged.weight += 2 * torch.einsum("gow,gw...->go...", up, down).flatten(0, 1)
+        bias = torch.einsum("gow,gw->go", up, body.down.bias.view(groups, width)).flatten()
+        merged.bias += 2 * (bias + body.up.bias)
+        expected = merged(x)
+        with attach(edit, layer):
+            torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_form_of_residual_blocks_is_two_convolutions_behind_a_norm():
+    body = ConvBottleneck(4, 3, 6, groups=2, activation="relu")
+    network, x = nn.Conv2d(4, 6, 1).double(), normal(2, 4, 5, 5)
+    edit = bypass(Site("", "in", axis=1), (Site("", axis=1),), body)
+    p = dict(edit.named_parameters())
+    h = x.view(2, 2, 2, 25)
+    mean, variance = h.mean((2, 3), keepdim=True), h.var((2, 3), keepdim=True, unbiased=False)
+    h = ((h - mean) / (variance + 1e-5).sqrt()).view_as(x)
+    h = h * p["norm.weight"].view(-1, 1, 1) + p["norm.bias"].view(-1, 1, 1)
+    h = h * torch.sigmoid(h)
+    h = functional.conv2d(h, p["down.weight"], p["down.bias"], padding=1).clamp(min=0)
+    expected = network(x) + functional.conv2d(h, p["up.weight"], p["up.bias"], padding=1)
+    with attach(edit, network):
+        torch.testing.assert_close(network(x), expected)
+
+
+BODIES = {
+    "linear": lambda: Bottleneck(6, 4, 3, activation="relu", bias=True),
+    "convolution": lambda: Bottleneck(
+        6, 4, 3, activation="identity", bias=False, conv=geometry(nn.Conv2d(6, 3, 3))
+    ),
+    "residual": lambda: ConvBottleneck(6, 4, 3, groups=3, activation="silu"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_start_is_zero_or_that_of_pytorchs_layers(name):
+    body = BODIES[name]()
+    body.initialise(torch.Generator().manual_seed(0))
+    assert all(not parameter.any() for parameter in body.up.parameters())
+    assert torch.equal(_drawn(body).down.weight, body.down.weight), "the generator decides"
+    body.initialise(torch.Generator().manual_seed(0), zero=False)
+    for layer, fan_in in (
+        (body.down, body.down.weight[0].numel()),
+        (body.up, body.up.weight[0].numel()),
+    ):
+        bound = fan_in**-0.5  # kaiming uniform with a = sqrt(5)
+        for parameter in layer.parameters():
+            assert parameter.abs().max() <= bound
+        values = torch.cat([parameter.flatten() for parameter in layer.parameters()])
+        assert values.unique().numel() > 0.9 * values.numel()
+        assert 0.35 * bound < values.std() < 0.8 * bound  # bound / sqrt(3) for many values
+
+
+def _drawn(body):
+    other = copy.deepcopy(body)
+    other.initialise(torch.Generator().manual_seed(0))
+    return other
+
+
+def test_the_start_draws_nothing_on_the_meta_device():
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    with torch.device("meta"):
+        body = BODIES["linear"]()
+    body.initialise(generator, zero=False)
+    assert body.down.weight.is_meta
+    assert torch.equal(generator.get_state(), state)
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("rows", [None, (1, 4)])
+def test_a_bypass_is_rebuilt_from_its_spec_through_json(name, rows):
+    sites = Site("a", "in", axis=1), (Site("b", "in", "x", axis=1), Site("c", axis=1))
+    edit = bypass(*sites, BODIES[name](), scale=0.25, rows=rows)
+    rebuilt = edit_from_spec(json.loads(json.dumps(edit.spec())))
+    assert rebuilt.spec() == edit.spec()
+    assert rebuilt.sites == edit.sites
+    rebuilt.load_state_dict(edit.state_dict())
+    rebuilt, x = rebuilt.double(), normal(2, 6, 5, 5)
+    torch.testing.assert_close(rebuilt.body(x, 1), edit.body(x, 1))
+
+
+# What is kept between the sites
+
+
+def test_a_write_without_a_read_raises():
+    network = layers()
+    edit = bypass(Site("2", "in"), (Site("0"),), Bottleneck(6, 2, 6, activation="relu", bias=True))
+    with attach(edit, network), pytest.raises(SmidgenError, match=r"0\.out came without 2\.in"):
+        network(normal(2, 3))
+
+
+def test_what_a_call_that_runs_past_the_last_write_keeps_is_dropped_when_it_returns():
+    network, x = layers(), normal(2, 3)
+    edit = bypass(Site("0", "in"), (Site("2"),))
+    with attach(edit, network):
+        network(x)
+        network.forward = lambda x: network[1](network[0](x))
+        network(x)
+        assert edit.kept is None
+
+
+def test_what_is_kept_is_overwritten_by_the_next_read_and_dropped_at_the_last_write():
+    network, x = layers(), normal(2, 3)
+    edit = bypass(Site("0", "in"), (Site("2"),))
+    with attach(edit, network):
+        network(x)
+        assert edit.kept is None
+        network[0](normal(7, 3, seed=3))  # as a call that broke off leaves it
+        assert edit.kept is not None
+        torch.testing.assert_close(network(x)[:1], network(x[:1]))
+        assert edit.kept is None
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_gradient_checkpointing_changes_nothing(early_stop):
+    network, x = layers(), normal(2, 3).requires_grad_()
+    edit = bypass(Site("0", "in"), (Site("2"),))
+    with attach(edit, network):
+        parameters = list(edit.parameters())
+        expected = torch.autograd.grad(network(x).square().sum(), [x, *parameters])
+        with torch.utils.checkpoint.set_checkpoint_early_stop(early_stop):
+            output = checkpoint(network, x, use_reentrant=False)
+            found = torch.autograd.grad(output.square().sum(), [x, *parameters])
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_float32_weights_keep_the_precision_of_a_bfloat16_base():
+    network, x = layers().bfloat16(), normal(2, 3).bfloat16()
+    edit = bypass(Site("0", "in"), (Site("2"),)).float()
+    with attach(edit, network):
+        output = network(x)
+        output.sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert edit.body.down.weight.grad.dtype == torch.float32
+
+
+def test_a_deep_copy_is_a_bypass_of_its_own():
+    edit = bypass(Site("0", "in"), (Site("2"),))
+    other = copy.deepcopy(edit)
+    assert other.body.down.weight is dict(other.named_parameters())["down.weight"]
+    assert other.body.down.weight is not edit.body.down.weight
+    assert torch.equal(other.body.down.weight, edit.body.down.weight)
+
+
+# What is refused
+
+
+def test_a_bypass_of_other_sizes_is_refused():
+    body = Bottleneck(3, 2, 5, activation="relu", bias=True)
+    with pytest.raises(SmidgenError, match=r"2\.out has 4 channels, the delta expects 5"):
+        bypass(Site("0", "in"), (Site("2"),), body).check(layers())
+    with pytest.raises(SmidgenError, match=r"2\.in has 6 channels, the delta expects 3"):
+        bypass(Site("2", "in"), (Site("2"),)).check(layers())
+    body = Bottleneck(3, 2, 2, activation="relu", bias=True)
+    with pytest.raises(SmidgenError, match=r"has 4 channels, the delta adds to \(3, 5\)"):
+        bypass(Site("0", "in"), (Site("2"),), body, rows=(3, 5)).check(layers())
+
+
+def test_a_bypass_that_makes_no_sense_is_refused():
+    body = Bottleneck(3, 2, 4, activation="relu", bias=True)
+    with pytest.raises(ValueError, match="writes nowhere"):
+        Bypass(Site("0"), (), body)
+    with pytest.raises(ValueError, match=r"rows \(0, 3\) for a body of 4 channels"):
+        Bypass(Site("0"), (Site("2"),), body, rows=(0, 3))
+    with pytest.raises(ValueError, match='unknown activation "tanh"'):
+        Bottleneck(3, 2, 4, activation="tanh", bias=True)
+    with pytest.raises(ValueError, match="no multiple of the 2 groups"):
+        ConvBottleneck(3, 2, 4, groups=2, activation="relu")
+    with pytest.raises(SmidgenError, match='form "wavelet" are unknown'):
+        edit_from_spec(
+            {"kind": "bypass", "sites": [{"module": ""}] * 2, "body": {"form": "wavelet"}}
+        )
