@@ -36,7 +36,7 @@ def base(page):
     )
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit"])
+@pytest.mark.parametrize("method", ["full", "bitfit", "difffit"])
 def test_a_method_trains_and_folds_on_the_documented_host(page, base, method):
     entry = METHODS[method]
     classes = ("dog", "elk", "fox", "gnu")
@@ -60,5 +60,15 @@ def test_every_bias_of_the_documented_host_is_listed(base):
 
 def test_a_method_that_needs_a_missing_tap_names_it(base):
     entry = METHODS["difffit"]
-    with pytest.raises(SmidgenError, match=r'no tap "norm1\.out"'):
-        entry.build(base, entry.config(), ("dog",), torch.Generator())
+    with pytest.raises(SmidgenError, match=r"attn\.qkv\.out"):
+        entry.build(base, entry.config(gammas=("qkv",)), ("dog",), torch.Generator())
+
+
+def test_the_documented_family_calls_the_network(page, base):
+    x, t, labels = (
+        torch.randn(2, 4, 2, 2).double(),
+        torch.tensor([3.0, 700.0]),
+        torch.tensor([0, 3]),
+    )
+    output = page.FAMILY.predict(base.denoiser, x, t, {"labels": labels})
+    assert torch.equal(output, base.denoiser(x, t, labels))

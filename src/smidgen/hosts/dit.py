@@ -7,11 +7,13 @@ shift, scale and gate of the attention, then of the feed-forward. D is the width
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
 
 from smidgen.core.fold import IntoLinear, IntoModulation, IntoTable, Target
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Host
+from smidgen.hosts.host import Block, Condition, Family, Host, Linear, Position
 
 if TYPE_CHECKING:
     from smidgen.models.dit import DiT
@@ -26,15 +28,46 @@ TAPS = {  # the patch embedding is a convolution: its channels are axis 1 of (B,
 }
 
 
+def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    """Epsilon, then the variance channels if the network learned them."""
+    return network(x_t, t, condition["labels"])
+
+
+FAMILY = Family(
+    predict=predict, encode=None, parameterisation="scheduler", guidance="classifier-free"
+)
+
+
 def block_taps(block: str) -> dict[str, Site]:
     """The taps of the block with this module name."""
     return {
+        "block.in": Site(block, "in"),
         "norm1.out": Site(f"{block}.norm1"),
         "attn.qkv.out": Site(f"{block}.attn.qkv"),
         "attn.proj.out": Site(f"{block}.attn.proj"),
         "attn.out": Site(f"{block}.attn"),
         "norm2.out": Site(f"{block}.norm2"),
+        "ff.in": Site(f"{block}.mlp", "in"),
         "ff.out": Site(f"{block}.mlp"),
+        "block.out": Site(block),
+    }
+
+
+def block_positions(block: str, width: int) -> dict[str, Position]:
+    """The points of the data flow: x = block.in; x = x + gate * attn(norm1(x)) is FFN_in, which is
+    read again where the feed-forward's gated output is added to it.
+    """
+    taps, after_attention = block_taps(block), Site(f"{block}.norm2", "in")
+    reads = {
+        "SA_in": (taps["block.in"], (taps["block.in"],)),
+        "SA_out": (taps["attn.out"], ()),
+        "FFN_in": (after_attention, (after_attention, taps["block.out"])),
+        "FFN_out": (taps["ff.out"], ()),
+        "Trans_out": (taps["block.out"], (taps["block.out"],)),
+    }
+    return {
+        name: Position(read=read, writes=writes, size=width, form="tokens")
+        for name, (read, writes) in reads.items()
     }
 
 
@@ -44,40 +77,103 @@ def host(model: DiT) -> Host:
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     names = tuple(f"blocks.{index}" for index in range(config.depth))
 
-    linears: dict[Site, int] = {  # every module with a bias -> its channels, in order of use
+    biases: dict[Site, int] = {  # every module with a bias -> its channels, in order of use
         Site("x_embedder.proj", axis=1): width,
         Site("t_embedder.mlp.0"): width,
         Site("t_embedder.mlp.2"): width,
     }
     for name in names:
-        linears |= {
+        biases |= {
             Site(f"{name}.adaLN_modulation.1"): 6 * width,
             Site(f"{name}.attn.qkv"): 3 * width,
             Site(f"{name}.attn.proj"): width,
             Site(f"{name}.mlp.fc1"): hidden,
             Site(f"{name}.mlp.fc2"): width,
         }
-    linears |= {
+    biases |= {
         Site("final_layer.adaLN_modulation.1"): 2 * width,
         Site("final_layer.linear"): config.patch_size**2 * config.out_channels,
     }
-    others = [
-        Site(f"{name}.{part}") for name in names for part in ("norm1", "attn", "norm2", "mlp")
-    ]
-    others += [TAPS["label.out"], TAPS["norm.out"]]
+    bare_norms = [Site(f"{name}.{norm}") for name in names for norm in ("norm1", "norm2")]
+    others = [tap for name in names for tap in block_taps(name).values()]
     return Host(
         family="dit",
-        blocks=tuple(block_taps(name) for name in names),
+        blocks=tuple(_block(name, width) for name in names),
         taps=TAPS,
-        biases=tuple(linears),
-        sizes=linears | dict.fromkeys(others, width),
-        folds=_folds(names, linears, width),
+        biases=tuple(biases),
+        norms=(),
+        bare_norms=(*bare_norms, TAPS["norm.out"]),
+        linears=_linears(model, names),
+        sizes=dict.fromkeys((*others, TAPS["label.out"], TAPS["norm.out"]), width) | biases,
+        folds=_folds(names, biases, width),
         fixed=frozenset({"pos_embed"}),
+        final="final_layer",
+        half=True,
+        untouched=("pos_embed",),
     )
 
 
-def _folds(names: tuple[str, ...], linears: Mapping[Site, int], width: int) -> dict[Site, Target]:
-    folds: dict[Site, Target] = {site: _into_linear(site.module) for site in linears}
+def _block(name: str, width: int) -> Block:
+    taps = block_taps(name)
+    return Block(
+        module=name,
+        kind="transformer",
+        taps=taps,
+        positions=block_positions(name, width),
+        tokens=(taps["block.in"], taps["block.out"]),
+    )
+
+
+def _linears(model: DiT, names: tuple[str, ...]) -> tuple[Linear, ...]:
+    config = model.config
+    width, hidden = config.width, int(config.width * config.mlp_ratio)
+    patch = config.patch_size**2
+    frequencies = cast(nn.Linear, model.t_embedder.mlp[0]).in_features
+    found = [
+        Linear(
+            module="x_embedder.proj",
+            role="other",
+            size_in=config.in_channels,
+            size_out=width,
+            conv=True,
+        ),
+        _linear("t_embedder.mlp.0", "other", frequencies, width),
+        _linear("t_embedder.mlp.2", "other", width, width),
+    ]
+    for block, name in enumerate(names):
+        qkv = f"{name}.attn.qkv"
+        found.append(_linear(qkv, "qkv", width, 3 * width, block))
+        for chunk, role in enumerate(("q", "k", "v")):
+            rows = (chunk * width, (chunk + 1) * width)
+            found.append(_linear(qkv, role, width, width, block, rows))
+        found += [
+            _linear(f"{name}.attn.proj", "o", width, width, block),
+            _linear(f"{name}.mlp.fc1", "ff1", width, hidden, block),
+            _linear(f"{name}.mlp.fc2", "ff2", hidden, width, block),
+            _linear(f"{name}.adaLN_modulation.1", "other", width, 6 * width, block),
+        ]
+    return (
+        *found,
+        _linear("final_layer.linear", "other", width, patch * config.out_channels),
+        _linear("final_layer.adaLN_modulation.1", "other", width, 2 * width),
+    )
+
+
+def _linear(
+    module: str,
+    role: str,
+    size_in: int,
+    size_out: int,
+    block: int | None = None,
+    rows: tuple[int, int] | None = None,
+) -> Linear:
+    return Linear(
+        module=module, role=role, size_in=size_in, size_out=size_out, rows=rows, block=block
+    )
+
+
+def _folds(names: tuple[str, ...], biases: Mapping[Site, int], width: int) -> dict[Site, Target]:
+    folds: dict[Site, Target] = {site: _into_linear(site.module) for site in biases}
     for name in names:
         # a sub-layer's output is the output of its last linear
         folds[Site(f"{name}.attn")] = _into_linear(f"{name}.attn.proj")

@@ -1,0 +1,87 @@
+"""The host of PixArt Alpha and Sigma: `PixArtTransformer2DModel` of diffusers.
+
+All blocks share the one adaLN linear `adaln_single.linear`; what they add to it, their
+`scale_shift_table`, is no module's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.core.sites import Site
+from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.transformer import (
+    SELF_ATTENTION,
+    Sheet,
+    build_host,
+    model_taps,
+    model_width,
+    named,
+    names,
+    needed,
+)
+
+PIXELS_PER_LATENT = 8  # of Stable Diffusion's codec, which PixArt uses
+ROLES = (
+    named("attn1", SELF_ATTENTION)
+    | named("attn2", SELF_ATTENTION, "cross.")
+    | {"ff.net.0.proj": "ff1", "ff.net.2": "ff2"}
+)
+
+
+def host(model: nn.Module) -> Host:
+    """The sites of `model`; reads its configuration and the shapes of its modules."""
+    sheet = Sheet(width=model_width(model))
+    for name in names(model, "transformer_blocks"):
+        to_k: Any = model.get_submodule(f"{name}.attn2.to_k")
+        ff = Site(f"{name}.ff")
+        sheet.add_cross(name, ff=ff, last="net.2", context=to_k.in_features, tokens=True)
+    return build_host(
+        model,
+        sheet,
+        family="pixart",
+        taps=model_taps(
+            Site("pos_embed.proj", axis=1),
+            "adaln_single.emb.timestep_embedder.linear_2",
+            "norm_out",
+        ),
+        roles=ROLES,
+        refusals={},
+        shared="PixArt's blocks share one adaLN linear, which cannot take up the affine of one",
+    )
+
+
+def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    """Noise, and behind it the variance channels, for latents (B, C, H, W) at timesteps (B,)."""
+    sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    model: Any = network
+    if model.use_additional_conditions:
+        height, width = x_t.shape[-2:]
+        pixels = [PIXELS_PER_LATENT * height, PIXELS_PER_LATENT * width]
+        sizes = {
+            "resolution": torch.tensor(pixels).to(x_t).expand(len(x_t), 2),
+            "aspect_ratio": torch.tensor([height / width]).to(x_t).expand(len(x_t), 1),
+        }
+    return network(
+        x_t,
+        encoder_hidden_states=needed(condition, "text", "pixart"),
+        encoder_attention_mask=condition.get("mask"),
+        timestep=t,
+        added_cond_kwargs=sizes,
+        return_dict=False,
+    )[0]
+
+
+def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+    """The prompts as the pipeline's T5 sees them; the size comes in with the latents."""
+    text, mask, _, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    return {"text": text, "mask": mask}
+
+
+FAMILY = Family(
+    predict=predict, encode=encode, parameterisation="scheduler", guidance="classifier-free"
+)

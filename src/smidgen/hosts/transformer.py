@@ -1,0 +1,317 @@
+"""What the hosts of diffusers' transformers share: a host from a table of block parts and the
+model's own modules, and the packing of latents into tokens.
+
+B is the batch, C channels, H and W rows and columns of a latent, D the width of the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.core.fold import IntoModulation, Refused, Target
+from smidgen.core.sites import Site
+from smidgen.errors import SmidgenError
+from smidgen.hosts.host import Block, Host, Linear, Position
+from smidgen.hosts.modules import Role, read_modules
+
+NUM_TIMESTEPS = 1000  # of every scheduler of these families; sigma 1 is timestep 1000
+
+# Linears of an attention and of the feed-forwards, by their name below the block -> LoRA's role.
+SELF_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
+TEXT_ATTENTION = {
+    "add_q_proj": "text.q",
+    "add_k_proj": "text.k",
+    "add_v_proj": "text.v",
+    "to_add_out": "text.o",
+}
+
+
+def named(part: str, roles: Mapping[str, str], prefix: str = "") -> dict[str, str]:
+    """The roles of the linears of one part of a block, by their name below the block."""
+    return {f"{part}.{leaf}": f"{prefix}{role}" for leaf, role in roles.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint:
+    """What the parts of a block with two streams, image and text, are called.
+
+    `last` and `roles` are the feed-forwards' last linear and their linears' roles.
+    """
+
+    norm1: str
+    norm2: str
+    ff: str
+    text_ff: str
+    last: str
+    ff_roles: Mapping[str, str]
+
+    def roles(self) -> dict[str, str]:
+        """The roles of all linears of the block."""
+        return (
+            named("attn", SELF_ATTENTION | TEXT_ATTENTION)
+            | named(self.ff, self.ff_roles)
+            | named(self.text_ff, self.ff_roles, "text.")
+        )
+
+
+@dataclass(kw_only=True)
+class Sheet:
+    """The facts of a host as they are gathered, block by block.
+
+    `outputs`: sites that carry a linear's output -> that linear. `modulations`: norm modules
+    without affine -> what takes up a created one. `rows`: linears of which LoRA may take the rows
+    from start to stop, with the role of each part.
+    """
+
+    width: int
+    blocks: list[Block] = field(default_factory=list)
+    outputs: dict[Site, str] = field(default_factory=dict)
+    modulations: dict[str, Target] = field(default_factory=dict)
+    rows: dict[str, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)
+
+    def add_joint(
+        self,
+        name: str,
+        parts: Joint,
+        *,
+        text: bool = True,
+        tokens: bool,
+        companions: tuple[Site, ...] = (),
+    ) -> None:
+        """A block of two streams that returns (text, image) and whose attention returns (image,
+        text). `text`: whether the text's stream goes on behind the attention; `tokens`: whether
+        the image's takes more tokens, and `companions` what else then has to grow.
+        """
+        attention = Site(f"{name}.attn", index=0)
+        feed, norm2 = Site(f"{name}.{parts.ff}"), f"{name}.{parts.norm2}"
+        enter, leave = Site(name, "in", "hidden_states"), Site(name, index=1)
+        taps = {"block.in": enter, "norm1.out": Site(f"{name}.{parts.norm1}")}
+        taps |= _projections(f"{name}.attn") | {"attn.out": attention}
+        taps |= _feed_forward(norm2, feed) | {"block.out": leave}
+        self.outputs |= {attention: f"{name}.attn.to_out.0", feed: f"{feed.module}.{parts.last}"}
+        if text:
+            text_attention = Site(f"{name}.attn", index=1)
+            text_feed = Site(f"{name}.{parts.text_ff}")
+            taps["text.attn.out"] = text_attention
+            taps |= {"text.ff.in": Site(text_feed.module, "in"), "text.ff.out": text_feed}
+            self.outputs[text_attention] = f"{name}.attn.to_add_out"
+            self.outputs[text_feed] = f"{text_feed.module}.{parts.last}"
+        stream = Site(norm2, "in")
+        positions = {
+            "SA_in": self._position(enter, enter),
+            "SA_out": self._position(attention),
+            "FFN_in": self._position(stream, stream, leave),
+            "FFN_out": self._position(feed),
+            "Trans_out": self._position(leave, leave),
+        }
+        self.blocks.append(
+            Block(
+                module=name,
+                kind="transformer",
+                taps=taps,
+                positions=positions,
+                tokens=(enter, leave) if tokens else None,
+                companions=companions if tokens else (),
+            )
+        )
+
+    def add_cross(self, name: str, *, ff: Site, last: str, context: int, tokens: bool) -> None:
+        """A block of self-attention `attn1`, cross-attention `attn2` to text of `context` channels
+        and feed-forward, where `norm2` stands before the feed-forward (PixArt, Sana).
+        """
+        enter, leave = Site(name, "in", "hidden_states"), Site(name)
+        attention, cross = Site(f"{name}.attn1"), Site(f"{name}.attn2")
+        before_cross = Site(cross.module, "in", "hidden_states")
+        text = Site(cross.module, "in", "encoder_hidden_states")
+        before_ff = Site(f"{name}.norm2", "in")
+        taps = {"block.in": enter, "norm1.out": Site(f"{name}.norm1")}
+        taps |= _projections(attention.module) | {"attn.out": attention, "cross.out": cross}
+        taps |= _feed_forward(f"{name}.norm2", ff) | {"block.out": leave}
+        self.outputs |= {
+            attention: f"{name}.attn1.to_out.0",
+            cross: f"{name}.attn2.to_out.0",
+            ff: f"{ff.module}.{last}",
+        }
+        positions = {
+            "SA_in": self._position(enter, enter),
+            "SA_out": self._position(attention),
+            # behind the gate: no module returns the stream, so it is written where it is read
+            "CA_in": self._position(before_cross, before_cross, before_ff, leave),
+            "CA_c": Position(read=text, writes=(text,), size=context, form="tokens"),
+            "CA_out": self._position(cross),
+            "FFN_in": self._position(before_ff, before_ff, leave),
+            "FFN_out": self._position(ff),
+            "Trans_out": self._position(leave, leave),
+        }
+        self.blocks.append(
+            Block(
+                module=name,
+                kind="transformer",
+                taps=taps,
+                positions=positions,
+                tokens=(enter, leave) if tokens else None,
+            )
+        )
+
+    def add_single(self, name: str, *, norm: str, projection: str, leave: Site) -> None:
+        """A block of one stream, in which attention and feed-forward run side by side and share
+        the linear `projection` at their end.
+        """
+        enter, out = Site(name, "in", "hidden_states"), Site(f"{name}.{projection}")
+        taps = {
+            "block.in": enter,
+            "norm1.out": Site(f"{name}.{norm}"),
+            "proj.out": out,
+            "block.out": leave,
+        }
+        positions = {
+            "SA_in": self._position(enter, enter),
+            "Trans_out": self._position(leave, leave),
+        }
+        self.blocks.append(
+            Block(module=name, kind="single", taps=taps, positions=positions, tokens=None)
+        )
+
+    def _position(self, read: Site, *writes: Site) -> Position:
+        return Position(read=read, writes=writes, size=self.width, form="tokens")
+
+
+def build_host(
+    model: nn.Module,
+    sheet: Sheet,
+    *,
+    family: str,
+    taps: Mapping[str, Site],
+    roles: Mapping[str, str],
+    refusals: Mapping[str, str],
+    shared: str,
+) -> Host:
+    """The host of `model`: the blocks of `sheet`, and all else from the modules that it has.
+
+    `taps` are those of the whole model, `roles` those of the linears by their name below a block.
+    `shared` says why a created affine does not fold where `sheet` knows no modulation of its own.
+    """
+    parts = read_modules(
+        model,
+        {
+            f"{block.module}.{leaf}": Role(name=roles.get(leaf, "other"), block=index)
+            for index, block in enumerate(sheet.blocks)
+            for leaf, _ in model.get_submodule(block.module).named_modules()
+        },
+    )
+    sizes, folds = parts.sizes, parts.folds
+    for norm in parts.bare_norms:
+        folds[norm] = sheet.modulations.get(norm.module) or Refused(shared)
+    for site, linear in sheet.outputs.items():
+        sizes[site] = sheet.width
+        folds[site] = folds[replace(site, module=linear, index=None)]
+    for block in sheet.blocks:
+        sizes |= {block.taps[name]: sheet.width for name in ("block.in", "block.out")}
+        for position in block.positions.values():
+            sizes |= dict.fromkeys((position.read, *position.writes), position.size)
+    return Host(
+        family=family,
+        blocks=tuple(sheet.blocks),
+        taps=taps,
+        biases=tuple(parts.biases),
+        norms=tuple(parts.norms),
+        bare_norms=tuple(parts.bare_norms),
+        linears=tuple(_with_rows(parts.linears, sheet.rows)),
+        sizes=sizes,
+        folds=folds,
+        fixed=frozenset(),
+        final=taps["final.out"].module,
+        half=True,
+        untouched=tuple(parts.untouched),
+        refusals=refusals,
+    )
+
+
+def model_width(model: nn.Module) -> int:
+    """D, from the model's configuration."""
+    config: Any = model.config
+    return config.num_attention_heads * config.attention_head_dim
+
+
+def names(model: nn.Module, blocks: str) -> list[str]:
+    """The module names of the blocks in the list of this name."""
+    return [f"{blocks}.{index}" for index in range(len(model.get_submodule(blocks)._modules))]
+
+
+def modulation(linear: str, width: int, *, shift: int, scale: int) -> IntoModulation:
+    """Chunks `shift` and `scale`, each `width` rows, of the linear that modulates a norm."""
+    return IntoModulation(
+        f"{linear}.weight",
+        f"{linear}.bias",
+        shift=(shift * width, (shift + 1) * width),
+        scale=(scale * width, (scale + 1) * width),
+    )
+
+
+def model_taps(patch: Site, time: str, norm: str) -> dict[str, Site]:
+    """The taps of a whole model whose last layer is `proj_out`."""
+    return {
+        "patch.out": patch,
+        "time.out": Site(time),
+        "norm.out": Site(norm),
+        "final.out": Site("proj_out"),
+    }
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Squares of 2 x 2 latents as tokens: (B, C, H, W) -> (B, H/2 * W/2, 4C), C outermost."""
+    batch, channels, height, width = latents.shape
+    squares = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack` for latents of H = `height` and W = `width`."""
+    batch, _, channels = tokens.shape
+    squares = tokens.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
+
+
+def grid(*sizes: int, device: torch.device) -> Tensor:
+    """All integer coordinates of a grid, the last axis fastest: (product of sizes, axes)."""
+    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
+
+
+def needed(condition: Mapping[str, Tensor], key: str, family: str) -> Tensor:
+    """`condition[key]`. Raises: SmidgenError if the condition lacks it."""
+    if key not in condition:
+        given = ", ".join(condition) or "nothing"
+        raise SmidgenError(f'a {family} base needs "{key}" in the condition, which has: {given}')
+    return condition[key]
+
+
+def _projections(attention: str) -> dict[str, Site]:
+    return {
+        "attn.q.out": Site(f"{attention}.to_q"),
+        "attn.k.out": Site(f"{attention}.to_k"),
+        "attn.v.out": Site(f"{attention}.to_v"),
+        "attn.proj.out": Site(f"{attention}.to_out.0"),
+    }
+
+
+def _feed_forward(norm: str, feed: Site) -> dict[str, Site]:
+    return {
+        "norm2.out": Site(norm),
+        "ff.in": Site(feed.module, "in", axis=feed.axis),
+        "ff.out": feed,
+    }
+
+
+def _with_rows(
+    linears: Iterable[Linear], rows: Mapping[str, tuple[tuple[str, int, int], ...]]
+) -> Iterator[Linear]:
+    """Every linear and, behind one that does several things, each of them."""
+    for linear in linears:
+        yield linear
+        for role, start, stop in rows.get(linear.module, ()):
+            yield replace(linear, role=role, size_out=stop - start, rows=(start, stop))
