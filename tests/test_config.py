@@ -48,6 +48,33 @@ def test_a_written_recipe_reads_back_as_the_same_config(run, tmp_path):
     assert Run(**read_recipe(path, SETTINGS)) == run
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    num_rows: int = 2
+    flip: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whole:
+    one: Part = dataclasses.field(default_factory=Part)
+    two: Part = dataclasses.field(default_factory=Part)
+
+
+def test_the_fields_of_an_inner_dataclass_have_dotted_names(tmp_path):
+    settings = settings_of(Run, Whole)
+    assert settings["one.num_rows"].flag == "--one.num-rows"
+    assert settings["one.flip"].no_flag == "--one.no-flip"
+    assert settings["flip"].no_flag == "--no-flip"
+    values = flatten(Whole(one=Part(num_rows=5)))
+    assert values == {"one.num_rows": 5, "one.flip": False, "two.num_rows": 2, "two.flip": False}
+    path = write(tmp_path, recipe_text(values, settings))
+    assert read_recipe(path, settings) == values
+    path = write(tmp_path, "[one]\nnum-rows = 5\n")
+    assert read_recipe(path, settings) == {"one.num_rows": 5}
+    with pytest.raises(UsageError, match=r'unknown key "one.rows"; .*"one.num_rows"'):
+        read_recipe(write(tmp_path, "[one]\nrows = 5\n"), settings)
+
+
 def test_hyphens_in_keys_and_integers_for_numbers_are_taken(tmp_path):
     values = read_recipe(write(tmp_path, 'data = "x"\nlr = 1\n'), SETTINGS)
     assert values == {"data": Path("x"), "lr": 1.0}

@@ -1,8 +1,8 @@
 """Recipes: flat TOML files <-> frozen dataclasses, with one wording for what a value must be.
 
 A recipe's keys are the names of the flags (with underscores or hyphens); a missing key means the
-default.
-TOML has no null: "none" stands for it. No command line here, no heavy import.
+default. The fields of a dataclass within a dataclass have dotted names: `lora.rank = 8`, or `rank`
+in a table `[lora]`. TOML has no null: "none" stands for it. No command line here, no heavy import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -36,29 +36,43 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def no_flag(self) -> str:
+        """The spelling that switches a flag off, e.g. --no-flip or --lora.no-flip."""
+        group, dot, leaf = self.flag[2:].rpartition(".")
+        return f"--{group}{dot}no-{leaf}"
+
+    @property
     def optional(self) -> bool:
         """Whether None is a value."""
         return type(None) in get_args(self.annotation)
 
 
 def settings_of(*configs: type) -> dict[str, Setting]:
-    """All fields of config dataclasses by name, in order.
+    """All fields of config dataclasses by name, in order; those of a field that is a dataclass
+    itself under `field.name`.
 
     Raises: ValueError if two of them share a field name, a mistake in the program.
     """
     found: dict[str, Setting] = {}
     for config in configs:
-        hints = typing.get_type_hints(config)
-        for field in dataclasses.fields(config):
-            if field.name in found:
-                raise ValueError(f"two configs have a field {field.name}")
-            default = field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-            found[field.name] = Setting(
-                name=field.name, annotation=hints[field.name], default=default
-            )
+        for setting in _own_settings(config):
+            if setting.name in found:
+                raise ValueError(f"two configs have a field {setting.name}")
+            found[setting.name] = setting
     return found
+
+
+def _own_settings(config: type) -> Iterator[Setting]:
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        annotation, default = hints[field.name], field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if dataclasses.is_dataclass(annotation):
+            for inner in _own_settings(typing.cast(type, annotation)):
+                yield dataclasses.replace(inner, name=f"{field.name}.{inner.name}")
+        else:
+            yield Setting(name=field.name, annotation=annotation, default=default)
 
 
 def read_recipe(path: Path, settings: Mapping[str, Setting] | None = None) -> dict[str, Any]:
@@ -87,6 +101,7 @@ def check_values(
 
     Raises: UsageError for an unknown name or a value of the wrong type, naming `source`.
     """
+    values = _dotted(values, settings)
     for name in values:
         if name not in settings:
             raise UsageError(f'{source}: unknown key "{name}"{closest(name, settings)}')
@@ -94,6 +109,18 @@ def check_values(
         name: convert(value, settings[name].annotation, f"{source}: {name}")
         for name, value in values.items()
     }
+
+
+def _dotted(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The keys of a table that the settings know within a recipe, as `table.key`."""
+    tables = {name.partition(".")[0] for name in settings if "." in name}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name in tables:
+            flat |= {f"{name}.{key.replace('-', '_')}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def convert(value: Any, annotation: Any, name: str) -> Any:
@@ -150,12 +177,17 @@ def describe(annotation: Any) -> str:
 
 
 def flatten(*configs: Any) -> dict[str, Any]:
-    """The values of config instances by field name, in order."""
-    return {
-        field.name: getattr(config, field.name)
-        for config in configs
-        for field in dataclasses.fields(config)
-    }
+    """The values of config instances by the names of `settings_of`, in order."""
+    values: dict[str, Any] = {}
+    for config in configs:
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if dataclasses.is_dataclass(value):
+                inner = flatten(value)
+                values |= {f"{field.name}.{name}": inner[name] for name in inner}
+            else:
+                values[field.name] = value
+    return values
 
 
 def recipe_text(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:

@@ -2,17 +2,23 @@
 
 import copy
 
+import pytest
 import torch
 
-from tests.laws.tiny import KNOWN_CLASSES, TINY_HOSTS, all_labels, tiny_base, tiny_delta
+from smidgen.errors import SmidgenError
+from smidgen.hosts.host import find_host
+from smidgen.methods import METHODS
+from tests.laws.tiny import KNOWN_CLASSES, TINY_HOSTS, TinyBase, all_labels, tiny_base, tiny_delta
 
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 
 
-def test_shifts_train_step_by_step_like_the_biases_themselves():
-    base = tiny_base("dit")
-    inputs = TINY_HOSTS["dit"].inputs(all_labels(KNOWN_CLASSES))
-    target = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(4)).double()
+@pytest.mark.parametrize("host", ["dit", "unet"])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD], ids=["adamw", "sgd"])
+def test_shifts_train_step_by_step_like_the_biases_themselves(host, kind):
+    base, tiny = tiny_base(host), TINY_HOSTS[host]
+    inputs = tiny.inputs(all_labels(KNOWN_CLASSES))
+    target = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(4)).double()
     delta = tiny_delta(base, "bitfit", KNOWN_CLASSES, std=0.0)
     reference = copy.deepcopy(base.denoiser)
     trained = {
@@ -21,13 +27,14 @@ def test_shifts_train_step_by_step_like_the_biases_themselves():
         if name.endswith(".bias") or name == LABEL_TABLE
     }
     start = base.denoiser.state_dict()
-    ours = torch.optim.AdamW(delta.parameters(), lr=1e-2, weight_decay=0.0)
-    theirs = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0)
+    ours = kind(delta.parameters(), lr=1e-2, weight_decay=0.0)
+    theirs = kind(trained.values(), lr=1e-2, weight_decay=0.0)
     with delta.attach(base.denoiser):
-        for _ in range(5):
+        for _ in range(3):
             for model, optimizer in ((base.denoiser, ours), (reference, theirs)):
                 optimizer.zero_grad()
-                (model(*inputs) - target).square().mean().backward()
+                output = tiny.call(model, *inputs)[:, : target.shape[1]]
+                (output - target).square().mean().backward()
                 optimizer.step()
             for name, parameter in trained.items():
                 if name == LABEL_TABLE:
@@ -35,4 +42,14 @@ def test_shifts_train_step_by_step_like_the_biases_themselves():
                 else:
                     moved, expected = delta.edits[name].offset, parameter - start[name]
                 torch.testing.assert_close(moved, expected, atol=1e-9, rtol=0, msg=name)
-    assert all((p - start[name]).abs().max() > 1e-2 for name, p in trained.items())
+    moves = [(parameter - start[name]).abs().max() for name, parameter in trained.items()]
+    assert min(moves) > (1e-2 if kind is torch.optim.AdamW else 1e-9)
+
+
+def test_a_base_without_biases_is_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)).requires_grad_(False)
+    base = TinyBase(
+        denoiser=model, host=find_host(model), class_names=(), name="bare", fingerprint=""
+    )
+    with pytest.raises(SmidgenError, match="trains biases and a derived base has none"):
+        METHODS["bitfit"].build(base, METHODS["bitfit"].config(), (), torch.Generator())

@@ -64,12 +64,63 @@ def test_table_1_difffit_as_printed_without_the_final_gamma(base):
     assert _count(base, "difffit", gammas=("block", "qkv", "proj")) == 835_232
 
 
-@pytest.mark.parametrize("num_blocks", [3, 4, 7, 11, 14, 18, 21, 25, 28])
-def test_tables_4a_and_4b_gamma_over_layers(base, num_blocks):
-    expected = 738_464 + 2_304 * num_blocks
-    shallow, deep = f"1-{num_blocks}", f"{29 - num_blocks}-28"
-    assert _count(base, "difffit", gammas=("block",), blocks=shallow) == expected
-    assert _count(base, "difffit", gammas=("block",), blocks=deep) == expected
+@pytest.mark.parametrize("form", ["parallel", "sequential"])
+def test_table_1_adaptformer(base, form):
+    assert _count(base, "adaptformer", form=form) == 4_280_320
+
+
+def test_table_1_vpt_deep(base):
+    delta = _build(base, "vpt")
+    assert delta.num_parameters() == 2_816_672
+    prompts = {f"blocks.{n}.prompt" for n in range(5)}
+    assert set(delta.edits) == prompts | {"final_layer.copy", "label_table"}
+
+
+@pytest.mark.parametrize(("rank", "count"), [(8, 1_149_696), (16, 2_181_888)])
+def test_table_1_lora(base, rank, count):
+    assert _count(base, "lora", rank=rank) == count
+    assert _count(base, "lora", rank=rank, targets=("qkv",)) == count
+
+
+def test_without_options_every_method_is_its_row_of_table_1(base):
+    rows = {
+        "full": 673_799_072,
+        "bitfit": 607_136,
+        "difffit": 835_264,
+        "adaptformer": 4_280_320,
+        "vpt": 2_816_672,
+        "lora": 1_149_696,
+    }
+    assert {method: _count(base, method) for method in rows} == rows
+
+
+TABLE_4A = {  # from deep to shallow, as printed -> blocks and their number
+    "28->25": ("28-25", 4),
+    "28->22": ("28-22", 7),
+    "28->18": ("28-18", 11),
+    "28->14": ("28-15", 14),  # the count is that of 14 blocks
+    "28->11": ("28-11", 18),
+    "28->8": ("28-8", 21),
+    "28->4": ("28-4", 25),
+    "28->1": ("28-1", 28),
+}
+TABLE_4B = {"1->3": 3, "1->7": 7, "1->11": 11, "1->14": 14, "1->18": 18, "1->21": 21, "1->25": 25,
+            "1->28": 28}  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", TABLE_4A)
+def test_table_4a_gamma_from_deep_to_shallow(base, entry):
+    blocks, num_blocks = TABLE_4A[entry]
+    delta = _build(base, "difffit", gammas=("block",), blocks=blocks)
+    assert delta.num_parameters() == 738_464 + 2_304 * num_blocks
+    assert "blocks.27.attn.gamma" in delta.edits
+
+
+@pytest.mark.parametrize("entry", TABLE_4B)
+def test_table_4b_gamma_from_shallow_to_deep(base, entry):
+    delta = _build(base, "difffit", gammas=("block",), blocks=f"1-{TABLE_4B[entry]}")
+    assert delta.num_parameters() == 738_464 + 2_304 * TABLE_4B[entry]
+    assert "blocks.0.attn.gamma" in delta.edits
 
 
 def test_table_4c_row_1_none(base):

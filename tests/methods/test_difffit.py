@@ -1,21 +1,26 @@
 """DiffFit against its equations written out here, and what its options mean."""
 
+import copy
 import math
 
 import pytest
 import torch
-from torch import Tensor
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.host import find_host
 from smidgen.methods.difffit import Config, chosen_blocks
 from tests.laws.tiny import (
     NEW_CLASSES,
     TINY_HOSTS,
+    TinyBase,
     all_labels,
     tiny_base,
     tiny_delta,
     trained_tensors,
 )
+from tests.methods.equations import assert_same_output_and_gradients
 
 EVERY_GAMMA = ("block", "qkv", "proj", "final", "patch", "time")
 
@@ -97,16 +102,86 @@ def test_outputs_and_gradients_equal_the_equations(config):
         torch.testing.assert_close(one, other, atol=atol, rtol=1e-5, msg=f"gradient of {name}")
 
 
+def _sub_layers(model):
+    """The sub-layers of a UNet whose outputs the gammas multiply."""
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if type(module) is ResnetBlock2D:
+            yield f"{name}.conv2"
+        elif last in ("attn1", "attn2", "ff"):
+            yield name
+
+
+def test_on_a_unet_outputs_and_gradients_equal_changed_parameters_and_written_gammas():
+    base = tiny_base("unet")
+    delta = tiny_delta(base, "difffit", ())
+    d = trained_tensors(delta)
+    inputs = TINY_HOSTS["unet"].inputs(all_labels(("one",)))
+    with delta.attach(base.denoiser):
+        output = base.denoiser(*inputs, return_dict=False)[0]
+    parameters = {}
+    for name, value in base.denoiser.named_parameters():
+        module, leaf = name.rpartition(".")[::2]
+        if isinstance(base.denoiser.get_submodule(module), nn.LayerNorm | nn.GroupNorm):
+            # any weight and bias: (w g) z + (b g + offset)
+            value = value * d[f"{module}.weight.gain"]
+        parameters[name] = value + d[f"{name}.offset"] if leaf == "bias" else value
+    reference = copy.deepcopy(base.denoiser)
+    gammas = list(_sub_layers(reference))
+    for name in gammas:
+        axis = (slice(None), None, None) if name.endswith("conv2") else ...
+        gain = d[f"{name}.gamma.gain"][axis]
+        reference.get_submodule(name).register_forward_hook(lambda m, x, y, gain=gain: y * gain)
+    expected = torch.func.functional_call(
+        reference, parameters, inputs, {"return_dict": False}, tie_weights=False
+    )[0]
+    assert {name for name in delta.edits if name.endswith(".gamma")} == {
+        f"{name}.gamma" for name in gammas
+    }
+    assert_same_output_and_gradients(delta, output, expected, tolerance=1e-9)
+
+
+def test_the_default_of_a_unet_is_every_bias_norm_weight_and_sub_layer():
+    base = tiny_base("unet")
+    count = tiny_delta(base, "difffit", ()).num_parameters()
+    expected = 0
+    for module in base.denoiser.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            expected += module.weight.numel()
+        expected += getattr(getattr(module, "bias", None), "numel", lambda: 0)()
+    for name in _sub_layers(base.denoiser):
+        module = base.denoiser.get_submodule(name)
+        last = {"attn1": "to_out.0", "attn2": "to_out.0", "ff": "net.2", "conv2": ""}
+        linear = module.get_submodule(last[name.rpartition(".")[2]])
+        expected += linear.weight.shape[0]
+    assert count == expected
+
+
+def test_a_gamma_with_no_place_in_the_base_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2)).requires_grad_(False)
+    base = TinyBase(
+        denoiser=model, host=find_host(model), class_names=(), name="plain", fingerprint=""
+    )
+    with pytest.raises(SmidgenError, match='gamma "block" has no place in a derived base'):
+        tiny_delta(base, "difffit", gammas=("block",))
+    with pytest.raises(SmidgenError, match=r'no tap "final\.out"'):
+        tiny_delta(base, "difffit", gammas=("final",))
+    assert set(tiny_delta(base, "difffit").edits) == {"0.bias"}
+
+
 def test_the_default_covers_the_first_half_of_the_blocks():
     assert chosen_blocks("half", 28) == range(14)
     assert chosen_blocks("half", 12) == range(6)
     assert chosen_blocks("half", 3) == range(2)
     assert chosen_blocks("half", 1) == range(1)
+    assert chosen_blocks("auto", 28) == range(14)
+    assert chosen_blocks("auto", 28, half=False) == chosen_blocks("all", 28) == range(28)
 
 
 def test_a_range_counts_from_one_and_includes_both_ends():
     assert chosen_blocks("15-28", 28) == range(14, 28)
     assert chosen_blocks("3-3", 28) == range(2, 3)
+    assert chosen_blocks("28-15", 28) == chosen_blocks("15-28", 28)
     assert chosen_blocks("all", 28) == range(28)
 
 
@@ -124,7 +199,7 @@ def test_biases_and_affines_can_be_left_out():
     assert set(delta.edits) == {"label_table", "final_layer.linear.gamma"}
 
 
-@pytest.mark.parametrize("blocks", ["", "0-3", "4-2", "7", "1-", "first", "1-3-5", "-1-3"])
+@pytest.mark.parametrize("blocks", ["", "0-3", "4-0", "7", "1-", "first", "1-3-5", "-1-3"])
 def test_a_malformed_range_is_refused(blocks):
     with pytest.raises(UsageError, match="expected"):
         Config(blocks=blocks)

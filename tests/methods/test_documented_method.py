@@ -1,4 +1,4 @@
-"""docs/add-a-method.md is true: its method builds, acts, folds and refuses as it says."""
+"""docs/add-a-method.md and CONTRIBUTING.md are true: their methods build, act, fold and refuse."""
 
 import re
 import sys
@@ -9,19 +9,38 @@ import pytest
 import torch
 
 from smidgen.core.fold import fold
-from smidgen.errors import UsageError
-from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, all_labels, randomise, tiny_base
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.methods import METHODS
+from tests.laws.tiny import (
+    NEW_CLASSES,
+    TINY_HOSTS,
+    TinyBase,
+    all_labels,
+    randomise,
+    tiny_base,
+)
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
+ROOT = Path(__file__).parents[2]
+
+
+def _read(page, name, monkeypatch):
+    """A module of all Python code of a page."""
+    sources = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)  # where dataclasses look up annotations
+    for source in sources:
+        exec(compile(source, str(page), "exec"), vars(module))
+    return module
 
 
 @pytest.fixture
 def late(monkeypatch):
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    module = ModuleType("late")
-    monkeypatch.setitem(sys.modules, "late", module)  # where dataclasses look up annotations
-    exec(compile(source, str(PAGE), "exec"), vars(module))
-    return module
+    return _read(ROOT / "docs" / "add-a-method.md", "late", monkeypatch)
+
+
+@pytest.fixture
+def contributing(monkeypatch):
+    return _read(ROOT / "CONTRIBUTING.md", "contributing", monkeypatch)
 
 
 def test_the_documented_method_trains_the_last_blocks_and_folds(late):
@@ -44,3 +63,53 @@ def test_the_documented_method_refuses_what_does_not_fit(late):
         late.Config(num_blocks=0)
     with pytest.raises(UsageError, match="2 blocks"):
         late.build(tiny_base("dit"), late.Config(num_blocks=3), NEW_CLASSES, torch.Generator())
+
+
+@pytest.fixture
+def blur(contributing):
+    model = contributing.Blur().double().requires_grad_(False)
+    return TinyBase(
+        denoiser=model, host=contributing.host(model), class_names=(), name="blur", fingerprint=""
+    )
+
+
+def test_the_method_of_contributing_trains_and_folds_on_its_host(contributing, blur):
+    config = contributing.Config(offset=True)
+    delta = contributing.build(blur, config, (), torch.Generator()).double()
+    assert set(delta.edits) == {"last.gain", "last.offset"}
+    randomise(delta, 0.2, seed=1)
+    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    inputs = x, torch.tensor([1.0, 2.0, 3.0]).double()
+    plain = contributing.FAMILY.predict(blur.denoiser, *inputs, {})
+    with delta.attach(blur.denoiser):
+        output = blur.denoiser(*inputs)
+    assert not torch.allclose(output, plain)
+    output.square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in delta.parameters())
+    folded = contributing.Blur().double()
+    folded.load_state_dict(fold(delta, blur.denoiser.state_dict(), blur.host.folds))
+    torch.testing.assert_close(folded(*inputs), output, atol=1e-12, rtol=1e-12)
+
+
+def test_the_method_of_contributing_works_on_other_hosts(contributing):
+    base = tiny_base("dit")
+    delta = contributing.build(base, contributing.Config(), NEW_CLASSES, torch.Generator())
+    assert set(delta.edits) == {"final_layer.linear.gain", "label_table"}
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "lora", "difffit"])
+def test_the_methods_of_the_package_work_on_the_host_of_contributing(contributing, blur, method):
+    config = METHODS["lora"].config(targets=("conv",)) if method == "lora" else None
+    config = config or METHODS[method].config()
+    delta = METHODS[method].build(blur, config, (), torch.Generator()).double()
+    randomise(delta, 0.2, seed=1)
+    inputs = torch.ones(2, 4, 2, 2).double(), torch.ones(2).double()
+    with torch.no_grad():
+        plain = blur.denoiser(*inputs)
+        with delta.attach(blur.denoiser):
+            assert not torch.allclose(blur.denoiser(*inputs), plain)
+
+
+def test_a_base_without_labels_takes_no_classes(contributing, blur):
+    with pytest.raises(SmidgenError, match="blur base has no label table for 2 classes"):
+        contributing.build(blur, contributing.Config(), ("ant", "bee"), torch.Generator())

@@ -1,12 +1,14 @@
 """How the rows of a new label table start."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from smidgen.core.edits import Table
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import find_host
-from smidgen.methods.label_table import label_table
+from smidgen.methods.label_table import label_edits, label_table
 from tests.laws.tiny import KNOWN_CLASSES, NEW_CLASSES, TINY_HOSTS, TinyBase, tiny_base
 
 MANY_CLASSES = tuple(f"class {n}" for n in range(400))
@@ -26,6 +28,21 @@ def test_the_null_row_is_kept_and_known_classes_are_copied():
     assert rows.shape == (len(NEW_CLASSES) + 1, 16)
     assert torch.equal(rows[-1], old[-1])
     assert torch.equal(rows[NEW_CLASSES.index("bee")], old[KNOWN_CLASSES.index("bee")])
+
+
+def test_the_table_remembers_which_rows_of_the_base_it_began_with():
+    base = tiny_base("dit")
+    origin = _table(base, NEW_CLASSES).origin
+    assert origin == (KNOWN_CLASSES.index("bee"), None, None, None, len(KNOWN_CLASSES))
+    nameless = replace(base, class_names=())
+    assert _table(nameless, NEW_CLASSES).origin == (*(None,) * 4, len(KNOWN_CLASSES))
+
+
+def test_a_base_without_labels_has_no_table_and_takes_no_classes():
+    base = tiny_base("unet")
+    assert label_edits(base, (), torch.Generator()) == {}
+    with pytest.raises(SmidgenError, match=r"unet base has no label table for 4 classes"):
+        label_edits(base, NEW_CLASSES, torch.Generator())
 
 
 def test_new_classes_start_around_the_mean_of_the_old_class_rows():

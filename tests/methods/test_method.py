@@ -34,6 +34,7 @@ def test_configs_are_frozen_dataclasses_with_defaults(method):
 def test_deltas_learn_ten_times_faster_than_full_fine_tuning():
     rates = {name: method.default_lr for name, method in METHODS.items()}
     assert rates.pop("full") == 1e-4
+    assert rates.pop("adapter") == 1e-4  # of its own paper
     assert set(rates.values()) == {1e-3}
 
 

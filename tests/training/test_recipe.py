@@ -41,6 +41,18 @@ def test_other_settings_are_refused_by_name(tmp_path):
         check_recipe(tmp_path, {name: v for name, v in SETTINGS.items() if name != "flip"})
 
 
+def test_settings_of_a_group_read_back_and_are_compared_one_by_one(tmp_path):
+    settings = {**SETTINGS, "lora": {"rank": 4, "targets": ("q",)}, "bitfit": {}}
+    assert tomllib.loads(recipe_text(settings))["lora"] == {"rank": 4, "targets": ["q"]}
+    begin_run(tmp_path, settings)
+    check_recipe(tmp_path, settings)
+    other = {**settings, "lora": {"rank": 8, "targets": ("q",)}}
+    with pytest.raises(UsageError, match=r"\(lora\.rank 4 -> 8\)"):
+        check_recipe(tmp_path, other)
+    with pytest.raises(UsageError, match=r'lora\.rank 4 -> "none"'):
+        check_recipe(tmp_path, SETTINGS)
+
+
 def test_where_a_run_happens_is_not_compared(tmp_path):
     begin_run(tmp_path, SETTINGS)
     check_recipe(tmp_path, {**SETTINGS, "num_threads": 8})

@@ -12,6 +12,7 @@ import inspect
 import io
 import itertools
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,6 +117,9 @@ def _flags_of(group: type) -> Any:
     """The type that tyro takes: flags without the group's name, its docstring up to "Raises:"."""
     paragraphs = (inspect.getdoc(group) or "").partition("\n\nRaises:")[0].split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    if any(dataclasses.is_dataclass(hint) for hint in typing.get_type_hints(group).values()):
+        # its groups keep their own names before their flags: --lora.rank
+        return Annotated[group, tyro.conf.arg(name="", help=text)]
     return Annotated[tyro.conf.OmitArgPrefixes[group], tyro.conf.arg(help=text)]
 
 
@@ -125,17 +129,26 @@ def _with_defaults(group: type, values: Mapping[str, Any]) -> Any:
     They run when tyro makes the real one: what a flag overrides need not be right.
     """
     bare = object.__new__(group)
-    for name, setting in settings_of(group).items():
-        missing = setting.default is dataclasses.MISSING
-        default = tyro.MISSING if missing else setting.default
-        object.__setattr__(bare, name, values.get(name, default))
+    hints = typing.get_type_hints(group)
+    settings = settings_of(group)
+    for field in dataclasses.fields(group):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            prefix = f"{field.name}."
+            inner = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+            value = _with_defaults(typing.cast(type, hint), inner)
+        else:
+            default = settings[field.name].default
+            missing = default is dataclasses.MISSING
+            value = values.get(field.name, tyro.MISSING if missing else default)
+        object.__setattr__(bare, field.name, value)
     return bare
 
 
 def _check_flags(arguments: Sequence[str], settings: Mapping[str, Setting]) -> None:
     """Refuse unknown flags before tyro does, with the closest known one."""
     known = {setting.flag for setting in settings.values()}
-    known |= {"--no-" + s.flag[2:] for s in settings.values() if s.annotation is bool}
+    known |= {setting.no_flag for setting in settings.values() if setting.annotation is bool}
     for token in arguments:
         flag = token.partition("=")[0].replace("_", "-")
         if token.startswith("--") and flag not in known | {"--help"}:
@@ -186,7 +199,8 @@ def _in_one_line(text: str, request: Request, settings: Mapping[str, Setting]) -
     lines = [re.sub(r"[\u2500-\u257f|]|-{3,}", " ", line).strip() for line in text.splitlines()]
     words = " ".join(" ".join(lines).partition("For full helptext")[0].split())
     by_flag = {setting.flag: setting for setting in settings.values()}
-    named = [flag for flag in re.findall(r"--[a-z0-9-]+", words) if flag in by_flag]
+    flags = re.findall(r"--[a-z0-9-]+(?:\.[a-z0-9-]+)*", words)
+    named = [flag for flag in flags if flag in by_flag]
     if words.startswith("Required options"):
         bare = [request.positional] if {"PATH", "STR"} & set(lines) and request.positional else []
         return f"missing {', '.join(bare + list(dict.fromkeys(named)))}"

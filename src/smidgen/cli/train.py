@@ -25,7 +25,6 @@ from smidgen.cli.options import (
     resolve_device,
 )
 from smidgen.config import flatten, settings_of
-from smidgen.errors import UsageError, closest
 from smidgen.training.config import TrainingConfig
 
 DESCRIPTION = """Fine-tune a base to a folder of images: a sub-folder for each class.
@@ -51,7 +50,8 @@ class TrainOptions:
     split: str | None = None
     """Which part of it, such as train or test; none: the layout's default."""
     method: str = "difffit"
-    """What is trained: full, bitfit, difffit."""
+    """What is trained: full, bitfit, difffit, adaptformer, vpt, lora, adapter; or several at once,
+    such as difffit+lora, whose flags then begin with the method: --lora.rank 8."""
     resize: Literal["crop", "resize"] = "crop"
     """crop: the centre square of each image; resize: all of it, squeezed to a square."""
     flip: bool = False
@@ -101,8 +101,7 @@ def _check_early(request: Request) -> None:
     """Refuse what is wrong whatever the method's own flags are, before torch is imported."""
     known = settings_of(*GROUPS.values(), Switches)
     flags = {token.partition("=")[0].replace("_", "-") for token in request.arguments}
-    ours = {setting.flag for setting in known.values()}
-    ours |= {"--no-" + flag[2:] for flag in ours}
+    ours = {flag for setting in known.values() for flag in (setting.flag, setting.no_flag)}
     if {flag for flag in flags if flag.startswith("--")} <= ours and set(request.values) <= set(
         known
     ):
@@ -115,12 +114,9 @@ def parse_train(request: Request) -> dict[str, Any]:
 
     Raises: UsageError for an unknown method, and as `parse`.
     """
-    from smidgen.methods import METHODS
+    from smidgen.methods import resolve
 
-    method = request.peek("method", "difffit")
-    if method not in METHODS:
-        raise UsageError(f'unknown method "{method}"{closest(str(method), METHODS)}')
-    groups = {**GROUPS, "method": METHODS[method].config}
+    groups = {**GROUPS, "method": resolve(request.peek("method", "difffit")).config}
     return parse(request, groups, switches=Switches, description=DESCRIPTION)
 
 
@@ -194,13 +190,15 @@ def plan(parsed: Mapping[str, Any]) -> dict[str, Any]:
 
     options = parsed["run"]
     images = open_images(options.data, layout=options.layout, split=options.split, decode=False)
-    return api.inspect(
+    facts = api.inspect(
         parsed["base"].base,
         num_classes=len(images.classes),
         method=options.method,
         method_config=dataclasses.asdict(parsed["method"]),
         **dataclasses.asdict(parsed["training"]),
     )
+    # tensor by tensor is what `smidgen inspect` shows
+    return {name: fact for name, fact in facts.items() if name != "tensors"}
 
 
 def resolved(parsed: Mapping[str, Any]) -> dict[str, Any]:

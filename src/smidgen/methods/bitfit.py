@@ -9,9 +9,10 @@ import torch
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Shift
+from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Host
-from smidgen.methods.label_table import label_table
-from smidgen.methods.method import Tunable, assemble
+from smidgen.methods.label_table import label_edits
+from smidgen.methods.method import Tunable, assemble, refuse_where_impossible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,16 @@ class Config:
 def build(
     base: Tunable, config: Config, classes: Sequence[str], generator: torch.Generator
 ) -> Delta:
-    """A shift for every bias of the base, and the label table."""
-    table = {"label_table": label_table(base, classes, generator)}
+    """A shift for every bias of the base, and the label table if there is one.
+
+    Raises: SmidgenError for a base without a bias.
+    """
+    refuse_where_impossible(base.host, "bitfit")
+    if not base.host.biases:
+        raise SmidgenError(
+            f"bitfit trains biases and a {base.host.family} base has none; choose another method"
+        )
+    table = label_edits(base, classes, generator)
     return assemble(base, "bitfit", config, classes, bias_shifts(base.host), table)
 
 

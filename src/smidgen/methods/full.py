@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
-from smidgen.methods.label_table import label_table
+from smidgen.methods.label_table import label_edits
 from smidgen.methods.method import Tunable, assemble
 
 
@@ -24,15 +25,34 @@ def build(
     """A copy of each module's own parameters, except the fixed ones; the label table as in all
     methods. The copies are named like the base's tensors.
     """
-    table_module = base.host.tap("label.out").module
-    edits: dict[str, Edit] = {}
-    for module, owner in base.denoiser.named_modules():
-        copies = {
-            name: parameter.detach().clone()
-            for name, parameter in owner.named_parameters(recurse=False)
-            if f"{module}.{name}".removeprefix(".") not in base.host.fixed
-        }
-        if copies and module != table_module:
-            edits[module or "root"] = Weight(module, copies)
-    tables = {"label_table": label_table(base, classes, generator)}
+    fixed = set(base.host.fixed)
+    if base.host.has_labels:
+        module = base.host.tap("label.out").module
+        table = base.denoiser.get_submodule(module)
+        fixed |= {f"{module}.{name}" for name, _ in table.named_parameters()}
+    copies = {
+        name: parameter.detach().clone()
+        for name, parameter in base.denoiser.named_parameters()
+        if name not in fixed
+    }
+    edits: dict[str, Edit] = {
+        module or "root": Weight(module, tensors) for module, tensors in by_owner(copies).items()
+    }
+    tables = label_edits(base, classes, generator)
     return assemble(base, "full", config, classes, edits, tables)
+
+
+def by_owner(parameters: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Parameters by the module that has them, under their names there.
+
+    The parameters within a module that has some of its own as well, such as a block with a
+    `scale_shift_table`, count as the outer module's: an edit's name is never part of another's.
+    """
+    owners = {name.rpartition(".")[0] for name in parameters}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in parameters.items():
+        path = name.split(".")[:-1]
+        outer = (".".join(path[:length]) for length in range(len(path) + 1))
+        owner = next(module for module in outer if module in owners)
+        found.setdefault(owner, {})[name.removeprefix(f"{owner}." if owner else "")] = tensor
+    return found

@@ -9,11 +9,28 @@ from collections.abc import Sequence
 
 import torch
 
-from smidgen.core.edits import Table
+from smidgen.core.edits import Edit, Table
 from smidgen.errors import SmidgenError
 from smidgen.methods.method import Tunable, trained_dtype
 
 ROW_STD = 0.02  # the released models' initialisation of the label table
+
+
+def label_edits(
+    base: Tunable, classes: Sequence[str], generator: torch.Generator
+) -> dict[str, Edit]:
+    """The label table of `classes` by its name in a delta; nothing for a base without labels.
+
+    Raises: SmidgenError if such a base is given classes, and as `label_table`.
+    """
+    if base.host.has_labels:
+        return {"label_table": label_table(base, classes, generator)}
+    if classes:
+        raise SmidgenError(
+            f"a {base.host.family} base has no label table for {len(classes)} classes; "
+            "its conditions are prompts: give it no classes"
+        )
+    return {}
 
 
 def label_table(base: Tunable, classes: Sequence[str], generator: torch.Generator) -> Table:
@@ -21,8 +38,8 @@ def label_table(base: Tunable, classes: Sequence[str], generator: torch.Generato
 
     The null row and the rows of classes that the base knows by the same name start as the base's
     own, the others as the mean of the base's class rows + N(0, 0.02), for which the DiffFit paper
-    has no rule. A base without class names knows none. `generator` draws on the CPU; a table on the
-    meta device draws nothing.
+    has no rule. The table remembers which of the base's rows each of the former is. A base without
+    class names knows none. `generator` draws on the CPU; a table on the meta device draws nothing.
 
     Raises: SmidgenError if `classes` is empty or names one twice, or if the base's class names do
         not fit its table.
@@ -37,6 +54,8 @@ def label_table(base: Tunable, classes: Sequence[str], generator: torch.Generato
             f'base "{base.name}" has {num_known} classes but {len(names)} class names; '
             "give it one name for each row of its label table"
         )
+    known = {name: row for row, name in enumerate(names)}
+    origin = [*(known.get(name) for name in classes), num_known]
     old = weight.detach().to(trained_dtype(weight))
     if old.is_meta:
         rows = old.new_empty(len(classes) + 1, old.shape[1])
@@ -44,11 +63,10 @@ def label_table(base: Tunable, classes: Sequence[str], generator: torch.Generato
         noise = torch.randn(len(classes), old.shape[1], generator=generator, dtype=torch.float32)
         rows = old[:num_known].mean(0) + ROW_STD * noise.to(old)
         rows = torch.cat([rows, old[num_known:]])
-        known = {name: row for row, name in enumerate(names)}
-        for row, name in enumerate(classes):
-            if name in known:
-                rows[row] = old[known[name]]
-    return Table(base.host.tap("label.in"), site, weight.shape[0], rows)
+        for row, old_row in enumerate(origin):
+            if old_row is not None:
+                rows[row] = old[old_row]
+    return Table(base.host.tap("label.in"), site, weight.shape[0], rows, origin=origin)
 
 
 def _check(classes: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit
+from smidgen.errors import SmidgenError, UsageError, closest
 from smidgen.hosts.host import Host
 
 
@@ -41,19 +43,41 @@ class Method:
     default_lr: float
 
 
+def make_config(name: str, method: Method, values: Mapping[str, Any]) -> Any:
+    """The config of the method called `name` with these options (lists as tuples).
+
+    Raises: UsageError for an unknown option, with the closest one, or a value that makes no sense.
+    """
+    known = [field.name for field in fields(method.config)]
+    for option in values:
+        if option not in known:
+            hint = closest(option, known) if known else ": it has none"
+            raise UsageError(f'unknown option "{option}" of {name}{hint}')
+    given = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return method.config(**given)
+
+
 def assemble(
     base: Tunable, method: str, config: Any, classes: Sequence[str], *groups: Mapping[str, Edit]
 ) -> Delta:
     """The delta of all `groups` of edits, in that order, on the base's device, with a provenance
     that says how it was built.
+
+    Raises: SmidgenError if there is no edit at all.
     """
     edits: dict[str, Edit] = {}
     for group in groups:
         assert not edits.keys() & group.keys(), "two edits of one name"
         edits |= group
+    if not edits:
+        raise SmidgenError(
+            f"{method} finds nothing to train in a {base.host.family} base; choose another method"
+        )
     provenance = Provenance(
         method=method,
-        config={key: _plain(value) for key, value in asdict(config).items()},
+        config=_plain(asdict(config)),
         host=base.host.family,
         base=base.name,
         fingerprint=base.fingerprint,
@@ -64,6 +88,38 @@ def assemble(
     return Delta(edits, provenance).to(device)
 
 
+def refuse_where_impossible(host: Host, method: str) -> None:
+    """Raises: SmidgenError with the host's reason if this method cannot work there."""
+    reason = host.refusals.get(method)
+    if reason is not None:
+        raise SmidgenError(f"{method} does not work on a {host.family} base: {reason}")
+
+
+def block_range(blocks: str, depth: int) -> range:
+    """The blocks, counted from 0, of a range "A-B" (counted from 1, both ends included, in either
+    direction) among `depth`.
+
+    Raises: UsageError if the range does not fit.
+    """
+    first, last = range_ends(blocks)
+    if last > depth:
+        raise UsageError(f'blocks "{blocks}" do not fit: the base has blocks 1-{depth}')
+    return range(first - 1, last)
+
+
+def range_ends(blocks: str, *words: str) -> tuple[int, int]:
+    """The lower and the upper end of "A-B" or "B-A".
+
+    Raises: UsageError if it is no such range; `words` are what else would have been taken.
+    """
+    match = re.fullmatch(r"([0-9]+)-([0-9]+)", blocks)
+    if not match or min(int(match[1]), int(match[2])) < 1:
+        choices = "".join(f'"{word}", ' for word in words).removesuffix(", ")
+        expected = f"{choices} or a range" if words else "a range"
+        raise UsageError(f'blocks is "{blocks}"; expected {expected} such as "1-14"')
+    return min(int(match[1]), int(match[2])), max(int(match[1]), int(match[2]))
+
+
 def trained_dtype(weight: Tensor) -> torch.dtype:
     """The precision in which a new tensor beside `weight` is trained: half types become float32."""
     return torch.promote_types(weight.dtype, torch.float32)
@@ -71,4 +127,6 @@ def trained_dtype(weight: Tensor) -> torch.dtype:
 
 def _plain(value: Any) -> Any:
     """`value` as JSON gives it back, so that a loaded delta's provenance equals the saved one's."""
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value

@@ -1,7 +1,7 @@
 """RUN/recipe.toml: the settings of a run, and the rule for running into the same folder again.
 
 The same settings resume or find the run finished; others are refused, or start over with force. The
-file reads as a recipe of the command line: flat keys, "none" for None.
+file reads as a recipe of the command line: a key a line, "none" for None.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NONE = "none"
 
 
 def recipe_text(settings: Mapping[str, Any]) -> str:
-    """The settings as TOML, a line each."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items())
+    """The settings as TOML, a line each; those of a group of settings under dotted names."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in _dotted(settings).items())
 
 
 def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> None:
@@ -48,7 +48,7 @@ def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = Fal
         return
     if force:
         return
-    now = tomllib.loads(recipe_text(settings))
+    before, now = _dotted(before), _dotted(tomllib.loads(recipe_text(settings)))
     changes = [
         f"{name} {_shown(before, name)} -> {_shown(now, name)}"
         for name in {**before, **now}
@@ -112,6 +112,17 @@ def _check_writable(folder: Path) -> None:
         for part in absent:
             with contextlib.suppress(OSError):
                 part.rmdir()
+
+
+def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group, such as one method of several, as `group.name`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in _dotted(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,105 @@
+"""Several methods as one: "difffit+lora" is one delta with the edits of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field, is_dataclass, make_dataclass
+from typing import Any
+
+import torch
+
+from smidgen.core.delta import Delta
+from smidgen.core.edits import Edit
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.methods.method import Method, Tunable, assemble, make_config
+
+PLUS = "+"
+
+
+def combine(methods: Mapping[str, Method]) -> Method:
+    """The method that trains what all `methods` train, their edits in this order.
+
+    Its config has a field for each method, with that method's config or a mapping of its options.
+    A label table, and any other edit that two share by name and form, is there once. The learning
+    rate is the smallest of theirs.
+    """
+    name = PLUS.join(methods)
+
+    def build(
+        base: Tunable, config: Any, classes: Sequence[str], generator: torch.Generator
+    ) -> Delta:
+        deltas = {
+            part: method.build(base, getattr(config, part), classes, generator)
+            for part, method in methods.items()
+        }
+        return assemble(base, name, config, classes, merged(deltas))
+
+    return Method(
+        config=_config(methods),
+        build=build,
+        default_lr=min(method.default_lr for method in methods.values()),
+    )
+
+
+def merged(deltas: Mapping[str, Delta]) -> dict[str, Edit]:
+    """The edits of all deltas by name in order, each shared one once.
+
+    Raises: SmidgenError if two methods want different things for one tensor of the base.
+    """
+    edits: dict[str, Edit] = {}
+    owners: dict[str, str] = {}  # name of an edit -> its method
+    claimed: dict[str, str] = {}  # parameter of the base that an edit replaces -> its method
+    for method, delta in deltas.items():
+        for name, edit in delta.edits.items():
+            if name in edits and edits[name].spec() == edit.spec():
+                continue
+            if name in owners:
+                _refuse(owners[name], method, name)
+            for claim in edit.claims() & claimed.keys():
+                _refuse(claimed[claim], method, claim)
+            edits[name], owners[name] = edit, method
+            claimed |= dict.fromkeys(edit.claims(), method)
+    for name, method in owners.items():
+        for outer in _outer(name):
+            if outer in owners:
+                _refuse(owners[outer], method, outer)
+    return edits
+
+
+def _outer(name: str) -> list[str]:
+    """The dotted names that the name lies in."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _refuse(one: str, other: str, what: str) -> None:
+    raise SmidgenError(
+        f'{one} and {other} cannot be combined with these options: both train "{what}", each in '
+        "its own way; leave one of them out"
+    )
+
+
+def _config(methods: Mapping[str, Method]) -> type:
+    """A frozen dataclass with a field for the config of each method."""
+
+    def take_mappings(self: Any) -> None:
+        for name, method in methods.items():
+            value = getattr(self, name)
+            if not is_dataclass(value):
+                if not isinstance(value, Mapping):
+                    raise UsageError(f"{name} is {value!r}; expected its options by name")
+                object.__setattr__(self, name, make_config(name, method, value))
+
+    return make_dataclass(
+        "Config",
+        [
+            (name, method.config, field(default_factory=method.config))
+            for name, method in methods.items()
+        ],
+        namespace={
+            "__doc__": f"The options of {', '.join(methods)}, each under its own name.",
+            "__post_init__": take_mappings,
+        },
+        frozen=True,
+        kw_only=True,
+    )

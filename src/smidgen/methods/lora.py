@@ -1,0 +1,148 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): W h + (alpha / rank) up(down(h)) beside linears and
+convolutions. Without options it is a row of the DiffFit paper's Table 1: rank 8 on q and v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from smidgen.core.bypass import Bottleneck, Bypass, Conv
+from smidgen.core.delta import Delta
+from smidgen.core.sites import Site
+from smidgen.errors import SmidgenError, UsageError, closest
+from smidgen.hosts.host import Host, Linear
+from smidgen.methods.bypass import building, start
+from smidgen.methods.label_table import label_edits
+from smidgen.methods.method import Tunable, assemble, refuse_where_impossible
+
+SELF = "self."  # before a role: of self- or joint attention only, not of every attention
+FUSED = "qkv"
+GROUPS = ("linear", "conv", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`rank` of each pair of matrices; what they add is scaled by alpha / rank.
+
+    `alpha`: none means the rank, so a scale of 1. `targets`: roles of linears (q, k, v, o, ff1, ff2
+    and others of the base, of every attention and stream; self.q, cross.q, text.q of one kind
+    only), qkv (queries, keys and values, fused where the base has them so), linear (all linears),
+    conv (all convolutions), all, or exact module names.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("q", "v")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"rank is {self.rank}; expected at least 1")
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise UsageError(f"alpha is {self.alpha}; expected a number above 0")
+        if not words(self.targets):
+            raise UsageError("targets is empty; expected roles such as q v, linear, conv or all")
+
+
+def build(
+    base: Tunable, config: Config, classes: Sequence[str], generator: torch.Generator
+) -> Delta:
+    """A bypass without effect beside every target, and the label table if there is one."""
+    refuse_where_impossible(base.host, "lora")
+    alpha = config.rank if config.alpha is None else config.alpha
+    with building(base):
+        pairs = {
+            name_of(linear): bypass_beside(base.denoiser, linear, config.rank, alpha / config.rank)
+            for linear in chosen(base.host, base.denoiser, words(config.targets))
+        }
+    start(pairs, generator, zero=True)
+    table = label_edits(base, classes, generator)
+    return assemble(base, "lora", config, classes, table, pairs)
+
+
+def words(targets: Iterable[str]) -> list[str]:
+    """The targets one by one, also those written with commas: "q,v"."""
+    return [word.strip() for target in targets for word in target.split(",") if word.strip()]
+
+
+def name_of(linear: Linear) -> str:
+    """The name in a delta of the pair beside a linear, or beside those of its rows."""
+    return f"{linear.module}.lora" + ("" if linear.rows is None else f"_{linear.role}")
+
+
+def bypass_beside(model: nn.Module, linear: Linear, rank: int, scale: float) -> Bypass:
+    """up(down(h)) from the input of a linear or convolution to its output, or to some rows of it.
+
+    Beside a convolution, down has its geometry and up is 1 x 1, as in PEFT.
+    """
+    axis, conv = -1, None
+    if linear.conv:
+        axis, module = 1, cast(nn.Conv2d, model.get_submodule(linear.module))
+        conv = Conv(
+            kernel=module.kernel_size,
+            stride=module.stride,
+            padding=cast(tuple[int, ...], module.padding),
+            dilation=module.dilation,
+        )
+    body = Bottleneck(
+        linear.size_in, rank, linear.size_out, activation="identity", bias=False, conv=conv
+    )
+    read = Site(linear.module, "in", axis=axis)
+    return Bypass(read, (Site(linear.module, axis=axis),), body, scale=scale, rows=linear.rows)
+
+
+def chosen(host: Host, model: nn.Module, targets: Sequence[str]) -> list[Linear]:
+    """The linears of the host that `targets` name, each once, in module order.
+
+    Grouped convolutions have no low rank of their own: no word covers them.
+
+    Raises: SmidgenError for a target that names nothing in this base, or a grouped convolution.
+    """
+    usable = [one for one in host.linears if not _is_grouped(model, one)]
+    picked: list[Linear] = []
+    for target in targets:
+        found = _matching(usable, target)
+        if not found and any(one.module == target for one in host.linears):
+            raise SmidgenError(f"{target} is a grouped convolution, which LoRA cannot take")
+        if not found:
+            names = list(dict.fromkeys(one.role for one in usable))
+            known = [*names, *(one.module for one in usable)] if "." in target else names
+            raise SmidgenError(
+                f'no linear "{target}" in a {host.family} base'
+                f"{closest(target, dict.fromkeys((*known, *GROUPS)))}"
+            )
+        picked += found
+    ids = {id(one) for one in picked}
+    return [one for one in usable if id(one) in ids]
+
+
+def _matching(linears: Sequence[Linear], target: str) -> list[Linear]:
+    by_module = [one for one in linears if one.module == target]
+    if by_module:
+        return _whole(by_module)
+    match target:
+        case "all":
+            return _whole(linears)
+        case "linear" | "conv":
+            return _whole([one for one in linears if one.conv == (target == "conv")])
+        case _ if target.startswith(SELF):
+            return [one for one in linears if one.role == target.removeprefix(SELF)]
+    exact = [one for one in linears if one.role == target]
+    alike = [one for one in linears if one.role.rpartition(".")[2] == target]
+    if target == FUSED and not alike:
+        return [one for part in FUSED for one in _matching(linears, part)]
+    return alike or exact
+
+
+def _whole(linears: Sequence[Linear]) -> list[Linear]:
+    """Each module once: as a whole where the host lists it so, else all slices of its rows."""
+    whole = {one.module for one in linears if one.rows is None}
+    return [one for one in linears if one.rows is None or one.module not in whole]
+
+
+def _is_grouped(model: nn.Module, linear: Linear) -> bool:
+    return linear.conv and cast(nn.Conv2d, model.get_submodule(linear.module)).groups != 1
