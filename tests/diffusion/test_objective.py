@@ -13,8 +13,10 @@ from smidgen.diffusion.objective import (
     add_noise,
     discretized_gaussian_nll,
     drop_labels,
+    epsilon_from_v,
     hybrid_loss,
     learned_log_variance,
+    v_loss,
     vlb_bits,
 )
 from smidgen.diffusion.schedule import Schedule
@@ -257,3 +259,24 @@ def test_labels_are_dropped_with_the_given_probability():
 def test_an_impossible_dropout_is_refused(probability):
     with pytest.raises(ValueError, match="give a probability"):
         drop_labels(torch.arange(3), 99, probability, torch.Generator())
+
+
+def test_the_loss_of_v_is_the_squared_error_of_its_definition():
+    # Salimans & Ho 2022: v = alpha noise - sigma x0, with alpha^2 = abar and sigma^2 = 1 - abar
+    _, x0, _, t, noise, schedule = example()
+    abar = column(schedule.alphas_cumprod, t)
+    target = abar.sqrt() * noise - (1 - abar).sqrt() * x0
+    zero = torch.zeros(len(t), dtype=torch.float64)
+    torch.testing.assert_close(v_loss(target, x0, t, noise, schedule), zero)
+    loss = v_loss(target + 0.5, x0, t, noise, schedule)
+    torch.testing.assert_close(loss, zero + 0.25)
+    snr = (abar / (1 - abar)).flatten()
+    weighted = v_loss(target + 0.5, x0, t, noise, schedule, min_snr=5.0)
+    torch.testing.assert_close(weighted, 0.25 * snr.clamp(max=5.0) / (snr + 1))
+
+
+def test_v_stands_for_the_noise_that_was_added():
+    _, x0, x_t, t, noise, schedule = example()
+    abar = column(schedule.alphas_cumprod, t)
+    v = abar.sqrt() * noise - (1 - abar).sqrt() * x0
+    torch.testing.assert_close(epsilon_from_v(v, x_t, t, schedule), noise)

@@ -126,13 +126,13 @@ def test_damaged_folders_are_refused_before_anything_is_encoded(vae_folder, tmp_
     os.truncate(damaged("cut") / WEIGHTS, 5000)
     (damaged("bin") / WEIGHTS).rename(tmp_path / "bin" / "diffusion_pytorch_model.bin")
     (damaged("bare") / WEIGHTS).unlink()
-    change_config(damaged("kind"), _class_name="AutoencoderDC")
+    change_config(damaged("kind"), _class_name="AutoencoderTiny")
     change_config(damaged("grey"), in_channels=1)
     expected = {
         "cut": "get the file again",
         "bin": "pickle",
         "bare": "get the file again",
-        "kind": "AutoencoderDC",
+        "kind": "AutoencoderTiny",
         "grey": "RGB",
     }
     for name, message in expected.items():

@@ -9,7 +9,7 @@ from smidgen.training.memory import (
     estimate_training_bytes,
     step_bytes,
 )
-from smidgen.training.objective import Batch, batch_loss
+from smidgen.training.objective import Batch, batch_loss, calling, task_of
 from tests.training.tiny import tiny_base
 
 
@@ -29,7 +29,8 @@ def real_step(base, delta, batch_size):
             timesteps=torch.zeros(batch_size, dtype=torch.long),
             labels=torch.zeros(batch_size, dtype=torch.long),
         )
-        batch_loss(base.denoiser, batch, base.schedule, config, torch.float32).mean().backward()
+        network = calling(base.family, base.denoiser)
+        batch_loss(network, batch, task_of(base, 2), config, torch.float32).mean().backward()
     return peak.highest
 
 

@@ -2,6 +2,7 @@ import torch
 
 from smidgen.training.config import TrainingConfig
 from smidgen.training.network import dtype_of
+from smidgen.training.objective import calling, task_of
 from smidgen.training.randomness import Streams
 from smidgen.training.validation import Validation
 from tests.training.test_loop import latent_set
@@ -10,15 +11,16 @@ from tests.training.tiny import tiny_base
 
 def validation(base, indices=(1, 4, 6), batch_size=64):
     config = TrainingConfig(batch_size=batch_size)
-    return Validation(latent_set(), torch.tensor(indices), base.schedule, config)
+    return Validation(latent_set(), torch.tensor(indices), task_of(base, 2), config)
 
 
 def test_the_loss_is_the_same_each_time_and_whatever_the_batch_size():
     base = tiny_base()
     run = validation(base)
-    first = run.loss(base.denoiser, base.device, dtype_of(base.denoiser))
-    assert run.loss(base.denoiser, base.device, dtype_of(base.denoiser)) == first
-    other = validation(base, batch_size=7).loss(base.denoiser, base.device, torch.float32)
+    network = calling(base.family, base.denoiser)
+    first = run.loss(network, base.device, dtype_of(base.denoiser))
+    assert run.loss(network, base.device, dtype_of(base.denoiser)) == first
+    other = validation(base, batch_size=7).loss(network, base.device, torch.float32)
     assert abs(other - first) < 1e-5 * first  # rounding alone
 
 

@@ -20,17 +20,23 @@ from torch import Tensor
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Weight
-from smidgen.diffusion.guidance import Channels, guide
+from smidgen.diffusion.flow import FlowSchedule, euler
+from smidgen.diffusion.guidance import Channels, ConditionalModel, guide
+from smidgen.diffusion.objective import epsilon_from_v
 from smidgen.diffusion.sampler import SAMPLERS, draw_noise, sample_generator
 from smidgen.errors import UsageError, closest
 from smidgen.models.base import Base
+from smidgen.models.conditioner import Conditions, labels_alone
 from smidgen.training.journal import counting_bar
-from smidgen.training.network import class_names, dtype_of
+from smidgen.training.network import class_names, class_prompts, dtype_of
+from smidgen.training.objective import calling
 
 # Products of fewer rows run other kernels, which round differently: the network's batches are
 # multiples of this. Measured for the (B, D) products of a DiT, 1 to 1024 rows, on an AVX-512 CPU;
 # GPUs promise nothing of the kind, so there a last bit may differ.
 ROWS = 4
+
+DEFAULT_SAMPLER, FLOW_SAMPLER = "ddpm", "euler"
 
 
 def sample(
@@ -38,9 +44,10 @@ def sample(
     *,
     delta: Delta | str | Path | None = None,
     classes: str | Sequence[str] = "all",
+    prompts: str | Sequence[str] | None = None,
     num_images: int | None = None,
     steps: int = 50,
-    sampler: str = "ddpm",
+    sampler: str | None = None,
     guidance: float = 1.5,
     guidance_channels: Channels = "all",
     seed: int = 0,
@@ -49,9 +56,11 @@ def sample(
 ) -> list[Image.Image]:
     """Images of the base, or of the base with `delta` (a Delta or its file).
 
-    `classes`: names, or "all"; image i has class i mod K. `num_images` is the total, None one of
-    each class. `sampler`: "ddpm", "ddim" or "dpm++". `guidance` 1 is without guidance. The images
-    do not depend on `batch_size`, and the first n do not depend on `num_images`.
+    `classes`: names, or "all"; image i has class i mod K. `prompts`: the same for a base that reads
+    them, None: those of the classes that the delta was trained on. `num_images` is the total, None
+    one of each class. `sampler`: "ddpm", "ddim" or "dpm++", "euler" for a flow-matching base; None:
+    "ddpm" or "euler". `guidance` 1 is without guidance, unless the base has it as an input. The
+    images do not depend on `batch_size`, and the first n do not depend on `num_images`.
 
     Raises: UsageError for an unknown class or sampler or a number that makes no sense, SmidgenError
         for a file that is no delta, or a delta of another base.
@@ -60,6 +69,7 @@ def sample(
         base,
         delta=delta,
         classes=classes,
+        prompts=prompts,
         num_images=num_images,
         steps=steps,
         sampler=sampler,
@@ -77,9 +87,10 @@ def sample_arrays(
     *,
     delta: Delta | str | Path | None = None,
     classes: str | Sequence[str] = "all",
+    prompts: str | Sequence[str] | None = None,
     num_images: int | None = None,
     steps: int = 50,
-    sampler: str = "ddpm",
+    sampler: str | None = None,
     guidance: float = 1.5,
     guidance_channels: Channels = "all",
     seed: int = 0,
@@ -87,7 +98,8 @@ def sample_arrays(
     part: tuple[int, int] = (0, 1),
     progress: bool = False,
 ) -> Generator[tuple[range, NDArray[np.uint8], list[int]], None, None]:
-    """The images of `sample` batch by batch: (their numbers, uint8 (B, H, W, 3), class indices).
+    """The images of `sample` batch by batch: (their numbers, uint8 (B, H, W, 3), class or prompt
+    indices).
 
     Everything is checked at the call; the delta acts in the base only while a batch is drawn.
     `part` (k, n): every n-th batch only, from batch k on, for the k-th of n processes.
@@ -96,7 +108,7 @@ def sample_arrays(
     """
     _check(base, num_images, steps, sampler, guidance, guidance_channels, seed, batch_size)
     placed = _placed(delta, base)
-    known = class_names(base, placed)
+    known, conditions = _known(base, placed, prompts)
     chosen = [known.index(name) for name in choose_classes(classes, known)]
     total = len(chosen) if num_images is None else num_images
 
@@ -107,6 +119,7 @@ def sample_arrays(
             torch.tensor(labels),
             [sample_generator(seed, number) for number in numbers],
             null_label=len(known),
+            conditions=conditions,
             steps=steps,
             sampler=sampler,
             guidance=guidance,
@@ -138,24 +151,64 @@ def draw_images(
     generators: Sequence[torch.Generator],
     *,
     null_label: int,
+    conditions: Conditions = labels_alone,
     steps: int,
-    sampler: str = "ddpm",
+    sampler: str | None = None,
     guidance: float = 1.5,
     guidance_channels: Channels = "all",
 ) -> Tensor:
-    """uint8 images (B, 3, H, W) of the base as it is now, with whatever is attached to it."""
-    config, device = base.denoiser.config, base.device
-    dtype = dtype_of(base.denoiser)
-
-    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return base.denoiser(x.to(dtype), t, y)
-
-    denoise = guide(network, labels.to(device), null_label, guidance, guidance_channels)
-    shape = (config.in_channels, config.image_size, config.image_size)
-    noise = draw_noise(shape, generators, device)
-    latents = SAMPLERS[sampler](denoise, noise, base.schedule, steps, generators)
+    """uint8 images (B, 3, H, W) of the base as it is now, with whatever is attached to it;
+    `conditions` says what labels mean to it.
+    """
+    embedded = base.family.guidance == "embedded"
+    network = _network(base, conditions, guidance if embedded else None)
+    scale = 1.0 if embedded else guidance
+    denoise = guide(network, labels.to(base.device), null_label, scale, guidance_channels)
+    noise = draw_noise(base.latent_shape, generators, base.device)
+    if isinstance(base.schedule, FlowSchedule):
+        latents = euler(denoise, noise, base.schedule.sigmas(steps, base.num_tokens))
+    else:
+        draw = SAMPLERS[sampler or DEFAULT_SAMPLER]
+        latents = draw(denoise, noise, base.schedule, steps, generators)
     pixels = base.codec.decode(latents)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _network(base: Base, conditions: Conditions, guidance: float | None) -> ConditionalModel:
+    """The base as the samplers want it: epsilon, with its variance where that is in use, or the
+    velocity of a flow.
+    """
+    called, dtype = calling(base.family, base.denoiser, guidance), dtype_of(base.denoiser)
+    schedule, objective = base.schedule, base.objective
+
+    def network(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        output = called(x.to(dtype), t, conditions(labels))
+        if objective == "hybrid":
+            return output
+        output = output[:, : x.shape[1]]
+        if objective == "v" and not isinstance(schedule, FlowSchedule):
+            return epsilon_from_v(output.to(x.dtype), x, t, schedule)
+        return output
+
+    return network
+
+
+def _known(
+    base: Base, delta: Delta | None, prompts: str | Sequence[str] | None
+) -> tuple[tuple[str, ...], Conditions]:
+    """The names of what can be drawn, classes or prompts, and what their numbers mean.
+
+    Raises: UsageError for prompts that are missing, empty or of no use.
+    """
+    if prompts is not None:
+        given = (prompts,) if isinstance(prompts, str) else tuple(dict.fromkeys(prompts))
+        return given, base.conditions(given)
+    if base.conditioner is not None and not class_names(base, delta):
+        raise UsageError(
+            f'base "{base.name}" reads prompts: give some (prompts=..., --prompt), or a delta that '
+            "was trained on classes"
+        )
+    return class_names(base, delta), base.conditions(class_prompts(base, delta))
 
 
 def choose_classes(classes: str | Sequence[str], known: Sequence[str]) -> list[str]:
@@ -200,7 +253,7 @@ def _check(
     base: Base,
     num_images: int | None,
     steps: int,
-    sampler: str,
+    sampler: str | None,
     guidance: float,
     guidance_channels: str,
     seed: int,
@@ -210,11 +263,24 @@ def _check(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; expected at least 1")
-    if sampler not in SAMPLERS:
-        raise UsageError(f'unknown sampler "{sampler}"{closest(sampler, SAMPLERS)}')
-    most = base.schedule.num_steps - (sampler == "dpm++")
-    if steps > most:
-        raise UsageError(f"steps is {steps}; {sampler} takes at most {most} with this base")
+    samplers = (*SAMPLERS, FLOW_SAMPLER)
+    if sampler is not None and sampler not in samplers:
+        raise UsageError(f'unknown sampler "{sampler}"{closest(sampler, samplers)}')
+    if isinstance(base.schedule, FlowSchedule):
+        if sampler not in (None, FLOW_SAMPLER):
+            raise UsageError(
+                f'{sampler} does not sample "{base.name}", a flow-matching base; use {FLOW_SAMPLER}'
+            )
+    elif sampler == FLOW_SAMPLER:
+        raise UsageError(
+            f'{sampler} is for flow-matching bases, which "{base.name}" is not; '
+            f"choose from: {', '.join(SAMPLERS)}"
+        )
+    else:
+        most = base.schedule.num_steps - (sampler == "dpm++")
+        if steps > most:
+            name = sampler or DEFAULT_SAMPLER
+            raise UsageError(f"steps is {steps}; {name} takes at most {most} with this base")
     if not (math.isfinite(guidance) and guidance >= 0):
         raise UsageError(f"guidance is {guidance}; expected a finite number of at least 0")
     if guidance_channels not in ("all", "first-three"):

@@ -22,12 +22,13 @@ from smidgen.data.layouts import resolve_split
 from smidgen.diffusion.sampler import sample_generator
 from smidgen.errors import UsageError, closest
 from smidgen.evaluation.run import SAMPLE_RECORD, evaluate
-from smidgen.methods import METHODS, Method
+from smidgen.methods import Method, configure
 from smidgen.models.base import Base
+from smidgen.models.conditioner import Conditions
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
 from smidgen.training.loop import Evaluator
-from smidgen.training.network import class_names
+from smidgen.training.network import class_names, class_prompts
 from smidgen.training.recipe import check_recipe
 from smidgen.training.run import RunConfig, fine_tune
 from smidgen.training.state import writing
@@ -65,10 +66,12 @@ def train(
 
     `data`: a sub-folder for each class, or images of one class; or what `layout` says (food-101,
     webdataset, hf and others: data/layouts), of which `split` is read, None its default.
-    `method_config`: the method's own options. `output`: the run's folder, None
+    `method`: one, or several as "difffit+lora". `method_config`: its own options, those of several
+    by method: {"lora": {"rank": 4}}. `output`: the run's folder, None
     runs/<data>-<method> (with a number if that holds another run). A run that was interrupted goes
     on, a finished one is not repeated; with other settings in the same folder `force` starts over.
-    `settings`: those of TrainingConfig, such as steps, lr, batch_size, seed.
+    `settings`: those of TrainingConfig, such as steps, lr, batch_size, seed; for a base that reads
+    prompts, `prompt` makes those of the classes.
 
     Raises: UsageError for a setting that makes no sense or a folder of another run; SmidgenError
         for images that cannot be used, a loss that is not finite, a disk that refuses; Interrupted
@@ -120,22 +123,12 @@ def training_config(settings: Mapping[str, Any]) -> TrainingConfig:
 
 
 def method_and_config(name: str, values: Mapping[str, Any] | None) -> tuple[Method, Any]:
-    """A method and its Config with these values.
+    """A method, or a combination such as "difffit+lora", and its Config with these values, of a
+    combination by method.
 
     Raises: UsageError for an unknown method, option or value.
     """
-    if name not in METHODS:
-        raise UsageError(f'unknown method "{name}"{closest(name, METHODS)}')
-    known = [field.name for field in dataclasses.fields(METHODS[name].config)]
-    values = {
-        option: tuple(value) if isinstance(value, list) else value
-        for option, value in (values or {}).items()
-    }
-    for option in values:
-        if option not in known:
-            hint = closest(option, known) if known else ": it has none"
-            raise UsageError(f'unknown option "{option}" of {name}{hint}')
-    return METHODS[name], METHODS[name].config(**values)
+    return configure(name, values)
 
 
 def _free_folder(run: RunConfig, base: Base) -> Path:
@@ -157,19 +150,22 @@ def _evaluators(
     base: Base, delta: Delta, run: RunConfig, folder: Path, cache_dir: Path | None
 ) -> list[Evaluator]:
     """The grid and the metrics of a training, as far as its settings ask for them."""
+    if not (run.training.sample_every or run.training.metrics_every):
+        return []
     classes = class_names(base, delta)
+    conditions = base.conditions(class_prompts(base, delta))
 
     def draw_grid(step: int) -> dict[str, float]:
         path = folder / "samples" / f"step-{step}.png"
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            grid(_preview(base, len(classes), GRID_IMAGES)).save(path)
+            grid(_preview(base, conditions, len(classes), GRID_IMAGES)).save(path)
         return {}
 
     def measure(step: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="smidgen-") as place:
             shown = {}
-            for number, image in enumerate(_preview(base, len(classes), METRIC_IMAGES)):
+            for number, image in enumerate(_preview(base, conditions, len(classes), METRIC_IMAGES)):
                 Image.fromarray(image).save(Path(place) / f"{number:06d}.png")
                 shown[f"{number:06d}.png"] = classes[number % len(classes)]
             record = json.dumps({"images": shown})
@@ -190,7 +186,7 @@ def _evaluators(
     return [Evaluator(every=every, run=function) for function, every in wanted.items() if every]
 
 
-def _preview(base: Base, num_classes: int, count: int) -> NDArray[np.uint8]:
+def _preview(base: Base, conditions: Conditions, num_classes: int, count: int) -> NDArray[np.uint8]:
     """uint8 images (N, H, W, 3) of the base as it is now, the classes in turn; seed 0."""
     count = max(count, num_classes)
     parts = []
@@ -202,8 +198,9 @@ def _preview(base: Base, num_classes: int, count: int) -> NDArray[np.uint8]:
                 torch.tensor([number % num_classes for number in numbers]),
                 [sample_generator(0, number) for number in numbers],
                 null_label=num_classes,
+                conditions=conditions,
                 steps=PREVIEW_STEPS,
-                sampler=PREVIEW_SAMPLER,
+                sampler=PREVIEW_SAMPLER if base.objective != "flow" else None,
             )
         )
     return torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()

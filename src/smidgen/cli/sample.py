@@ -41,13 +41,15 @@ if TYPE_CHECKING:
 
 RECORD = "sample.json"
 NOT_COMPARED = ("output", "batch_size", "device", "delta")  # these do not change the images
+DEFAULT_SAMPLERS = ("ddpm", "euler")  # what no sampler means, and what the record then says
 
 DESCRIPTION = """Draw images from a base, with or without a delta.
 
 examples:
   smidgen sample --base glyphs --classes all --num-images 64 --output samples/
   smidgen sample --base glyphs --delta runs/demo/delta.safetensors --classes alpha,beta
-      --guidance 4 --sampler dpm++ --steps 20 --output samples/"""
+      --guidance 4 --sampler dpm++ --steps 20 --output samples/
+  smidgen sample --base stabilityai/sdxl --prompt "a red fox" "a blue fox" --output foxes/"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,14 +60,19 @@ class SampleOptions:
     """A delta.safetensors; none: the base as it is."""
     classes: str = "all"
     """Class names with commas between them, or all."""
+    prompt: tuple[str, ...] = ()
+    """For a base that reads prompts: one or several; without any, those of the classes that the
+    delta was trained on."""
     num_images: int | None = None
-    """Images in total, image i of class i mod K; none: one of each class."""
+    """Images in total, image i of class (or prompt) i mod K; none: one of each."""
     steps: int = 50
     """Sampling steps."""
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
-    """ddpm: ancestral, as in the papers; dpm++: DPM-Solver++(2M), good from 15 steps on."""
+    sampler: Literal["ddpm", "ddim", "dpm++", "euler"] | None = None
+    """ddpm: ancestral, as in the papers; dpm++: DPM-Solver++(2M), good from 15 steps on; euler: for
+    flow-matching bases; none: ddpm, or euler for those."""
     guidance: float = 1.5
-    """Scale of classifier-free guidance; 1 is without."""
+    """Scale of classifier-free guidance, 1 is without; or what a base with the scale as an input
+    (FLUX) is told."""
     guidance_channels: Literal["all", "first-three"] = "all"
     """first-three: as the code released with DiT does."""
     seed: int = 0
@@ -120,11 +127,14 @@ def check_classes_early(base: str, options: SampleOptions) -> None:
 
     Whatever is odd about that file is for the loading to say.
     """
+    if options.prompt:
+        return
     try:
         if options.delta is not None:
             with options.delta.open("rb") as file:
                 header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 1 << 24)))
-            known = json.loads(header["__metadata__"]["smidgen"])["classes"]
+            described = json.loads(header["__metadata__"]["smidgen"])
+            known = described["classes"] or described["training"]["prompts"]["classes"]
         else:
             folder = Path(base) if base not in shipped_bases() else EMBEDDED / base
             known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["class_names"]
@@ -139,6 +149,7 @@ def sampling_settings(base_options: BaseOptions, options: SampleOptions) -> dict
     """What the images depend on, as JSON: the delta by its content."""
     values = flatten(base_options, options)
     settings = {name: value for name, value in values.items() if name not in NOT_COMPARED}
+    settings["prompt"] = list(options.prompt)
     settings["delta_sha256"] = None
     if options.delta is not None:
         settings["delta_sha256"] = hashlib.sha256(options.delta.read_bytes()).hexdigest()
@@ -168,7 +179,7 @@ def check_record(
             "give a new or an empty folder"
         )
     before = record.get("settings", settings)
-    different = [name for name in settings if before.get(name) != settings[name]]
+    different = [name for name in settings if not _same(name, before.get(name), settings[name])]
     if different and not force:
         changes = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in different)
         raise UsageError(
@@ -178,6 +189,13 @@ def check_record(
     return bool(ours) and not different and bool(record.get("finished")) and pictures == ours
 
 
+def _same(name: str, before: Any, now: Any) -> bool:
+    """Whether a setting draws the same images; none at all is the same as an empty one."""
+    if name == "sampler" and now is None:
+        return before is None or before in DEFAULT_SAMPLERS
+    return (before or None) == (now or None)
+
+
 def draw(
     base: Base, delta: Delta | None, options: SampleOptions, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -185,22 +203,25 @@ def draw(
     from PIL import Image
 
     from smidgen import api
-    from smidgen.api.sampling import class_names
+    from smidgen.api.sampling import DEFAULT_SAMPLER, FLOW_SAMPLER, class_names
 
-    chosen = choose_classes(options.classes, class_names(base, delta))
+    known = tuple(dict.fromkeys(options.prompt)) or class_names(base, delta)
+    chosen = choose_classes(options.classes, known) if known else []
     total = options.num_images or len(chosen)
-    labels = [chosen[number % len(chosen)] for number in range(total)]
+    labels = [chosen[number % len(chosen)] for number in range(total)] if chosen else []
+    default = FLOW_SAMPLER if base.objective == "flow" else DEFAULT_SAMPLER
     names = [f"{number:06d}-{file_part(label)}.png" for number, label in enumerate(labels)]
     record = {
-        "settings": dict(settings),
+        "settings": {**settings, "sampler": options.sampler or default},
         "images": dict(zip(names, labels, strict=True)),
         "finished": False,
     }
     batches = api.sample_arrays(
         base,
         delta=delta,
-        classes=chosen,
-        num_images=total,
+        classes=chosen or "all",
+        prompts=options.prompt or None,
+        num_images=total or None,
         steps=options.steps,
         sampler=options.sampler,
         guidance=options.guidance,
@@ -228,14 +249,19 @@ def remove_images(folder: Path) -> None:
 
 
 def load(base_options: BaseOptions, options: SampleOptions) -> tuple[Base, Delta | None]:
-    """The base on its device in the asked precision, and the delta, checked against the base."""
+    """The base on its device in the asked precision, and the delta, checked against the base.
+
+    Raises: UsageError for an unknown class; SmidgenError for a delta of another base.
+    """
     import torch
 
     from smidgen import api
 
     delta = api.Delta.load(options.delta) if options.delta is not None else None
     if delta is not None:  # before the base, which may take long
-        choose_classes(options.classes, delta.provenance.classes)
+        prompted = delta.provenance.training.get("prompts", {}).get("classes", ())
+        known = options.prompt or delta.provenance.classes or prompted
+        choose_classes(options.classes, known)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     base = api.load_base(
         base_options.base,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from smidgen.diffusion.sampler import Denoise
@@ -40,7 +40,7 @@ def guide(
     if channels not in ("all", "first-three"):
         raise ValueError(f"guided channels {channels!r}: use all or first-three")
 
-    def denoise(x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b d h w"]:
+    def denoise(x: Float[Tensor, "b c h w"], t: Shaped[Tensor, " b"]) -> Float[Tensor, "b d h w"]:
         if len(x) != len(y):
             raise ValueError(f"a batch of {len(x)} for {len(y)} labels: give one label a sample")
         labels = y.to(x.device)

@@ -1,4 +1,4 @@
-"""The training objective: noising, L_hybrid with a learned variance, label dropout.
+"""The training objectives: noising, L_hybrid with a learned variance, v, label dropout.
 
 Dimensions: b batch, c latent channels, d = c or 2c output channels, h and w latent rows and
 columns; t counts rows of the schedule. Everything is elementwise and free of data-dependent control
@@ -66,6 +66,46 @@ def hybrid_loss(
         return loss
     bits = vlb_bits(epsilon.detach(), v, x0, x_t, t, schedule)
     return loss + vlb_weight * schedule.num_steps * bits
+
+
+def v_loss(
+    output: Float[Tensor, "b c h w"],
+    x0: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    noise: Float[Tensor, "b c h w"],
+    schedule: Schedule,
+    *,
+    min_snr: float | None = None,
+) -> Float[Tensor, " b"]:
+    """Mean squared error of the predicted v = sqrt(abar) noise - sqrt(1 - abar) x_0 of each sample
+    (Salimans & Ho 2022, section 4).
+
+    min_snr is gamma of min-SNR weighting, for v min(snr, gamma) / (snr + 1) (Hang et al. 2023,
+    section 3.4); None weighs every step 1. In float32, or in float64 when the output is.
+    """
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    output, x0, noise = (tensor.to(dtype) for tensor in (output, x0, noise))
+    signal = gather(schedule.sqrt_alphas_cumprod, t, x0)
+    target = signal * noise - gather(schedule.sqrt_one_minus_alphas_cumprod, t, x0) * x0
+    loss = (output - target).square().mean(dim=(1, 2, 3))
+    if min_snr is None:
+        return loss
+    # 1 / (snr + 1) = 1 - abar, snr / (snr + 1) = abar
+    abar = schedule.alphas_cumprod
+    return loss * gather(torch.minimum(abar, min_snr * (1 - abar)), t, loss)
+
+
+def epsilon_from_v(
+    v: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    schedule: Schedule,
+) -> Float[Tensor, "b c h w"]:
+    """The noise in x_t that a predicted v stands for: sqrt(abar) v + sqrt(1 - abar) x_t (Salimans &
+    Ho 2022, appendix D).
+    """
+    signal = gather(schedule.sqrt_alphas_cumprod, t, x_t)
+    return signal * v + gather(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * x_t
 
 
 def vlb_bits(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import nn
 
 from smidgen.core.fingerprint import fingerprint
+from smidgen.diffusion.flow import FlowSchedule
 from smidgen.diffusion.schedule import Schedule
-from smidgen.hosts.host import Host
+from smidgen.errors import UsageError
+from smidgen.hosts.host import Family, Host, find_family
 from smidgen.models.codec import AutoencoderCodec, Codec
-from smidgen.models.dit import DiT
+from smidgen.models.conditioner import Conditioner, Conditions, labels_alone
+from smidgen.models.schedulers import Objective
 
 
 @dataclass(kw_only=True, eq=False)
@@ -18,22 +24,32 @@ class Base:
     """A pretrained diffusion model; `to` moves it, nothing else changes it.
 
     `image_size` is in pixels. `class_names` has one name for each row of the label table but the
-    last, the null label.
+    last, the null label; a base with a `conditioner` reads prompts and has none. `objective` is
+    what the denoiser was trained for, on the `schedule`. A token of the denoiser is `patch` latent
+    pixels wide.
     """
 
     name: str
-    denoiser: DiT
+    denoiser: nn.Module
     codec: Codec
     class_names: tuple[str, ...]
-    schedule: Schedule
+    schedule: Schedule | FlowSchedule
     host: Host
     fingerprint: str
     image_size: int
+    objective: Objective = "hybrid"
+    conditioner: Conditioner | None = None
+    patch: int = 1
+
+    @cached_property
+    def family(self) -> Family:
+        """How the denoiser is called."""
+        return find_family(self.denoiser)
 
     @property
     def num_classes(self) -> int:
-        """Classes of the base, the null label not counted."""
-        return self.denoiser.config.num_classes
+        """Classes of the base, the null label not counted; 0 of one that reads prompts."""
+        return len(self.class_names)
 
     @property
     def null_label(self) -> int:
@@ -43,7 +59,35 @@ class Base:
     @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
-        return self.denoiser.pos_embed.device
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a latent of this image size."""
+        side = self.image_size // self.codec.factor
+        return self.codec.latent_channels, side, side
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image of this size in the denoiser."""
+        return (self.latent_shape[1] // self.patch) ** 2
+
+    def conditions(self, prompts: Sequence[str] = ()) -> Conditions:
+        """What labels mean to the denoiser: themselves, or the prompts that they count, the label
+        behind the last prompt meaning none.
+
+        Raises:
+            UsageError: prompts for a base that knows classes, or none for one that reads them.
+            SmidgenError: as `Conditioner.encode`.
+        """
+        if self.conditioner is None:
+            if prompts:
+                raise UsageError(f'base "{self.name}" knows classes and reads no prompts')
+            return labels_alone
+        if not prompts:
+            raise UsageError(f'base "{self.name}" reads prompts: give at least one')
+        dtype = next(self.denoiser.parameters()).dtype
+        return self.conditioner.conditions(prompts, self.device, dtype)
 
     def to(
         self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -55,8 +99,8 @@ class Base:
         return self
 
 
-def base_fingerprint(denoiser: DiT) -> str:
-    """The fingerprint of a denoiser's weights without the computed position table.
+def base_fingerprint(denoiser: nn.Module) -> str:
+    """The fingerprint of a denoiser's weights without a DiT's computed position table.
 
     The same weights in another file format or precision match, and so do those at another image
     size.

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
+from smidgen.models.codec_kinds import CODECS
 from smidgen.models.files import check_safetensors, read_json, refuse_pickles, write_whole
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -56,7 +57,8 @@ class Codec(Protocol):
 
 
 class AutoencoderCodec:
-    """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752) in a folder.
+    """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752) in a folder, of
+    one of the kinds in codec_kinds.py.
 
     `load` turns the folder into the network, in float32, at the first image: a command that fails
     before does not pay for it. Files and configuration are checked at once.
@@ -69,27 +71,33 @@ class AutoencoderCodec:
     def __init__(self, folder: Path, load: Callable[[Path], nn.Module]) -> None:
         config = read_json(folder / "config.json")
         kind = config.get("_class_name", "AutoencoderKL")
-        if kind != "AutoencoderKL" or config.get("latents_mean") or config.get("latents_std"):
-            raise SmidgenError(f"{folder} holds a {kind} that is no plain AutoencoderKL codec")
-        if config.get("in_channels", 3) != 3:
+        if kind not in CODECS:
+            known = ", ".join(CODECS)
+            raise SmidgenError(f"{folder} holds a {kind}, which is no known codec: {known}")
+        if kind == "AutoencoderKL" and (config.get("latents_mean") or config.get("latents_std")):
+            raise SmidgenError(
+                f"{folder} holds a {kind} with latent statistics, which is not known"
+            )
+        if config.get("in_channels", 3) != 3 or config.get("input_channels", 3) != 3:
             raise SmidgenError(f"{folder} holds a codec that does not read RGB images")
         if not (folder / WEIGHTS).is_file():
             refuse_pickles(folder)
         check_safetensors(folder / WEIGHTS)
         self.folder = folder
         self._config = config
+        self._kind = CODECS[kind]
         self._load = load
         self._device = torch.device("cpu")
 
     @property
     def factor(self) -> int:
         """Image pixels to a latent pixel, along one side."""
-        return 2 ** (len(self._config.get("block_out_channels", (64,))) - 1)
+        return self._kind.factor(self._config)
 
     @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
-        return self._config.get("latent_channels", 4)
+        return self._kind.channels(self._config)
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +115,7 @@ class AutoencoderCodec:
     def encode(
         self, images: Float[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
-        """Mean and standard deviation of q(latent | image in [-1, 1]), times the scaling factor.
+        """Mean and standard deviation of q(latent | image in [-1, 1]) in the scale of the base.
 
         Raises:
             SmidgenError: the sides of the images are no multiples of `factor`.
@@ -120,9 +128,9 @@ class AutoencoderCodec:
             )
         means, stds = [], []
         for part in images.split(max(1, ENCODE_PIXELS // (height * width))):
-            posterior = self._network.encode(self._place(part)).latent_dist
-            means.append((posterior.mean - self._shift) * self._scale)
-            stds.append(posterior.std * self._scale)
+            mean, std = self._kind.encode(self._network, self._config, self._place(part))
+            means.append(mean)
+            stds.append(std)
         return torch.cat(means), torch.cat(stds)
 
     @torch.no_grad()
@@ -144,7 +152,7 @@ class AutoencoderCodec:
         for part in latents.split(num_at_once):
             whole = part.new_zeros(num_at_once, *part.shape[1:])
             whole[: len(part)] = part
-            decoded = self._network.decode(self._place(whole) / self._scale + self._shift).sample
+            decoded = self._kind.decode(self._network, self._config, self._place(whole))
             images.append(decoded[: len(part)].clamp(-1, 1))
         return torch.cat(images)
 
@@ -167,14 +175,6 @@ class AutoencoderCodec:
     @cached_property
     def _network(self) -> Any:
         return self._load(self.folder).to(self._device).requires_grad_(False).eval()
-
-    @property
-    def _scale(self) -> float:
-        return self._config.get("scaling_factor", 0.18215)
-
-    @property
-    def _shift(self) -> float:
-        return self._config.get("shift_factor") or 0.0
 
     def _place(self, values: Tensor) -> Tensor:
         return values.to(self._device, torch.float32)

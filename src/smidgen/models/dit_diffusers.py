@@ -21,6 +21,8 @@ from smidgen.errors import SmidgenError
 from smidgen.models.dit import DiT, DiTConfig
 
 DIFFUSERS_SHIFT = 1.0  # the frequency shift built into diffusers' DiT
+PIPELINE_CLASSES = 1000  # DiTPipeline guides with the label 1000 as null, whatever the table
+TABLE = "y_embedder.embedding_table.weight"
 
 ROOT_MODULES = {
     "x_embedder.proj": "pos_embed.proj",
@@ -99,6 +101,43 @@ def from_diffusers(state: Mapping[str, Tensor], depth: int, source: Path) -> dic
     return renamed
 
 
+def pad_classes(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """Our state dict with a label table of `num_classes` classes: what is missing are copies of the
+    null row, which stays last. DiTPipeline finds its null there.
+
+    Raises:
+        SmidgenError: the table has more classes than that.
+    """
+    table = state[TABLE]
+    missing = num_classes + 1 - len(table)
+    if missing < 0:
+        raise SmidgenError(
+            f"{len(table) - 1} classes do not fit DiTPipeline, whose label {num_classes} is the "
+            "null label; write the original format instead"
+        )
+    return {**state, TABLE: torch.cat([table, table[-1:].expand(missing, -1)])}
+
+
+def strip_classes(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """`pad_classes` undone: the first `num_classes` rows and the last, the null row."""
+    table = state[TABLE]
+    return {**state, TABLE: torch.cat([table[:num_classes], table[-1:]])}
+
+
+def padded_classes(config: Mapping[str, Any], source: Path) -> int | None:
+    """Rows of classes in the files of a padded `transformer/`, None: it is not padded.
+
+    Raises:
+        SmidgenError: the record does not fit the table's size.
+    """
+    if "_num_classes" not in config:
+        return None
+    total, own = config.get("num_embeds_ada_norm"), config["_num_classes"]
+    if not isinstance(own, int) or not isinstance(total, int) or not 1 <= own <= total:
+        raise SmidgenError(f"{source}: _num_classes is {own!r} with num_embeds_ada_norm {total!r}")
+    return total
+
+
 def diffusers_shapes(config: DiTConfig) -> dict[str, torch.Size]:
     """Names and shapes of diffusers' parameters for this architecture."""
     with torch.device("meta"):
@@ -110,7 +149,8 @@ def config_from_diffusers(config: Mapping[str, Any], source: Path) -> DiTConfig:
     """Our configuration from `transformer/config.json`; absent keys mean diffusers' defaults.
 
     The frequency shift is what smidgen recorded when it wrote the folder, else 0, that of the
-    released weights. `norm_eps` is ignored: 1e-6 as in training.
+    released weights, and so is the number of classes of a padded table. `norm_eps` is ignored: 1e-6
+    as in training.
 
     Raises:
         SmidgenError: not a DiT, or a variant of it that this architecture does not have.
@@ -125,6 +165,8 @@ def config_from_diffusers(config: Mapping[str, Any], source: Path) -> DiTConfig:
             f"{source}: out_channels is {out_channels}; expected {in_channels} or {2 * in_channels}"
         )
     num_heads = config.get("num_attention_heads", 16)
+    is_padded = padded_classes(config, source) is not None
+    num_classes = config["_num_classes"] if is_padded else config.get("num_embeds_ada_norm", 1000)
     try:
         return DiTConfig(
             image_size=config.get("sample_size", 32),
@@ -133,7 +175,7 @@ def config_from_diffusers(config: Mapping[str, Any], source: Path) -> DiTConfig:
             width=num_heads * config.get("attention_head_dim", 72),
             depth=config.get("num_layers", 28),
             num_heads=num_heads,
-            num_classes=config.get("num_embeds_ada_norm", 1000),
+            num_classes=num_classes,
             learn_sigma=out_channels == 2 * in_channels,
             frequency_shift=float(config.get("_frequency_shift", 0.0)),
         )
@@ -141,8 +183,10 @@ def config_from_diffusers(config: Mapping[str, Any], source: Path) -> DiTConfig:
         raise SmidgenError(f"{source}: {error}") from error
 
 
-def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
+def config_to_diffusers(config: DiTConfig, num_rows: int | None = None) -> dict[str, Any]:
     """`transformer/config.json`; the frequency shift of training is recorded under a private key.
+
+    `num_rows`: classes of the table as padded, of which the true number is recorded likewise.
 
     Raises:
         SmidgenError: a feed-forward that is not 4 times as wide, which diffusers cannot express.
@@ -152,10 +196,12 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
             f"diffusers' DiT has a feed-forward 4 times as wide as its tokens, this one "
             f"{config.mlp_ratio:g} times; write the original format instead"
         )
+    padded = num_rows is not None and num_rows != config.num_classes
     return {
         "_class_name": "DiTTransformer2DModel",
         "_diffusers_version": version("diffusers"),
         "_frequency_shift": config.frequency_shift,
+        **({"_num_classes": config.num_classes} if padded else {}),
         **REQUIRED,
         "attention_head_dim": config.width // config.num_heads,
         "dropout": 0.0,
@@ -163,7 +209,7 @@ def config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
         "norm_eps": 1e-6,
         "norm_num_groups": 32,
         "num_attention_heads": config.num_heads,
-        "num_embeds_ada_norm": config.num_classes,
+        "num_embeds_ada_norm": num_rows or config.num_classes,
         "num_layers": config.depth,
         "out_channels": config.out_channels,
         "patch_size": config.patch_size,

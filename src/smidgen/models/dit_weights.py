@@ -21,12 +21,16 @@ from smidgen.models.codec import Codec, save_codec
 from smidgen.models.dit import DiT, DiTConfig
 from smidgen.models.dit_diffusers import (
     DIFFUSERS_SHIFT,
+    PIPELINE_CLASSES,
     config_from_diffusers,
     config_to_diffusers,
     diffusers_shapes,
     from_diffusers,
+    pad_classes,
+    padded_classes,
     pipeline_index,
     schedule_to_diffusers,
+    strip_classes,
     to_diffusers,
 )
 from smidgen.models.dit_shapes import fit_positions, infer_config, is_fixed_table
@@ -192,22 +196,26 @@ def write_diffusers(
 ) -> list[str]:
     """Writes a diffusers pipeline folder; without a codec only transformer/ and scheduler/.
 
-    Returns, and logs as warnings, what will differ there: diffusers computes the timestep
-    frequencies with shift 1, and its DiTPipeline takes 1000 as the null label. The shift of
-    training is recorded in transformer/config.json.
+    DiTPipeline takes 1000 as the null label: a pipeline's table is padded to 1001 rows, the null
+    row last, and the true number of classes recorded in transformer/config.json, as is the shift of
+    training. Returns, and logs as a warning, what will differ there: diffusers computes the
+    timestep frequencies with shift 1.
 
     Raises:
-        SmidgenError: a feed-forward or positions that diffusers cannot express, or the disk
-            refuses.
+        SmidgenError: a feed-forward, positions or, in a pipeline, a number of classes that
+            diffusers cannot express, or the disk refuses.
     """
     folder, config = Path(folder), model.config
-    document = config_to_diffusers(config)
+    ours: Mapping[str, Tensor] = model.state_dict()
+    if codec is not None:
+        ours = pad_classes(ours, PIPELINE_CLASSES)
+    document = config_to_diffusers(config, None if codec is None else PIPELINE_CLASSES)
     if not is_fixed_table(model.pos_embed):
         raise SmidgenError(
             "the position table is not the fixed one, and diffusers would compute that; "
             "write the original format instead"
         )
-    state = to_diffusers(model.state_dict(), config.depth)
+    state = to_diffusers(ours, config.depth)
     # safetensors refuses tensors that share memory, as the repeated embedders do.
     apart = {name: t.clone() if ".norm1.emb." in name else t for name, t in state.items()}
     write_safetensors_file(apart, folder / "transformer" / DIFFUSERS_WEIGHTS)
@@ -218,23 +226,22 @@ def write_diffusers(
     if codec is not None:
         save_codec(codec, folder / "vae")
         write_json(pipeline_index(class_names), folder / "model_index.json")
-        if config.num_classes != 1000:
-            notes.append(
-                f"DiTPipeline guides with label 1000 as null; here null is {config.num_classes}"
-            )
-            logger.warning(notes[-1])
     return notes
 
 
 def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
-    config = config_from_diffusers(read_json(folder / "config.json"), folder / "config.json")
+    document = read_json(folder / "config.json")
+    config = config_from_diffusers(document, folder / "config.json")
+    num_rows = padded_classes(document, folder / "config.json")
+    stored = config if num_rows is None else dataclasses.replace(config, num_classes=num_rows)
     state: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         state |= read_tensors(path)
     # Early versions of diffusers also stored the fixed table.
     state.pop("pos_embed.pos_embed", None)
-    check_shapes(diffusers_shapes(config), state, folder)
-    return config, from_diffusers(state, config.depth, folder)
+    check_shapes(diffusers_shapes(stored), state, folder)
+    ours = from_diffusers(state, config.depth, folder)
+    return config, ours if num_rows is None else strip_classes(ours, config.num_classes)
 
 
 def _weight_files(folder: Path) -> list[Path]:

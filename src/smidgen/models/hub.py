@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smidgen.errors import SmidgenError
+from smidgen.models.files import read_json
+from smidgen.models.pipelines import INDEX, is_pipeline, wanted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickle
@@ -15,7 +17,7 @@ PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickl
     *(f"{folder}diffusion_pytorch_model*.safetensors" for folder in ("", "transformer/", "vae/")),
     "dit.safetensors",
 ]
-IGNORED = ["*.fp16.*", "*.bf16.*"]  # second copies
+IGNORED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]  # second copies
 ANSWER_SECONDS = 4.0  # for the connection and for each read
 DEADLINE_SECONDS = 6.0  # for everything, name resolution too; the rest of ten is for imports
 
@@ -26,21 +28,33 @@ def is_hub_id(name: str) -> bool:
 
 
 def download(
-    repo_id: str, *, patterns: Sequence[str] = PATTERNS, revision: str | None = None
+    repo_id: str, *, patterns: Sequence[str] | None = None, revision: str | None = None
 ) -> Path:
     """The folder of a hub model's safetensors and JSON files; an earlier copy if it is unreachable.
 
-    `patterns` names the files wanted, `revision` a branch, tag or commit (None: the main branch).
+    `patterns` names the files wanted (None: those of a base, of a pipeline as its index says, which
+    is read before anything large comes), `revision` a branch, tag or commit (None: the main one).
 
     Raises:
         SmidgenError: the hub does not answer and there is no copy, there is no such public model,
-            or the download breaks.
+            the download breaks, or it is a pipeline that cannot be trained.
     """
+    problem = _why_unreachable(repo_id)
+    if patterns is None:
+        index = _snapshot(repo_id, [INDEX, "config.json"], revision, problem) / INDEX
+        described = read_json(index) if index.is_file() else {}
+        patterns = wanted(described, Path(repo_id)) if is_pipeline(described) else PATTERNS
+    return _snapshot(repo_id, patterns, revision, problem)
+
+
+def _snapshot(
+    repo_id: str, patterns: Sequence[str], revision: str | None, problem: str | None
+) -> Path:
+    """The folder with these files; `problem` is why the hub cannot be asked for them."""
     # imported late: half a second that a local base does not need
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    problem = _why_unreachable(repo_id)
     try:
         return Path(
             snapshot_download(

@@ -1,30 +1,35 @@
 """Bases by name: shipped ones, folders, files, the hub. The only importer of diffusers.
 
-diffusers is imported when the first image is encoded or decoded, no earlier: that takes seconds.
+diffusers is imported when the first image is encoded or decoded, or for a base of one of its own
+classes; no earlier: that takes seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.dit import DiT, DiTConfig, preset
-from smidgen.models.dit_diffusers import class_names_of_index, schedule_from_diffusers
-from smidgen.models.dit_weights import FORMAT, build_dit, read_config, read_dit
+from smidgen.models.dit_folder import class_names_of, schedule_of
+from smidgen.models.dit_weights import build_dit, read_config, read_dit
 from smidgen.models.files import read_json
 from smidgen.models.hub import download, is_hub_id
+from smidgen.models.pipeline_base import load_pipeline
+from smidgen.models.pipelines import is_pipeline
 
 EMBEDDED = Path(__file__).parent / "embedded"
 FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
@@ -41,13 +46,14 @@ def load_base(
     frequency_shift: float | None = None,
     num_heads: int | None = None,
 ) -> Base:
-    """A frozen base from a shipped name, a folder (ours or diffusers'), a file or a hub id.
+    """A frozen base from a shipped name, a folder (ours or a pipeline of diffusers), a file or a
+    hub id.
 
-    `codec` is the folder, pipeline or hub id of an AutoencoderKL: needed with a file, and used
-    instead of a folder's own. `image_size` in pixels, None: what the base was trained at.
-    `frequency_shift` None: what the folder records, else 0, that of the released weights.
-    `num_classes` is checked against the file. `num_heads` is for a file of a width outside the DiT
-    family.
+    `codec` is the folder, pipeline or hub id of an autoencoder: needed with a file, and used
+    instead of a folder's own. `image_size` in pixels, None: what the base was trained at. The rest
+    is for a DiT: `frequency_shift` None: what the folder records, else 0, that of the released
+    weights. `num_classes` is checked against the file. `num_heads` is for a file of a width outside
+    the DiT family.
 
     Raises:
         UsageError: an architecture's name instead of weights, a file without codec, a size or a
@@ -57,6 +63,19 @@ def load_base(
     _check_device(device)
     source = _locate(name)
     described = _describe(source)
+    if is_pipeline(described):
+        _refuse_dit_settings(num_classes, frequency_shift, num_heads)
+        return load_pipeline(
+            str(name),
+            source,
+            described,
+            lambda: load_codec(_codec_source(name, source, codec), device=device),
+            network=load_network,
+            encoders=_load_encoders,
+            device=device,
+            dtype=dtype,
+            image_size=image_size,
+        )
     autoencoder = load_codec(_codec_source(name, source, codec), device=device)
     latent_size = None if image_size is None else _latent_size(image_size, autoencoder.factor)
     config, state = read_dit(
@@ -71,8 +90,8 @@ def load_base(
         name=str(name),
         denoiser=denoiser,
         codec=autoencoder,
-        class_names=_class_names(described, config, source),
-        schedule=_schedule(described, source),
+        class_names=class_names_of(described, config, source),
+        schedule=schedule_of(described, source),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
         image_size=config.image_size * autoencoder.factor,
@@ -204,58 +223,63 @@ def _check_fits(
         )
 
 
-def _class_names(described: Mapping[str, Any], config: DiTConfig, source: Path) -> tuple[str, ...]:
-    if described.get("format") != FORMAT or "class_names" not in described:
-        return class_names_of_index(described, config.num_classes)
-    names = tuple(str(name) for name in described["class_names"])
-    if len(names) != config.num_classes or len(set(names)) != len(names):
-        raise SmidgenError(
-            f"{source}/config.json lists {len(set(names))} different class names for "
-            f"{config.num_classes} classes"
-        )
-    return names
+def _refuse_dit_settings(num_classes: Any, frequency_shift: Any, num_heads: Any) -> None:
+    given = {"num_classes": num_classes, "frequency_shift": frequency_shift, "num_heads": num_heads}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} is for a DiT, and this base is another pipeline; leave it out"
+            )
 
 
-def _schedule(described: Mapping[str, Any], source: Path) -> Schedule:
-    """The schedule that the folder describes, else the linear one of the released models."""
-    scheduler = source / "scheduler" / "scheduler_config.json"
-    if described.get("format") == FORMAT:
-        fields: dict[str, Any] = dict(described.get("schedule") or {"kind": "linear"})
-        kind = fields.pop("kind", None)
+def _load_encoders(folder: Path, kind: str, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
+    """A pipeline of diffusers with these components instead of the folder's, None for without."""
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True} | dict(parts)
+    bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
+    with bars, _quiet(), _readable(folder, "no pipeline"):
+        return diffusers_class(kind).from_pretrained(str(folder), torch_dtype=dtype, **options)
+
+
+def diffusers_class(name: str) -> Any:
+    """A class that diffusers offers, by its name.
+
+    Raises:
+        SmidgenError: it has none of this name.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
         try:
-            if kind == "linear":
-                return Schedule.linear(**fields)
-        except (TypeError, ValueError) as error:
-            raise SmidgenError(f"{source}/config.json: schedule: {error}") from error
-        raise SmidgenError(f'{source}/config.json: schedule "{kind}"; expected linear')
-    if scheduler.is_file():
-        return schedule_from_diffusers(read_json(scheduler), scheduler)
-    return Schedule.linear()
+            return getattr(diffusers, name)
+        except AttributeError as error:
+            raise SmidgenError(f"diffusers {diffusers.__version__} has no {name}") from error
+
+
+def load_network(folder: Path, kind: str, dtype: torch.dtype) -> nn.Module:
+    """A network of diffusers from a checked folder, without its notices.
+
+    Raises:
+        SmidgenError: it cannot be loaded, or weights are missing or unknown.
+    """
+    return _load_complete(diffusers_class(kind), folder, f"no {kind}", dtype)
 
 
 def _load_autoencoder(folder: Path) -> nn.Module:
-    """The AutoencoderKL of a checked folder, by diffusers, without its notices."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # The class's own module: the package's lazy door would pull in more.
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    """The codec of a checked folder, by diffusers, without its notices."""
+    kind = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
+    return _load_complete(diffusers_class(kind), folder, "no codec", torch.float32)
 
-        noisy = logging.getLogger("diffusers")
-        level = noisy.level
-        noisy.setLevel(logging.ERROR)
-        try:
-            loaded: Any = AutoencoderKL.from_pretrained(
-                str(folder),
-                use_safetensors=True,
-                local_files_only=True,
-                torch_dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise SmidgenError(f"{folder} is no codec that diffusers can load: {reason}") from error
-        finally:
-            noisy.setLevel(level)
+
+def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn.Module:
+    with _quiet(), _readable(folder, what):
+        loaded: Any = kind.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=dtype,
+            output_loading_info=True,
+        )
     network, found = loaded
     # diffusers would leave what is missing at random values.
     wrong = [f"{key} is missing" for key in found["missing_keys"]]
@@ -263,3 +287,29 @@ def _load_autoencoder(folder: Path) -> nn.Module:
     if wrong:
         raise SmidgenError(f"{folder} does not fit its config.json: {'; '.join(wrong[:3])}")
     return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notices of diffusers and transformers."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _readable(folder: Path, what: str) -> Iterator[None]:
+    """Turn what diffusers raises for a folder into one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise SmidgenError(f"{folder} is {what} that diffusers can load: {reason}") from error

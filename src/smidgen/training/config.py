@@ -13,6 +13,10 @@ from smidgen.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine"]
+TimestepSampling = Literal["logit-normal", "uniform"]
+
+CLASS = "{class}"  # what stands for the name in a prompt
+DEFAULT_PROMPT = "a photo of a {class}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,13 @@ class TrainingConfig:
     """Gamma of min-SNR weighting of the noise loss; none: no weighting."""
     vlb_weight: float = 1e-3
     """Weight of the variational bound, which trains the learned variance."""
+    prompt: str | None = None
+    """Of a base that reads prompts: that of a class, {class} in the place of its name; none: "a
+    photo of a {class}"."""
+    timestep_sampling: TimestepSampling | None = None
+    """Of a flow-matching base, how sigmas are drawn; none: logit-normal."""
+    embedded_guidance: float | None = None
+    """Of a base that has the guidance scale as an input (FLUX), the one in training; none: 1."""
     seed: int = 0
     """Everything random depends on this and nothing else."""
     checkpoint_every: int = 500
@@ -79,7 +90,7 @@ class TrainingConfig:
             _check_integer(name, getattr(self, name), least=1)
         for name in ("warmup_steps", "seed", "sample_every", "metrics_every"):
             _check_integer(name, getattr(self, name), least=0)
-        for name in ("lr", "weight_decay", "vlb_weight"):
+        for name in ("lr", "weight_decay", "vlb_weight", "embedded_guidance"):
             _check_number(name, getattr(self, name))
         for name in ("max_grad_norm", "min_snr"):
             _check_number(name, getattr(self, name), above=True)
@@ -91,6 +102,13 @@ class TrainingConfig:
             )
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("lr_schedule", self.lr_schedule, get_args(Schedule))
+        if self.timestep_sampling is not None:
+            choices = get_args(TimestepSampling)
+            _check_choice("timestep_sampling", self.timestep_sampling, choices)
+        if self.prompt is not None and (
+            not isinstance(self.prompt, str) or CLASS not in self.prompt
+        ):
+            raise UsageError(f"prompt is {self.prompt!r}; expected text with {CLASS} in it")
         for name in ("gradient_checkpointing", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected true or false")

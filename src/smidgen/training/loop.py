@@ -20,7 +20,7 @@ from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.data.split import hold_out
 from smidgen.errors import UsageError
-from smidgen.methods import METHODS
+from smidgen.methods import resolve
 from smidgen.models.base import Base
 from smidgen.training import runtime
 from smidgen.training.config import TrainingConfig
@@ -28,7 +28,7 @@ from smidgen.training.ema import decay_after, update_average
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
 from smidgen.training.network import averaged, class_names, dtype_of, training_network
-from smidgen.training.objective import Network, batch_loss, draw_batch
+from smidgen.training.objective import Network, Task, batch_loss, calling, draw_batch, task_of
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
 from smidgen.training.state import TrainingState, writing
@@ -73,6 +73,7 @@ class Session:
     latents: LatentSet
     config: TrainingConfig
     state: TrainingState
+    task: Task
     network: Network
     accelerator: runtime.Accelerator
     journal: Journal
@@ -89,7 +90,6 @@ def run_steps(session: Session) -> None:
     base, config, state = session.base, session.config, session.state
     accelerator, optimizer = session.accelerator, state.optimizer
     device, dtype = base.device, dtype_of(base.denoiser)
-    null_label = len(class_names(base, state.delta))
     parameters, average = list(state.delta.parameters()), list(state.average.parameters())
 
     for step in range(state.step + 1, config.steps + 1):
@@ -104,12 +104,11 @@ def run_steps(session: Session) -> None:
                 session.latents,
                 indices[-1],
                 state.streams,
-                num_timesteps=base.schedule.num_steps,
-                null_label=null_label,
-                label_dropout=config.label_dropout,
+                session.task,
+                config,
             ).to(device)
             with runtime.autocast(accelerator):
-                losses.append(batch_loss(session.network, batch, base.schedule, config, dtype))
+                losses.append(batch_loss(session.network, batch, session.task, config, dtype))
             runtime.backward(accelerator, losses[-1].mean() / config.gradient_accumulation)
 
         # judge before anything changes
@@ -156,11 +155,13 @@ def train_delta(
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
     evaluators: Sequence[Evaluator] = (),
+    task: Task | None = None,
 ) -> TrainingResult:
     """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
-    it is. Files are written below `run_folder`, where the newest checkpoint is gone on from if
-    `resume`. `method` gives the default learning rate (None: the one in the delta's provenance);
-    `on_step(step, loss)` is called after each step.
+    it is. `task` says for what, None: the base's own, labels being classes. Files are written below
+    `run_folder`, where the newest checkpoint is gone on from if `resume`. `method` gives the
+    default learning rate (None: the one in the delta's provenance); `on_step(step, loss)` is called
+    after each step.
 
     Raises: UsageError for settings that this machine or base cannot serve, or a checkpoint of other
         data; SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after
@@ -173,6 +174,7 @@ def train_delta(
     state = fresh_state(delta, trained, config)
     saver = Saver(run_folder, state, config, identity_of(base, latents))
     scaler = saver.resume() if resume else {}
+    task = task or task_of(base, len(class_names(base, delta)))
     first_step, first_seconds = state.step, state.seconds
     if first_step:
         logger.info("resuming %s at step %d", run_folder, first_step)
@@ -182,7 +184,7 @@ def train_delta(
             runtime.open_runtime(config, base.device, run_folder, first_step)
         )
         runtime.restore_scaler(accelerator, scaler)
-        network = stack.enter_context(training_network(base, delta, config))
+        network = stack.enter_context(training_network(base, delta, task, config))
         journal = stack.enter_context(
             open_journal(
                 run_folder,
@@ -198,16 +200,15 @@ def train_delta(
                 latents=latents,
                 config=config,
                 state=state,
+                task=task,
                 network=network,
                 accelerator=accelerator,
                 journal=journal,
                 saver=saver,
                 stop=stack.enter_context(stop_requests()),
-                validation=Validation(latents, held_out, base.schedule, config)
-                if len(held_out)
-                else None,
+                validation=Validation(latents, held_out, task, config) if len(held_out) else None,
                 evaluators=evaluators,
-                lr=METHODS[method or delta.provenance.method].default_lr
+                lr=resolve(method or delta.provenance.method).default_lr
                 if config.lr is None
                 else config.lr,
                 on_step=on_step,
@@ -269,8 +270,9 @@ def _validate(session: Session) -> None:
     state, base = session.state, session.base
     if session.validation is not None:
         dtype = dtype_of(base.denoiser)
+        network = calling(base.family, base.denoiser, session.config.embedded_guidance)
         with averaged(state), runtime.autocast(session.accelerator):
-            loss = session.validation.loss(base.denoiser, base.device, dtype)
+            loss = session.validation.loss(network, base.device, dtype)
         session.journal.note(state.step, {"validation_loss": loss})
         if not state.best or loss < state.best["loss"]:
             state.best = {"step": state.step, "loss": loss}

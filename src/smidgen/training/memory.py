@@ -24,12 +24,12 @@ from torch.utils._pytree import tree_leaves
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
-from smidgen.diffusion.schedule import Schedule
+from smidgen.hosts.host import find_family
 from smidgen.models.base import Base
-from smidgen.models.dit import DiT
 from smidgen.training.config import TrainingConfig
-from smidgen.training.network import dtype_of
-from smidgen.training.objective import Batch, batch_loss
+from smidgen.training.example import Example, example_of
+from smidgen.training.network import checkpointing, dtype_of
+from smidgen.training.objective import Batch, batch_loss, calling
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
 # where blocks are recomputed between longer-lived gradients.
@@ -67,12 +67,16 @@ def estimate_training_bytes(base: Base, delta: Delta, config: TrainingConfig) ->
 
     Python, its libraries and the codec are not.
     """
-    return estimate_memory(base.denoiser, delta, config).total
+    example = example_of(base.denoiser, base)
+    return estimate_memory(base.denoiser, delta, config, example).total
 
 
-def estimate_memory(denoiser: DiT, delta: Delta, config: TrainingConfig) -> MemoryEstimate:
-    """The parts of the estimate; network and delta may be on the meta device. Eager execution: what
-    compilation saves is not known beforehand.
+def estimate_memory(
+    denoiser: nn.Module, delta: Delta, config: TrainingConfig, example: Example | None = None
+) -> MemoryEstimate:
+    """The parts of the estimate; network and delta may be on the meta device. `example` None: of
+    the size that the network was trained at. Eager execution: what compilation saves is not known
+    beforehand.
     """
     size = _bytes(delta.parameters())
     on_cpu = next(denoiser.parameters()).device.type in ("cpu", "meta")
@@ -83,29 +87,35 @@ def estimate_memory(denoiser: DiT, delta: Delta, config: TrainingConfig) -> Memo
         delta=size,
         optimizer=2 * size,
         average=size,
-        step=max(int(heap * step_bytes(denoiser, delta, config)), 2 * size),
+        step=max(int(heap * step_bytes(denoiser, delta, config, example)), 2 * size),
     )
 
 
-def step_bytes(denoiser: DiT, delta: Delta, config: TrainingConfig) -> int:
+def step_bytes(
+    denoiser: nn.Module, delta: Delta, config: TrainingConfig, example: Example | None = None
+) -> int:
     """The bytes of all tensors of a step that live at once at its peak, gradients included."""
-    shape = (denoiser.config.in_channels, denoiser.config.image_size, denoiser.config.image_size)
-    schedule = Schedule.linear()
+    example = example or example_of(denoiser)
+    shape, count = example.latent_shape, config.batch_size
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
-        network.gradient_checkpointing = config.gradient_checkpointing
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
-        with Delta(copies, delta.provenance).attach(network), _peak() as peak:
+        with (
+            checkpointing(network, config.gradient_checkpointing),
+            Delta(copies, delta.provenance).attach(network),
+            _peak() as peak,
+        ):
+            task = example.with_rows(count)
             batch = Batch(
-                latents=torch.empty(config.batch_size, *shape),
-                noise=torch.empty(config.batch_size, *shape),
-                timesteps=torch.zeros(config.batch_size, dtype=torch.long),
-                labels=torch.zeros(config.batch_size, dtype=torch.long),
+                latents=torch.empty(count, *shape),
+                noise=torch.empty(count, *shape),
+                timesteps=task.times(torch.zeros(count, dtype=torch.float64), config),
+                labels=torch.zeros(count, dtype=torch.long),
             )
             reduced = AUTOCAST.get(config.precision)
-            dtype = dtype_of(denoiser)
+            called = calling(find_family(denoiser), network)
             with torch.autocast("cpu", reduced, enabled=reduced is not None):
-                losses = batch_loss(network, batch, schedule, config, dtype)
+                losses = batch_loss(called, batch, task, config, dtype_of(denoiser))
             losses.mean().backward()
     return peak.highest
 

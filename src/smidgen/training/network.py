@@ -10,34 +10,77 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.base import Base
-from smidgen.training.config import TrainingConfig
-from smidgen.training.objective import Network
+from smidgen.training.config import CLASS, DEFAULT_PROMPT, TrainingConfig
+from smidgen.training.objective import Network, Task, calling
 from smidgen.training.state import TrainingState
+
+PROMPTS = "prompts"  # where a delta's provenance says which prompts it was trained on
 
 
 @contextmanager
-def training_network(base: Base, delta: Delta, config: TrainingConfig) -> Iterator[Network]:
+def training_network(
+    base: Base, delta: Delta, task: Task, config: TrainingConfig
+) -> Iterator[Network]:
     """The base with `delta` attached and only the delta receiving gradients; compiled if the
     settings ask for it.
     """
     denoiser = base.denoiser
     flags = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
-    checkpointing = denoiser.gradient_checkpointing
     denoiser.requires_grad_(False)
-    denoiser.gradient_checkpointing = config.gradient_checkpointing
     try:
-        with delta.attach(denoiser):
-            yield _compiled(base) if config.compile else denoiser
+        with checkpointing(denoiser, config.gradient_checkpointing), delta.attach(denoiser):
+            if config.compile:
+                with _compiling():
+                    yield _compiled(base, task, config)
+            else:
+                yield calling(base.family, denoiser, config.embedded_guidance)
     finally:
-        denoiser.gradient_checkpointing = checkpointing
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def checkpointing(denoiser: Any, wanted: bool) -> Iterator[None]:
+    """Blocks are recomputed in the backward pass or not, as `wanted`; afterwards as before.
+
+    Raises: UsageError if they should be and this network cannot do that.
+    """
+    if not hasattr(denoiser, "enable_gradient_checkpointing"):  # our own network has a plain flag
+        before = denoiser.gradient_checkpointing
+        denoiser.gradient_checkpointing = wanted
+        try:
+            yield
+        finally:
+            denoiser.gradient_checkpointing = before
+        return
+    before = denoiser.is_gradient_checkpointing
+    try:
+        _switch(denoiser, wanted)
+        yield
+    finally:
+        _switch(denoiser, before)
+
+
+def _switch(denoiser: Any, wanted: bool) -> None:
+    if wanted == denoiser.is_gradient_checkpointing:
+        return
+    try:
+        (
+            denoiser.enable_gradient_checkpointing
+            if wanted
+            else denoiser.disable_gradient_checkpointing
+        )()
+    except ValueError as error:
+        raise UsageError(
+            f"a {type(denoiser).__name__} cannot recompute its blocks: train without "
+            "gradient_checkpointing"
+        ) from error
 
 
 @contextmanager
@@ -64,34 +107,54 @@ def check_compiler() -> None:
         ) from error
 
 
-def _compiled(base: Base) -> Network:
+def _compiled(base: Base, task: Task, config: TrainingConfig) -> Network:
     """Compiled with what is attached to the base now; what comes later would be ignored."""
-    denoiser, config = base.denoiser, base.denoiser.config
+    denoiser, dtype = base.denoiser, dtype_of(base.denoiser)
     # whether the delta acts at all its sites is seen in an ordinary call only
-    pixels = (1, config.in_channels, config.image_size, config.image_size)
-    label = torch.zeros(1, dtype=torch.long, device=base.device)
     with torch.no_grad():
-        denoiser(torch.zeros(pixels, device=base.device, dtype=dtype_of(denoiser)), label, label)
+        pixels = torch.zeros((1, *base.latent_shape), device=base.device, dtype=dtype)
+        time = task.times(torch.zeros(1, dtype=torch.float64), config).to(base.device)
+        label = torch.zeros(1, dtype=torch.long, device=base.device)
+        network = calling(base.family, denoiser, config.embedded_guidance)
+        network(pixels, time, task.conditions(label))
     fast: Any = torch.compile(denoiser)
+    return calling(base.family, fast, config.embedded_guidance)
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """The compiler works in the first forward and in the first backward pass, and fails there."""
     from torch._dynamo.exc import BackendCompilerFailed
 
-    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        try:
-            return fast(x, t, y)
-        except BackendCompilerFailed as error:
-            reason = str(error.inner_exception).strip().partition("\n")[0]
-            raise SmidgenError(f"torch.compile failed ({reason}): train without compile") from error
-
-    return network
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        reason = str(error.inner_exception).strip().partition("\n")[0]
+        raise SmidgenError(f"torch.compile failed ({reason}): train without compile") from error
 
 
 def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:
     """The classes that labels count, the null label after them: the delta's if it brings its own
-    label table.
+    label table, or was trained on prompts made of their names.
     """
     if delta is not None and any(isinstance(edit, Table) for edit in delta.edits.values()):
         return delta.provenance.classes
+    if delta is not None and base.conditioner is not None:
+        return tuple(delta.provenance.training.get(PROMPTS, {}).get("classes", ()))
     return base.class_names
+
+
+def class_prompts(base: Base, delta: Delta | None) -> tuple[str, ...]:
+    """The prompts of `class_names`, in that order; none of a base that knows classes."""
+    if delta is None or base.conditioner is None:
+        return ()
+    template = delta.provenance.training.get(PROMPTS, {}).get("template", DEFAULT_PROMPT)
+    return tuple(prompt_of(name, template) for name in class_names(base, delta))
+
+
+def prompt_of(name: str, template: str | None) -> str:
+    """The prompt of a class: its name in the place of {class} in the template."""
+    return (template or DEFAULT_PROMPT).replace(CLASS, name)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

@@ -1,6 +1,7 @@
 """What is trained: noised latents with their labels, and the loss of the network on them.
 
-B images of one forward pass.
+B images of one forward pass. Labels are numbers throughout; what one means to the network, a class
+or a prompt, is looked up when it is called.
 """
 
 from __future__ import annotations
@@ -9,15 +10,82 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smidgen.data.latents import LatentSet
-from smidgen.diffusion.objective import add_noise, drop_labels, hybrid_loss
+from smidgen.diffusion.flow import FlowSchedule, flow_loss, interpolate, shift_sigmas, sigmas_at
+from smidgen.diffusion.objective import add_noise, drop_labels, hybrid_loss, v_loss
 from smidgen.diffusion.schedule import Schedule
+from smidgen.hosts.host import Condition, Family
+from smidgen.models.base import Base
+from smidgen.models.conditioner import Conditions, labels_alone
+from smidgen.models.schedulers import Objective
 from smidgen.training.config import TrainingConfig
 from smidgen.training.randomness import Streams
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, timesteps, labels) -> output
+Network = Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t, t, condition) -> output
+
+# A shift that depends on the steps of sampling (FLUX.2) is taken for this many, the pipeline's own.
+USUAL_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a network is trained for, whoever it is.
+
+    `conditions` says what labels mean, `null_label` the one of no class. Sigmas of a flow are
+    shifted by the factor `shift`, as where the base is sampled.
+    """
+
+    objective: Objective = "hybrid"
+    schedule: Schedule | FlowSchedule
+    null_label: int
+    conditions: Conditions = labels_alone
+    shift: float = 1.0
+
+    def times(self, quantiles: Tensor, config: TrainingConfig) -> Tensor:
+        """t (B,) at these quantiles (B,), 0 to 1, of what is drawn in training: int64 steps, or
+        float32 sigmas of a flow.
+        """
+        if isinstance(self.schedule, FlowSchedule):
+            sigmas = sigmas_at(quantiles, config.timestep_sampling or "logit-normal")
+            return shift_sigmas(sigmas, self.shift)
+        count = self.schedule.num_steps
+        return (quantiles * count).long().clamp(max=count - 1)
+
+    def draw_times(self, count: int, generator: torch.Generator, config: TrainingConfig) -> Tensor:
+        """t (B,) of a training step."""
+        if isinstance(self.schedule, FlowSchedule):
+            drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+            return self.times(drawn, config)
+        return torch.randint(self.schedule.num_steps, (count,), generator=generator)
+
+
+def task_of(base: Base, null_label: int, conditions: Conditions = labels_alone) -> Task:
+    """The task of `base`, where labels count up to `null_label`, not included."""
+    shift = 1.0
+    if isinstance(base.schedule, FlowSchedule):
+        shift = base.schedule.factor(base.num_tokens, USUAL_STEPS)
+    return Task(
+        objective=base.objective,
+        schedule=base.schedule,
+        null_label=null_label,
+        conditions=conditions,
+        shift=shift,
+    )
+
+
+def calling(family: Family, denoiser: nn.Module, guidance: float | None = None) -> Network:
+    """The denoiser as its family calls it; a guidance that it has as an input is 1 or this."""
+    if family.guidance != "embedded":
+        return lambda x, t, condition: family.predict(denoiser, x, t, condition)
+    scale = 1.0 if guidance is None else guidance
+
+    def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        told = torch.full((len(x),), scale, dtype=torch.float32, device=x.device)
+        return family.predict(denoiser, x, t, {**condition, "guidance": told})
+
+    return network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +106,8 @@ def draw_batch(
     latents: LatentSet,
     indices: Tensor,
     streams: Streams,
-    *,
-    num_timesteps: int,
-    null_label: int,
-    label_dropout: float,
+    task: Task,
+    config: TrainingConfig,
 ) -> Batch:
     """A fresh draw for these images: latents from their posteriors, label dropout once for each
     image, a timestep and noise. Everything is drawn on the CPU.
@@ -49,29 +115,38 @@ def draw_batch(
     x0, labels = latents.draw(indices, streams.latents)
     return Batch(
         latents=x0,
-        labels=drop_labels(labels, null_label, label_dropout, streams.labels),
-        timesteps=torch.randint(num_timesteps, (len(x0),), generator=streams.timesteps),
+        labels=drop_labels(labels, task.null_label, config.label_dropout, streams.labels),
+        timesteps=task.draw_times(len(x0), streams.timesteps, config),
         noise=torch.randn(x0.shape, generator=streams.noise),
     )
 
 
 def batch_loss(
-    network: Network,
-    batch: Batch,
-    schedule: Schedule,
-    config: TrainingConfig,
-    dtype: torch.dtype,
+    network: Network, batch: Batch, task: Task, config: TrainingConfig, dtype: torch.dtype
 ) -> Tensor:
-    """L_hybrid of each image (B,); `dtype` is the base's, in which the network wants its input."""
-    x_t = add_noise(schedule, batch.latents, batch.timesteps, batch.noise)
-    output = network(x_t.to(dtype), batch.timesteps, batch.labels)
+    """The loss of each image (B,); `dtype` is the base's, in which the network wants its input."""
+    x0, t, noise = batch.latents, batch.timesteps, batch.noise
+    condition = task.conditions(batch.labels)
+    if isinstance(task.schedule, FlowSchedule):
+        x_t = interpolate(x0, t, noise)
+        return flow_loss(_alone(network(x_t.to(dtype), t, condition), x0), x0, noise)
+    x_t = add_noise(task.schedule, x0, t, noise)
+    output = network(x_t.to(dtype), t, condition)
+    if task.objective == "v":
+        output = _alone(output, x0)
+        return v_loss(output, x0, t, noise, task.schedule, min_snr=config.min_snr)
     return hybrid_loss(
-        output,
-        batch.latents,
+        output if task.objective == "hybrid" else _alone(output, x0),
+        x0,
         x_t,
-        batch.timesteps,
-        batch.noise,
-        schedule,
+        t,
+        noise,
+        task.schedule,
         vlb_weight=config.vlb_weight,
         min_snr=config.min_snr,
     )
+
+
+def _alone(output: Tensor, x0: Tensor) -> Tensor:
+    """The prediction without variance channels behind it."""
+    return output[:, : x0.shape[1]]

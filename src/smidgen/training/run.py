@@ -24,17 +24,22 @@ from smidgen.data.images import Mode
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images, resolve_split
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods import METHODS
+from smidgen.methods import resolve
 from smidgen.models.base import Base
-from smidgen.training.config import TrainingConfig
+from smidgen.training.config import DEFAULT_PROMPT, TrainingConfig
 from smidgen.training.journal import counting_bar
 from smidgen.training.loop import Evaluator, TrainingResult, train_delta
+from smidgen.training.network import PROMPTS, class_names, class_prompts
+from smidgen.training.objective import task_of
 from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import begin_run, check_recipe, is_finished
 from smidgen.training.runtime import check_runtime
 from smidgen.training.state import writing
 
 logger = logging.getLogger(__name__)
+
+# settings that only bases of some kinds use: a delta names them where they were given
+OF_SOME_BASES = ("prompt", "timestep_sampling", "embedded_guidance")
 
 # (delta under training, run folder) -> what to run now and then
 MakeEvaluators = Callable[[Delta, Path], Sequence[Evaluator]]
@@ -100,6 +105,7 @@ def fine_tune(
         return delta
     latents = read_latents(base, config, cache_dir=cache_dir, progress=progress)
     delta = build_delta(base, config, latents)
+    conditions = base.conditions(class_prompts(base, delta))
     begin_run(folder, config.recipe(base), force=force)
     if latents.folder is not None:
         _write_json(folder / "bad_files.json", latents.folder.skipped())
@@ -115,6 +121,7 @@ def fine_tune(
         method=config.method,
         progress=progress,
         evaluators=evaluators,
+        task=task_of(base, len(class_names(base, delta)), conditions),
     )
     _write_json(folder / "run.json", _report(base, config, latents, result, begun))
     return result.delta.to(base.device)
@@ -134,8 +141,21 @@ def check_run(base: Base, config: RunConfig, folder: Path, *, force: bool = Fals
         raise UsageError(
             f"the output {folder} lies in the image folder {config.data}; give another"
         )
+    _check_settings(base, config.training)
     check_runtime(config.training, base.device)
     check_recipe(folder, config.recipe(base), force=force)
+
+
+def _check_settings(base: Base, training: TrainingConfig) -> None:
+    """Settings that this base has no use for are refused, not ignored."""
+    used = {
+        "prompt": base.conditioner is not None,
+        "timestep_sampling": base.objective == "flow",
+        "embedded_guidance": base.family.guidance == "embedded",
+    }
+    for name, of_use in used.items():
+        if getattr(training, name) is not None and not of_use:
+            raise UsageError(f'{name} is of no use to base "{base.name}"; leave it out')
 
 
 def read_latents(
@@ -160,20 +180,23 @@ def read_latents(
 def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     """A fresh delta of the method for the classes of the images, its provenance filled in.
 
-    The provenance names no time and no path, so that equal runs write equal files.
+    Where the base reads prompts, classes are no part of the delta, but its provenance has their
+    names and the template of their prompts. It names no time and no path, so that equal runs write
+    equal files.
     """
     if latents.folder is None:
         raise SmidgenError("these latents come from no folder: nothing says what their classes are")
     generator = generator_for(config.training.seed, "delta")
     classes = latents.folder.classes
-    delta = METHODS[config.method].build(base, config.method_config, classes, generator)
+    known = classes if base.conditioner is None else ()
+    delta = resolve(config.method).build(base, config.method_config, known, generator)
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
-        if name not in ("trackers", "num_threads")
+        if name not in ("trackers", "num_threads") and not (name in OF_SOME_BASES and value is None)
     }
     if config.training.lr is None:
-        settings["lr"] = METHODS[config.method].default_lr
+        settings["lr"] = resolve(config.method).default_lr
     training = {
         "settings": settings,
         "data": {
@@ -189,6 +212,9 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
         },
         "versions": {name: _version(name) for name in ("smidgen", "torch")},
     }
+    if base.conditioner is not None:
+        template = config.training.prompt or DEFAULT_PROMPT
+        training[PROMPTS] = {"template": template, "classes": list(classes)}
     delta.provenance = dataclasses.replace(delta.provenance, training=training)
     return delta
 
@@ -210,7 +236,7 @@ def _report(
         "steps": result.steps,
         "best_step": result.best_step,
         "images": len(latents),
-        "classes": len(result.delta.provenance.classes),
+        "classes": len(latents.folder.classes if latents.folder is not None else ()),
         "trainable": trained,
         "total": total,
         "device": str(base.device),

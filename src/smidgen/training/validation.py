@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from smidgen.data.latents import LatentSet
-from smidgen.diffusion.schedule import Schedule
 from smidgen.training.config import TrainingConfig
-from smidgen.training.objective import Batch, Network, batch_loss
+from smidgen.training.objective import Batch, Network, Task, batch_loss
 from smidgen.training.randomness import generator_for
 
 FEWEST_DRAWS, MOST_DRAWS = 64, 1024  # few images are used several times, of many a part
@@ -22,7 +21,7 @@ class Validation:
     """Fixed draws of the held-out images; labels are never dropped."""
 
     def __init__(
-        self, latents: LatentSet, indices: Tensor, schedule: Schedule, config: TrainingConfig
+        self, latents: LatentSet, indices: Tensor, task: Task, config: TrainingConfig
     ) -> None:
         count = min(max(len(indices), FEWEST_DRAWS), MOST_DRAWS)
         generator = generator_for(config.seed, "validation")
@@ -31,13 +30,12 @@ class Validation:
         x0, labels = latents.draw(chosen, generator)
         within = torch.rand(count, generator=generator, dtype=torch.float64)
         strata = torch.randperm(count, generator=generator)
-        timesteps = ((strata + within) / count * schedule.num_steps).long()
-        self._schedule = schedule
+        self._task = task
         self._config = config
         self._draws = Batch(
             latents=x0,
             labels=labels,
-            timesteps=timesteps.clamp(max=schedule.num_steps - 1),
+            timesteps=task.times((strata + within) / count, config),
             noise=torch.randn(x0.shape, generator=generator),
         )
 
@@ -50,6 +48,6 @@ class Validation:
             part = {k: v[start : start + size] for k, v in vars(self._draws).items()}
             batch = Batch(**part).to(device)
             total += (
-                batch_loss(network, batch, self._schedule, self._config, dtype).double().sum().cpu()
+                batch_loss(network, batch, self._task, self._config, dtype).double().sum().cpu()
             )
         return total.item() / len(self._draws.labels)

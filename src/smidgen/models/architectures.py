@@ -1,0 +1,107 @@
+"""Networks on the meta device, by the name of an architecture or from a folder's configuration: no
+weights and no hub. The configurations of known architectures are in architectures/.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smidgen.errors import SmidgenError
+from smidgen.models.files import read_json
+from smidgen.models.pretrained import diffusers_class, meta_denoiser
+
+CONFIGS = Path(__file__).parent / "architectures"
+DENOISERS = ("unet", "transformer")  # folders of a pipeline
+OWN = ("DiTPipeline", "DiTTransformer2DModel")  # diffusers' classes of our own architecture
+
+
+def architecture_names() -> tuple[str, ...]:
+    """The architectures that have a name, besides DiT-{S,B,L,XL}/{2,4,8}."""
+    return tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
+
+
+def meta_network(name: str | Path, num_classes: int | None = None) -> nn.Module:
+    """The denoiser of an architecture, or of what `load_base` takes, without weights.
+
+    Of a folder of diffusers, a pipeline's or a network's own, only configurations are read.
+    `num_classes` is for a network that has labels; None: those of the base.
+
+    Raises:
+        UsageError: an unknown name, or fewer than one class.
+        SmidgenError: a configuration that cannot be read, or `num_classes` for one without labels.
+    """
+    config = _config_of(name)
+    if config is None:
+        return meta_denoiser(name, num_classes)
+    if num_classes is not None:
+        raise SmidgenError(
+            f'"{name}" has no label table for {num_classes} classes: its conditions are prompts; '
+            "leave the number of classes out"
+        )
+    return build_meta(config)
+
+
+def build_meta(config: Mapping[str, Any]) -> nn.Module:
+    """The network of diffusers that `config` (a config.json with its `_class_name`) describes, on
+    the meta device, frozen.
+
+    Raises: SmidgenError if it names no network of the installed diffusers, or does not fit it.
+    """
+    kind = config.get("_class_name")
+    found = diffusers_class(str(kind))
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise SmidgenError(f"{kind} is no network; expected the configuration of a denoiser")
+    noisy = logging.getLogger("diffusers")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            network = _from_config(found, config)
+    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise SmidgenError(f"the configuration does not fit a {kind}: {reason}") from error
+    finally:
+        noisy.setLevel(level)
+    return network.requires_grad_(False).eval()
+
+
+def _from_config(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    # what is only about the file would be a warning or, for a quantised one, a missing package
+    facts = {key: value for key, value in config.items() if key != "quantization_config"}
+    return kind.from_config(facts)
+
+
+def _config_of(name: str | Path) -> dict[str, Any] | None:
+    """The configuration of a network of diffusers, None where our own DiT or nothing is meant."""
+    if isinstance(name, str) and name in architecture_names():
+        return read_json(CONFIGS / f"{name}.json")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    index = folder / "model_index.json"
+    if index.is_file():
+        if read_json(index).get("_class_name") in OWN:
+            return None
+        folder = _denoiser_folder(folder)
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    return config if "_class_name" in config and config["_class_name"] not in OWN else None
+
+
+def _denoiser_folder(pipeline: Path) -> Path:
+    for part in DENOISERS:
+        if (pipeline / part / "config.json").is_file():
+            return pipeline / part
+    raise SmidgenError(
+        f"{pipeline} has neither {' nor '.join(f'{part}/config.json' for part in DENOISERS)}; "
+        "expected a pipeline's folder"
+    )

@@ -1,0 +1,130 @@
+"""A base from the folder of a diffusers pipeline that reads prompts.
+
+What diffusers does is handed in: `network` and `encoders` load a denoiser and text encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smidgen.diffusion.flow import FlowSchedule
+from smidgen.diffusion.schedule import Schedule
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.host import Family, find_family, find_host
+from smidgen.models.base import Base, base_fingerprint
+from smidgen.models.codec import AutoencoderCodec
+from smidgen.models.conditioner import Conditioner
+from smidgen.models.files import read_json
+from smidgen.models.pipelines import (
+    Pipeline,
+    beside_prompts,
+    check_files,
+    pipeline_of,
+    trained_pixels,
+)
+from smidgen.models.schedulers import Objective, diffusion_of, flow_of
+
+# (folder, class, precision) -> the network
+LoadNetwork = Callable[[Path, str, torch.dtype], nn.Module]
+# (folder, class of the pipeline, precision, components instead of those of the folder) -> pipeline
+LoadEncoders = Callable[[Path, str, torch.dtype, Mapping[str, Any]], Any]
+
+
+def load_pipeline(
+    name: str,
+    source: Path,
+    index: Mapping[str, Any],
+    codec: Callable[[], AutoencoderCodec],
+    *,
+    network: LoadNetwork,
+    encoders: LoadEncoders,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    image_size: int | None,
+) -> Base:
+    """The base in a folder of diffusers' `save_pretrained`; its text encoders wait for a prompt.
+
+    Everything is checked before the network is loaded.
+
+    Raises:
+        UsageError: an image size that does not fit.
+        SmidgenError: a pipeline that is not known, or files that are missing, damaged or pickles.
+    """
+    pipeline = pipeline_of(index, source)
+    check_files(source, index, pipeline)
+    autoencoder = codec()
+    config = read_json(source / pipeline.denoiser / "config.json")
+    pixels = image_size or trained_pixels(config, autoencoder.factor)
+    _check_size(pixels, autoencoder.factor * pipeline.patch)
+    _check_channels(config, autoencoder, name)
+    denoiser = network(source / pipeline.denoiser, pipeline.network, dtype)
+    denoiser.to(device).requires_grad_(False).eval()
+    family = find_family(denoiser)
+    objective, schedule = _process(source, pipeline, family)
+    base = Base(
+        name=name,
+        denoiser=denoiser,
+        codec=autoencoder,
+        class_names=(),
+        schedule=schedule,
+        host=find_host(denoiser),
+        fingerprint=base_fingerprint(denoiser),
+        image_size=pixels,
+        objective=objective,
+        patch=pipeline.patch,
+    )
+    assert family.encode is not None, "the family of such a pipeline reads prompts"
+    load = partial(_encoders, source, index, pipeline, base, encoders)
+    base.conditioner = Conditioner(load, family.encode, pixels)
+    return base
+
+
+def _process(
+    source: Path, pipeline: Pipeline, family: Family
+) -> tuple[Objective, Schedule | FlowSchedule]:
+    path = source / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
+    if family.parameterisation == "scheduler":
+        return diffusion_of(config, path)
+    return "flow", flow_of(
+        config,
+        path,
+        even_to_fraction=pipeline.even_to_fraction,
+        fitted_shift=pipeline.fitted_shift,
+    )
+
+
+def _encoders(
+    source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: Base, load: LoadEncoders
+) -> Any:
+    """The pipeline with what reads prompts, and the base's own transformer, of which some ask for
+    sizes; nothing else.
+    """
+    parts: dict[str, Any] = dict.fromkeys(beside_prompts(index, pipeline))
+    if pipeline.denoiser == "transformer":
+        parts["transformer"] = base.denoiser
+    dtype = next(base.denoiser.parameters()).dtype
+    return load(source, str(index["_class_name"]), dtype, parts).to(base.device)
+
+
+def _check_size(pixels: int, multiple: int) -> None:
+    if pixels < 1 or pixels % multiple:
+        raise UsageError(
+            f"image size {pixels} does not fit this base; give a multiple of {multiple}"
+        )
+
+
+def _check_channels(config: Mapping[str, Any], codec: AutoencoderCodec, name: str) -> None:
+    """Latent channels, or those of packed squares of latents."""
+    channels = config.get("in_channels")
+    if isinstance(channels, int) and channels % codec.latent_channels:
+        raise SmidgenError(
+            f'base "{name}" works on {channels} latent channels, the codec gives '
+            f"{codec.latent_channels}; give the codec that the base was trained with"
+        )

@@ -1,0 +1,100 @@
+"""What a diffusers scheduler's configuration says of a model: its objective and its schedule.
+
+Pure functions of dicts, after diffusers 0.42; how it is sampled there beyond that is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from smidgen.diffusion.flow import (
+    FlowSchedule,
+    Shift,
+    shift_by_tokens,
+    shift_by_tokens_and_steps,
+)
+from smidgen.diffusion.schedule import Schedule
+from smidgen.errors import SmidgenError
+from smidgen.models.dit_diffusers import schedule_from_diffusers
+
+# "hybrid": noise, and its variance where that is learned; "epsilon": noise alone
+Objective = Literal["hybrid", "epsilon", "v", "flow"]
+OBJECTIVES: Mapping[str, Objective] = {"epsilon": "epsilon", "v_prediction": "v"}
+
+# What changes a flow's sigmas in ways that `FlowSchedule` has no word for.
+UNKNOWN_SIGMAS = (
+    "invert_sigmas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "stochastic_sampling",
+)
+
+
+def diffusion_of(config: Mapping[str, Any], source: Path) -> tuple[Objective, Schedule]:
+    """Objective and training schedule of a model that predicts noise or v.
+
+    Raises:
+        SmidgenError: another prediction, betas of an unknown kind, or ones rescaled to end in pure
+            noise, where epsilon says nothing of the image.
+    """
+    predicted = config.get("prediction_type", "epsilon")
+    if predicted not in OBJECTIVES:
+        raise SmidgenError(
+            f'{source}: the network predicts "{predicted}"; expected {" or ".join(OBJECTIVES)}'
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise SmidgenError(
+            f"{source}: rescale_betas_zero_snr is set; schedules that end in pure noise are not "
+            "supported"
+        )
+    schedule = schedule_from_diffusers({**config, "prediction_type": "epsilon"}, source)
+    return OBJECTIVES[predicted], schedule
+
+
+def flow_of(
+    config: Mapping[str, Any], source: Path, *, even_to_fraction: bool, fitted_shift: bool
+) -> FlowSchedule:
+    """The sigmas of a flow-matching model.
+
+    A pipeline either gives its scheduler even steps down to 1 / n itself (`even_to_fraction`) or
+    leaves them to it. `fitted_shift`: it takes the shift of FLUX.2 where that depends on the image.
+
+    Raises:
+        SmidgenError: a scheduler of another kind, or with sigmas of an unknown kind.
+    """
+    kind = config.get("_class_name")
+    for name in UNKNOWN_SIGMAS:
+        if config.get(name):
+            raise SmidgenError(f"{source}: {name} is set, which smidgen does not know")
+    if kind == "DPMSolverMultistepScheduler" and config.get("use_flow_sigmas"):
+        first = 1 - 1 / config.get("num_train_timesteps", 1000)
+        return FlowSchedule(shift=config.get("flow_shift") or 1.0, first=first)
+    if kind != "FlowMatchEulerDiscreteScheduler":
+        raise SmidgenError(
+            f"{source}: a {kind} for a flow-matching model; expected a "
+            "FlowMatchEulerDiscreteScheduler, or a DPMSolverMultistepScheduler with use_flow_sigmas"
+        )
+    shift: float | Shift = float(config.get("shift", 1.0))
+    least = 1 / config.get("num_train_timesteps", 1000)
+    if not config.get("use_dynamic_shifting"):
+        # the scheduler shifts its range once before the steps and the steps again
+        last = shift * least / (1 + (shift - 1) * least)
+    else:
+        last = least
+        shift = shift_by_tokens_and_steps if fitted_shift else _by_tokens(config)
+    return FlowSchedule(
+        shift=shift,
+        last=None if even_to_fraction else last,
+        terminal=config.get("shift_terminal") or None,
+    )
+
+
+def _by_tokens(config: Mapping[str, Any]) -> Shift:
+    return shift_by_tokens(
+        tokens=(config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)),
+        values=(config.get("base_shift", 0.5), config.get("max_shift", 1.15)),
+        exponential=config.get("time_shift_type", "exponential") == "exponential",
+    )

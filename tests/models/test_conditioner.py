@@ -1,0 +1,47 @@
+"""Prompts to conditions: one reading each, padding by the mask, and which label is whose."""
+
+import pytest
+import torch
+
+from smidgen.errors import SmidgenError
+from smidgen.models.conditioner import Conditioner, labels_alone
+
+
+def by_letters(pipeline, prompts, size):
+    """A text of one token a letter, whose value is the letter's code."""
+    (prompt,) = prompts
+    pipeline.append((prompt, size))
+    codes = torch.tensor([[float(ord(letter)) for letter in prompt or " "]])
+    return {"text": codes[..., None], "mask": torch.ones_like(codes, dtype=torch.long)}
+
+
+def test_each_prompt_is_read_once_and_short_ones_are_filled_up_behind_their_mask():
+    asked = []
+    conditioner = Conditioner(lambda: asked, by_letters, 64)
+    found = conditioner.encode(["abc", "z", "abc"])
+    assert found["text"][:, :, 0].tolist() == [[97, 98, 99], [122, 0, 0], [97, 98, 99]]
+    assert found["mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
+    conditioner.encode(["z", "y"])
+    assert asked == [("abc", 64), ("z", 64), ("y", 64)]
+
+
+def test_the_label_behind_the_last_prompt_is_the_empty_one():
+    conditioner = Conditioner(lambda: [], by_letters, 64)
+    conditions = conditioner.conditions(("a", "b"), torch.device("cpu"), torch.bfloat16)
+    found = conditions(torch.tensor([2, 1, 1, 0]))
+    assert found["text"].flatten().tolist() == [32, 98, 98, 97]
+    assert found["text"].dtype == torch.bfloat16
+    assert found["mask"].dtype == torch.long
+    labels = torch.tensor([3, 1])
+    assert labels_alone(labels)["labels"] is labels
+
+
+def test_texts_that_cannot_be_one_batch_are_refused():
+    def without_mask(pipeline, prompts, size):
+        return {"text": by_letters([], prompts, size)["text"]}
+
+    conditioner = Conditioner(lambda: None, without_mask, 64)
+    with pytest.raises(SmidgenError, match="texts of 1 to 2 tokens without a mask"):
+        conditioner.encode(["a", "bc"])
+    with pytest.raises(SmidgenError, match="no prompts"):
+        conditioner.encode([])

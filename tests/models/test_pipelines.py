@@ -1,0 +1,213 @@
+"""load_base on pipelines of diffusers: what it gives, that images are theirs, what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import smidgen
+from smidgen.diffusion.sampler import draw_noise, sample_generator
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.models.pretrained import load_base
+from tests.models.tiny_pipelines import WORDS, save_stable_diffusion, save_stable_diffusion_3
+
+STEPS = 20
+PROMPTS = ("a red fox", "a blue fox", "an owl")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_stable_diffusion(tmp_path_factory.mktemp("pipelines") / "sd", STEPS)
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    return load_base(folder)
+
+
+def pictures(images) -> torch.Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).int()
+
+
+def stock_images(folder, guidance: float) -> torch.Tensor:
+    """DDIM with eta 0 by diffusers, from the noise that smidgen draws."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = draw_noise((4, 8, 8), [sample_generator(7, number) for number in range(3)])
+    return pictures(
+        pipeline(
+            list(PROMPTS),
+            latents=noise,
+            num_inference_steps=STEPS,
+            guidance_scale=guidance,
+            eta=0.0,
+        ).images
+    )
+
+
+def test_a_pipeline_gives_the_whole_base(base, folder):
+    assert base.name == str(folder)
+    assert (base.host.family, base.objective) == ("unet", "epsilon")
+    assert (base.image_size, base.latent_shape, base.num_classes) == (16, (4, 8, 8), 0)
+    assert base.conditioner is not None
+    assert not any(p.requires_grad for p in base.denoiser.parameters())
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    roots = torch.linspace(
+        scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, STEPS, dtype=torch.float64
+    )
+    torch.testing.assert_close(base.schedule.betas, roots**2)
+    assert load_base(folder, image_size=32).latent_shape == (4, 16, 16)
+
+
+def test_prompts_are_encoded_as_the_pipeline_does_and_once_each(base, folder, monkeypatch):
+    from diffusers import StableDiffusionPipeline
+
+    stock = StableDiffusionPipeline.from_pretrained(folder)
+    expected, _ = stock.encode_prompt(["a red fox"], "cpu", 1, False)
+    found = base.conditioner.encode(["a red fox", "an owl", "a red fox"])["text"]
+    assert found.shape == (3, WORDS, 32)
+    torch.testing.assert_close(found[:1], expected)
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+    monkeypatch.setattr(base.conditioner, "_load", lambda: pytest.fail("encoders loaded again"))
+    again = base.conditioner.encode(["an owl"])["text"]
+    assert torch.equal(again[0], found[1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_images_are_those_of_the_stock_pipeline(base, folder, guidance):
+    expected = stock_images(folder, guidance)
+    images = smidgen.sample(
+        base, prompts=PROMPTS, sampler="ddim", steps=STEPS, guidance=guidance, seed=7
+    )
+    # rounding to 256 levels of values that differ by float32 alone
+    assert (pictures(images) - expected).abs().max() <= 1
+    assert len(expected.unique()) > 20
+
+
+def test_v_prediction_samples_as_the_stock_pipeline(tmp_path):
+    folder = save_stable_diffusion(tmp_path / "v", STEPS, prediction_type="v_prediction")
+    base = load_base(folder)
+    assert base.objective == "v"
+    images = smidgen.sample(
+        base, prompts=PROMPTS, sampler="ddim", steps=STEPS, guidance=2.0, seed=7
+    )
+    expected = stock_images(folder, 2.0)
+    assert (pictures(images) - expected).abs().max() <= 1
+    assert len(expected.unique()) > 20
+
+
+@pytest.mark.parametrize("shift", [{"shift": 3.0}, {"use_dynamic_shifting": True}])
+def test_a_flow_samples_as_the_stock_pipeline(tmp_path, shift):
+    from diffusers import StableDiffusion3Pipeline
+
+    folder = save_stable_diffusion_3(tmp_path / "sd3", **shift)
+    base = load_base(folder)
+    assert (base.objective, base.image_size, base.num_tokens) == ("flow", 16, 16)
+    images = smidgen.sample(base, prompts=PROMPTS, steps=4, guidance=2.0, seed=7)
+    without = {"text_encoder_3": None, "tokenizer_3": None}
+    stock = StableDiffusion3Pipeline.from_pretrained(folder, **without)
+    stock.set_progress_bar_config(disable=True)
+    noise = draw_noise((4, 8, 8), [sample_generator(7, number) for number in range(3)])
+    mu = {}
+    if "use_dynamic_shifting" in shift:  # 16 tokens on the line from (256, 0.5) to (4096, 1.15)
+        mu = {"mu": 0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256)}
+    expected = pictures(
+        stock(
+            list(PROMPTS),
+            latents=noise,
+            num_inference_steps=4,
+            guidance_scale=2.0,
+            height=16,
+            width=16,
+            **mu,
+        ).images
+    )
+    assert (pictures(images) - expected).abs().max() <= 1
+    assert len(expected.unique()) > 20
+    with pytest.raises(UsageError, match="use euler"):
+        smidgen.sample(base, prompts="x", sampler="ddpm")
+
+
+def test_images_do_not_depend_on_which_other_prompts_there_are(base):
+    settings = {"steps": 3, "seed": 1, "guidance": 2.0}
+    alone = pictures(smidgen.sample(base, prompts="an owl", **settings))
+    among = pictures(smidgen.sample(base, prompts=["an owl", "a red fox"], **settings))
+    assert (alone[0] - among[0]).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "reads prompts"),
+        ({"prompts": ()}, "give at least one"),
+        ({"prompts": "a", "sampler": "euler"}, "for flow-matching bases"),
+    ],
+)
+def test_misuse_of_sample_is_told_at_the_call(base, settings, message):
+    with pytest.raises(UsageError, match=message):
+        smidgen.sample(base, steps=3, **settings)
+
+
+def damaged(folder, to, name="model_index.json", **changes):
+    shutil.copytree(folder, to)
+    config = json.loads((to / name).read_text())
+    (to / name).write_text(json.dumps(config | changes))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("model_index.json", {"_class_name": "ShapEPipeline"}, "ShapEPipeline cannot be trained"),
+        ("model_index.json", {"unet": ["own_code", "Net"]}, "code of its own"),
+        ("model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "expected UNet2DCondition"),
+        ("model_index.json", {"text_encoder": [None, None]}, "has no text_encoder"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "sample"},
+            'predicts "sample"; expected epsilon or v_prediction',
+        ),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "pure noise"),
+        ("unet/config.json", {"in_channels": 9}, "9 latent channels, the codec gives 4"),
+    ],
+)
+def test_what_a_folder_says_is_checked(folder, tmp_path, name, changes, message):
+    with pytest.raises(SmidgenError, match=message):
+        load_base(damaged(folder, tmp_path / "pipeline", name, **changes))
+
+
+def test_weights_are_checked_before_any_are_loaded(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "bin")
+    weights = tmp_path / "bin" / "text_encoder" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(SmidgenError, match="only as a pickle"):
+        load_base(tmp_path / "bin")
+    shutil.copytree(folder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(SmidgenError, match="get the file again"):
+        load_base(tmp_path / "cut")
+    shutil.copytree(folder, tmp_path / "variant")
+    weights = tmp_path / "variant" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(SmidgenError, match="is a variant"):
+        load_base(tmp_path / "variant")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 15}, "multiple of 2"),
+        ({"num_classes": 5}, "num_classes is for a DiT"),
+        ({"frequency_shift": 1.0}, "frequency_shift is for a DiT"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(folder, settings, message):
+    with pytest.raises(UsageError, match=message):
+        load_base(folder, **settings)

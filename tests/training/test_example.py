@@ -1,0 +1,53 @@
+"""Example inputs of foreign networks: they run, and the memory of a step is counted with them."""
+
+import pytest
+import torch
+
+from smidgen.methods import METHODS
+from smidgen.models.pretrained import load_base
+from smidgen.training.config import TrainingConfig
+from smidgen.training.example import condition_shapes, example_of
+from smidgen.training.memory import _peak, estimate_training_bytes, step_bytes
+from smidgen.training.objective import Batch, batch_loss, calling, task_of
+from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
+
+
+@pytest.mark.parametrize("save", [save_stable_diffusion, save_stable_diffusion_3])
+def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, save):
+    base = load_base(save(tmp_path / "pipeline"))
+    entry = METHODS["lora"]
+    delta = entry.build(base, entry.config(), (), torch.Generator().manual_seed(0))
+    config = TrainingConfig(batch_size=4)
+    found = base.conditioner.encode(["a"])
+    example = example_of(base.denoiser, base)
+    assert example.latent_shape == base.latent_shape
+    assert set(example.condition) == set(found)
+    for name, shape in example.condition.items():
+        assert shape[-1] == found[name].shape[-1]
+    task = task_of(base, 1, lambda labels: {k: v.expand(4, *v.shape[1:]) for k, v in found.items()})
+    batch = Batch(
+        latents=torch.randn(4, *base.latent_shape),
+        noise=torch.randn(4, *base.latent_shape),
+        timesteps=task.times(torch.full((4,), 0.5, dtype=torch.float64), config),
+        labels=torch.zeros(4, dtype=torch.long),
+    )
+    with delta.attach(base), _peak() as peak:
+        network = calling(base.family, base.denoiser)
+        batch_loss(network, batch, task, config, torch.float32).mean().backward()
+    counted = step_bytes(base.denoiser, delta, config, example)
+    # the example has as many tokens as the released pipelines: 77, or 333 instead of 77 + 256
+    assert counted == pytest.approx(peak.highest, rel=0.15)
+    assert estimate_training_bytes(base, delta, config) > counted
+    assert not any(module._forward_hooks for module in base.denoiser.modules())
+
+
+def test_the_shapes_of_sdxl_and_pixart_come_from_their_configurations():
+    sdxl = {
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    assert condition_shapes(sdxl, 77) == {"text": (77, 2048), "pooled": (1280,), "time_ids": (6,)}
+    pixart = {"cross_attention_dim": 1152, "caption_channels": 4096}
+    assert condition_shapes(pixart, 300) == {"text": (300, 4096)}
