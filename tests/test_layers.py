@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 
 MODELS = ("errors", "core", "hosts", "models.dit", "diffusion")  # what L1 has besides data
 L1 = (*MODELS, "models", "data")
-L3 = ("training", "evaluation")
+L3 = ("training", "evaluation", "interop")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
@@ -32,6 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # L3
     "training": (*L1, "methods"),
     "evaluation": (*L1, "methods"),
+    "interop": (*MODELS, "models"),
     # L4
     "api": (*L1, "methods", *L3),
     "__init__": ("errors", "api"),

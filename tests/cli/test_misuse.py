@@ -86,7 +86,7 @@ def test_what_must_be_given_is_named(smidgen, verb):
         ('steps = "many"\n', ('steps is "many"', "an integer")),
         ("steps = 3\nsteps = 4\n", ("line 2",)),
         ("steps = = 3\n", ("line 1",)),
-        ('method = "lora"\n', ('unknown method "lora"',)),
+        ('method = "lorra"\n', ('unknown method "lorra"', '"lora"')),
         ("method = 3\n", ("method",)),
         ("[training]\nsteps = 3\n", ('unknown key "training"',)),
         ("lr = nan\n", ("lr is nan",)),

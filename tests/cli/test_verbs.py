@@ -82,7 +82,7 @@ def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path
     shown = smidgen(*train_arguments(base, photos, run, "--dry-run"))
     resolved = tomllib.loads(shown.out)
     assert resolved["batch_size"] == 4
-    assert resolved["blocks"] == "half"
+    assert resolved["blocks"] == "auto"
     assert "# trainable: " in shown.out
     assert "# memory" in shown.out
 
@@ -235,8 +235,8 @@ def test_python_m_is_the_same_command(base):
 
 
 def test_unpack_writes_a_shipped_set_and_again_leaves_it(smidgen, tmp_path):
-    folder = tmp_path / "runic"
-    outcome = smidgen("unpack", "runic", "--output", folder, "--json")
+    folder = tmp_path / "georgian"
+    outcome = smidgen("unpack", "georgian", "--output", folder, "--json")
     assert outcome.code == 0
     document = json.loads(outcome.out)
     files = {split: list((folder / split).glob("*/*.png")) for split in ("train", "test")}
@@ -244,7 +244,7 @@ def test_unpack_writes_a_shipped_set_and_again_leaves_it(smidgen, tmp_path):
         "train": document["train"],
         "test": document["test"],
     }
-    assert smidgen("unpack", "runic", "--output", folder).code == 0
-    misspelt = smidgen("unpack", "runik", "--output", tmp_path / "other")
+    assert smidgen("unpack", "georgian", "--output", folder).code == 0
+    misspelt = smidgen("unpack", "gorgian", "--output", tmp_path / "other")
     assert misspelt.code == 2
-    assert 'did you mean "runic"' in misspelt.err
+    assert 'did you mean "georgian"' in misspelt.err

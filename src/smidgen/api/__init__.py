@@ -1,13 +1,14 @@
 """What `import smidgen` offers: plain functions over everything below.
 
-training.py trains, sampling.py draws images, evaluation.py measures, weights.py counts and folds;
-bases and deltas come from models and core.
+training.py trains, sampling.py draws images, evaluation.py measures, weights.py counts, folding.py
+folds and converts; bases and deltas come from models and core.
 """
 
 from smidgen.api.evaluation import SamplingConfig, evaluate
+from smidgen.api.folding import export_lora, fold, import_lora
 from smidgen.api.sampling import sample, sample_arrays
 from smidgen.api.training import train
-from smidgen.api.weights import fold, inspect
+from smidgen.api.weights import inspect
 from smidgen.core.delta import Delta
 from smidgen.evaluation.compare import compare
 from smidgen.models.pretrained import load_base
@@ -17,7 +18,9 @@ __all__ = [
     "SamplingConfig",
     "compare",
     "evaluate",
+    "export_lora",
     "fold",
+    "import_lora",
     "inspect",
     "load_base",
     "sample",

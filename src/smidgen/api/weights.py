@@ -1,26 +1,26 @@
-"""What a delta weighs, before there is one, and how it becomes part of a base's weights."""
+"""What a delta would weigh, before there is one: counted on the meta device, without weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import nn
 
-from smidgen.api.training import method_and_config, training_config
+from smidgen.api.training import training_config
 from smidgen.core.delta import Delta
-from smidgen.core.fold import fold as fold_into_state
+from smidgen.core.edits import Edit, Weight
 from smidgen.errors import UsageError
 from smidgen.hosts.host import Host, find_host
+from smidgen.methods import configure
+from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
-from smidgen.models.dit_weights import build_dit, write_diffusers, write_original_pt
-from smidgen.models.pretrained import meta_denoiser
+from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
-
-Format = Literal["dit", "diffusers"]
 
 LATER_BYTES = 100_000_000  # of libraries that only a training imports, such as accelerate
 
@@ -29,7 +29,7 @@ LATER_BYTES = 100_000_000  # of libraries that only a training imports, such as 
 class _Shape:
     """A base without weights: all that methods read of one."""
 
-    denoiser: DiT
+    denoiser: nn.Module
     host: Host
     name: str
     class_names: tuple[str, ...] = ()
@@ -45,24 +45,29 @@ def inspect(
     **settings: Any,
 ) -> dict[str, Any]:
     """Count what `method` would train for `num_classes` classes (None: the base's own), without any
-    weights: `base` may be the name of an architecture.
+    weights: `base` may be the name of an architecture, and of a folder of diffusers only the
+    configurations are read. A base without labels has no classes: `num_classes` is None there.
 
     `trainable` numbers of `total` (the network with a table of these classes, positions included),
-    their `share`, and the `delta_bytes` of its tensors in a file. Any `settings`, those of
-    TrainingConfig, add `memory`: the bytes of such a training at its peak (`total`) and what for,
-    and on Linux those of the whole process then (`process`), if the images are encoded already.
+    their `share`, and the `delta_bytes` of its tensors in a file; `tensors` has the `site`, `edit`,
+    `shape` and `count` of each, in the delta's order, and `untouched` the parameters of the network
+    that no site reaches, with their counts. Any `settings`, those of TrainingConfig, add `memory`:
+    the bytes of such a training at its peak (`total`) and what for, and on Linux those of the whole
+    process then (`process`), if the images are encoded already.
 
-    Raises: UsageError for an unknown name or value.
+    Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
     config = training_config(settings)
     shape = _shape_of(base, num_classes)
-    count = shape.denoiser.config.num_classes
-    delta = _meta_delta(shape, count, method, method_config)
-    found = {"base": shape.name, "method": method, "num_classes": count}
-    found |= _counts(shape.denoiser, delta)
+    count = _num_labels(shape)
+    delta = _meta_delta(shape, count or 0, method, method_config)
+    found: dict[str, Any] = {"base": shape.name, "host": shape.host.family, "method": method}
+    found |= {"num_classes": count} | _counts(shape.denoiser, delta)
+    found |= {"tensors": tensor_rows(delta), "untouched": _untouched(shape)}
     if settings:
         resident = resident_bytes()
-        memory = estimate_memory(shape.denoiser, delta, config)
+        example = example_of(shape.denoiser, base) if isinstance(base, Base) else None
+        memory = estimate_memory(shape.denoiser, delta, config, example)
         found["memory"] = memory.as_dict()
         if resident is not None:
             loaded = memory.weights if isinstance(base, Base) else 0
@@ -70,50 +75,64 @@ def inspect(
     return found
 
 
-def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str | Path) -> Path:
-    """Write a copy of the base's weights with `delta` folded in: "dit", an original `.pt` file, or
-    "diffusers", a folder with the codec. The base stays as it is.
+def tensor_rows(delta: Delta) -> list[dict[str, Any]]:
+    """Each trained tensor of `delta`: its name in a file, the site, the kind of edit, its shape."""
+    return [
+        {
+            "name": f"{name}.{key}",
+            "site": site,
+            "edit": edit.kind,
+            "shape": list(tensor.shape),
+            "count": tensor.numel(),
+        }
+        for name, edit in delta.edits.items()
+        for key, tensor, site in _placed(edit)
+    ]
 
-    Raises: UsageError for another format, SmidgenError if the delta does not fold or is another
-        base's, or the disk refuses.
-    """
-    if format not in ("dit", "diffusers"):
-        raise UsageError(f'unknown format "{format}"; choose from: dit, diffusers')
-    delta = delta if isinstance(delta, Delta) else Delta.load(delta)
-    delta.check_base(base.fingerprint, base.name)
-    state = fold_into_state(delta, base.denoiser.state_dict(), base.host.folds)
-    table = base.host.folds[base.host.tap("label.out")]
-    num_classes = len(state[table.weight]) - 1
-    config = replace(base.denoiser.config, num_classes=num_classes)
-    folded = build_dit(config, state, device=base.device, dtype=base.denoiser.pos_embed.dtype)
-    if format == "dit":
-        write_original_pt(folded, output)
-        return Path(output)
-    classes = delta.provenance.classes if len(delta.provenance.classes) == num_classes else ()
-    write_diffusers(folded, output, codec=base.codec, class_names=classes, schedule=base.schedule)
-    return Path(output)
+
+def _placed(edit: Edit) -> Iterator[tuple[str, torch.Tensor, str]]:
+    """The tensors of an edit with where they act: a copy stands for the parameter it is of."""
+    sites = " -> ".join(map(str, dict.fromkeys(edit.sites)))
+    for key, tensor in edit.tensors().items():
+        yield key, tensor, f"{edit.target}.{key}".strip(".") if isinstance(edit, Weight) else sites
 
 
 def _shape_of(base: Base | str | Path, num_classes: int | None) -> _Shape:
     """The network on the meta device with a table of `num_classes`, None: of as many as it has."""
     if not isinstance(base, Base):
-        denoiser, name = meta_denoiser(base, num_classes), str(base)
-    else:
+        denoiser, name = meta_network(base, num_classes), str(base)
+    elif isinstance(base.denoiser, DiT):
         name, config = base.name, base.denoiser.config
         with torch.device("meta"):
             denoiser = DiT(replace(config, num_classes=num_classes or config.num_classes))
-    return _Shape(denoiser=denoiser, host=find_host(denoiser), name=name)
+    else:  # nothing of the base is touched: methods read its shapes
+        denoiser, name = base.denoiser, base.name
+    host = find_host(denoiser)
+    if num_classes is not None and not host.has_labels:
+        raise UsageError(
+            f'base "{name}" has no label table for {num_classes} classes: its conditions are '
+            "prompts; leave the number of classes out"
+        )
+    return _Shape(denoiser=denoiser, host=host, name=name)
+
+
+def _num_labels(shape: _Shape) -> int | None:
+    """The classes of the network's table, the null label not counted; None without labels."""
+    if not shape.host.has_labels:
+        return None
+    table = shape.denoiser.get_submodule(shape.host.tap("label.out").module)
+    return table.get_parameter("weight").shape[0] - 1
 
 
 def _meta_delta(
     shape: _Shape, num_classes: int, method: str, method_config: Mapping[str, Any] | None
 ) -> Delta:
-    chosen, config = method_and_config(method, method_config)
+    chosen, config = configure(method, method_config)
     classes = [f"class {number}" for number in range(num_classes)]
     return chosen.build(shape, config, classes, torch.Generator())
 
 
-def _counts(denoiser: DiT, delta: Delta) -> dict[str, Any]:
+def _counts(denoiser: nn.Module, delta: Delta) -> dict[str, Any]:
     trainable = delta.num_parameters()
     total = sum(parameter.numel() for parameter in denoiser.parameters())
     return {
@@ -122,3 +141,8 @@ def _counts(denoiser: DiT, delta: Delta) -> dict[str, Any]:
         "share": trainable / total,
         "delta_bytes": sum(p.numel() * p.element_size() for p in delta.parameters()),
     }
+
+
+def _untouched(shape: _Shape) -> dict[str, int]:
+    own = shape.denoiser.get_parameter
+    return {name: own(name).numel() for name in shape.host.untouched}

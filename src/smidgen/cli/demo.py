@@ -106,20 +106,19 @@ def run(argv: Sequence[str]) -> None:
 
 def parse_demo(request: Request) -> dict[str, Any]:
     """The flags of train and of the demo, with demo.toml below a recipe of the user's."""
-    from smidgen.methods import METHODS
+    from smidgen.methods import resolve
 
     output = Path(str(request.peek("output", "runs/demo")))
     recipe = read_recipe(RECIPE)
-    method = request.peek("method", recipe["method"])
-    if method not in METHODS:
-        return train.parse_train(request)
-    if method != recipe["method"]:  # then the options of the recipe's method mean nothing
-        others = settings_of(METHODS[recipe["method"]].config)
-        recipe = {name: value for name, value in recipe.items() if name not in others}
+    name = str(request.peek("method", recipe["method"]))
+    method = resolve(name)
+    if name != recipe["method"]:  # then the options of the recipe's method mean nothing
+        others = settings_of(resolve(recipe["method"]).config)
+        recipe = {key: value for key, value in recipe.items() if key not in others}
     places = {"output": str(output), "data": str(output / SET / "train")}
     values = {**places, **recipe, **request.values}
     request = dataclasses.replace(request, recipe=request.recipe or RECIPE, values=values)
-    groups = {"demo": DemoOptions, **train.GROUPS, "method": METHODS[method].config}
+    groups = {"demo": DemoOptions, **train.GROUPS, "method": method.config}
     return parse(request, groups, switches=Switches, description=DESCRIPTION)
 
 
@@ -193,12 +192,12 @@ def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
 def start_delta(parsed: Mapping[str, Any], base: Base) -> Any:
     """The delta as training begins with it: new rows in the label table, nothing learned."""
     from smidgen.data.folder import scan
-    from smidgen.methods import METHODS
+    from smidgen.methods import resolve
     from smidgen.training.randomness import generator_for
 
     classes = scan(parsed["run"].data, decode=False).classes
     generator = generator_for(parsed["training"].seed, "delta")
-    method = METHODS[parsed["run"].method]
+    method = resolve(parsed["run"].method)
     return method.build(base, parsed["method"], classes, generator)
 
 

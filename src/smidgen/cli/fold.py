@@ -23,7 +23,8 @@ DESCRIPTION = """Write a delta into a copy of the base's weights; the base itsel
 
 examples:
   smidgen fold --base glyphs --delta runs/demo/delta.safetensors --format dit --output a.pt
-  smidgen fold --base glyphs --delta runs/demo/delta.safetensors --format diffusers --output a/"""
+  smidgen fold --base glyphs --delta runs/demo/delta.safetensors --format diffusers --output a/
+  smidgen fold --base sd-folder --delta cat.safetensors --format single-file --output cat-sd.safetensors"""  # noqa: E501
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,14 @@ class FoldOptions:
 
     delta: Path
     """A delta.safetensors."""
-    format: Literal["dit", "diffusers"]
-    """dit: the original .pt; diffusers: a folder for diffusers."""
+    format: Literal["dit", "diffusers", "single-file"]
+    """dit: the original .pt; diffusers: a folder; single-file: SD, SD3, Flux in original names."""
     output: Path
-    """File (dit) or folder (diffusers) to write."""
+    """File (dit, single-file) or folder (diffusers) to write."""
+
+    def __post_init__(self) -> None:
+        if self.format == "single-file" and self.output.suffix != ".safetensors":
+            raise UsageError(f"{self.output}: a single file must end in .safetensors")
 
 
 def run(argv: Sequence[str]) -> None:

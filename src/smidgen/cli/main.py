@@ -24,6 +24,7 @@ VERBS = {
     "compare": "show results of evaluate side by side",
     "inspect": "count what a method would train, without weights",
     "fold": "write a delta into a copy of the base's weights",
+    "convert": "write LoRA for other programs, or read theirs",
     "unpack": "write a shipped set of letters as a folder of images",
     "demo": "fine-tune the shipped base to Greek letters and show before and after",
 }

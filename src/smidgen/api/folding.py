@@ -1,0 +1,104 @@
+"""How a delta becomes part of a base's weights, and how LoRA goes to other programs and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from smidgen.core.delta import Delta
+from smidgen.core.fold import IntoTable
+from smidgen.core.fold import fold as fold_into_state
+from smidgen.diffusion.schedule import Schedule
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.interop.lora import LoraFormat, read_lora, write_lora
+from smidgen.interop.pipeline_folder import (
+    Pipeline,
+    fold_into_folder,
+    fold_into_single_file,
+    open_pipeline,
+)
+from smidgen.models.base import Base
+from smidgen.models.dit import DiT
+from smidgen.models.dit_weights import build_dit, write_diffusers, write_original_pt
+from smidgen.models.hub import download, is_hub_id
+
+Format = Literal["dit", "diffusers", "single-file"]
+
+
+def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str | Path) -> Path:
+    """Write a copy of the base's weights with `delta` folded in; the base stays as it is.
+
+    "dit": an original `.pt` of a DiT. "diffusers": a pipeline folder. "single-file": one
+    `.safetensors` in the original code's names, for SD 1.x, 2.x, SDXL, SD3 and Flux.
+
+    Raises: UsageError for another format, SmidgenError if the delta does not fold or is another
+        base's, the format cannot hold this base, or the disk refuses.
+    """
+    if format not in get_args(Format):
+        raise UsageError(f'unknown format "{format}"; choose from: {", ".join(get_args(Format))}')
+    delta = delta if isinstance(delta, Delta) else Delta.load(delta)
+    delta.check_base(base.fingerprint, base.name)
+    output = Path(output)
+    is_dit = isinstance(base.denoiser, DiT)
+    if is_dit and format != "single-file":
+        return _fold_dit(base, delta, format=format, output=output)
+    if is_dit or format == "dit":
+        kind = type(base.denoiser).__name__
+        fitting = "dit, diffusers" if is_dit else "diffusers, single-file"
+        raise UsageError(f"a {kind} is not written as {format}; choose from: {fitting}")
+    pipeline = _pipeline_of(base)
+    write = fold_into_folder if format == "diffusers" else fold_into_single_file
+    return write(delta, pipeline, base.host, output)
+
+
+def import_lora(path: str | Path, base: Base) -> Delta:
+    """The delta of a LoRA file of PEFT, diffusers, kohya or ComfyUI on `base`.
+
+    Raises: SmidgenError if the file holds anything but plain LoRA of the denoiser (all kinds are
+        named), or is for another model.
+    """
+    return read_lora(path, base)
+
+
+def export_lora(
+    delta: Delta | str | Path, base: Base, *, format: LoraFormat, output: str | Path
+) -> Path:
+    """Write a LoRA delta for other programs: "peft" for diffusers and PEFT, "kohya" for ComfyUI.
+
+    Raises: UsageError for another format, SmidgenError if the delta is another base's or no LoRA.
+    """
+    delta = delta if isinstance(delta, Delta) else Delta.load(delta)
+    delta.check_base(base.fingerprint, base.name)
+    return write_lora(delta, Path(output), base.denoiser, format=format)
+
+
+def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path:
+    denoiser, schedule = base.denoiser, base.schedule
+    assert isinstance(denoiser, DiT)
+    assert isinstance(schedule, Schedule)
+    state = fold_into_state(delta, denoiser.state_dict(), base.host.folds)
+    table = base.host.folds[base.host.tap("label.out")]
+    assert isinstance(table, IntoTable)
+    num_classes = len(state[table.weight]) - 1
+    config = replace(denoiser.config, num_classes=num_classes)
+    folded = build_dit(config, state, device=base.device, dtype=denoiser.pos_embed.dtype)
+    if format == "dit":
+        write_original_pt(folded, output)
+        return output
+    classes = delta.provenance.classes if len(delta.provenance.classes) == num_classes else ()
+    write_diffusers(folded, output, codec=base.codec, class_names=classes, schedule=schedule)
+    return output
+
+
+def _pipeline_of(base: Base) -> Pipeline:
+    """The files of the base, by its name: they are read once more, in their own precision.
+
+    Raises: SmidgenError if they are gone.
+    """
+    folder = Path(base.name).expanduser()
+    if folder.is_dir():
+        return open_pipeline(folder)
+    if is_hub_id(base.name):
+        return open_pipeline(download(base.name))
+    raise SmidgenError(f'the folder of base "{base.name}" is gone; load the base again')

@@ -1,0 +1,91 @@
+"""`smidgen convert`: LoRA to and from other programs; the formats are in interop/lora.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from smidgen.cli.arguments import parse, read_request
+from smidgen.cli.options import (
+    BaseOptions,
+    Switches,
+    answer,
+    answer_dry_run,
+    check_input,
+    check_output_file,
+    quiet_stdout,
+)
+from smidgen.errors import UsageError
+
+DESCRIPTION = """Write a LoRA delta for other programs, or read theirs as a delta.
+
+examples:
+  smidgen convert --base sd-folder --file runs/cat/delta.safetensors --format peft --output cat.safetensors
+  smidgen convert --base sd-folder --file theirs.safetensors --format delta --output delta.safetensors"""  # noqa: E501
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What to read and write."""
+
+    file: Path
+    """A delta.safetensors, or for --format delta a LoRA file or PEFT folder of others."""
+    format: Literal["peft", "kohya", "delta"]
+    """peft: for diffusers and PEFT; kohya: for ComfyUI; delta: from any of these to ours."""
+    output: Path
+    """The .safetensors to write."""
+
+    def __post_init__(self) -> None:
+        if self.output.suffix != ".safetensors":
+            raise UsageError(f"{self.output} must end in .safetensors")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, check, convert, answer."""
+    parsed = parse(
+        read_request("convert", argv),
+        {"base": BaseOptions, "convert": ConvertOptions},
+        switches=Switches,
+        description=DESCRIPTION,
+    )
+    base_options, options, switches = parsed["base"], parsed["convert"], parsed["switches"]
+    check_input(options.file, "LoRA" if options.format == "delta" else "delta")
+    check_output_file(options.output)
+    if options.output.exists() and not switches.force:
+        raise UsageError(f"{options.output} exists; --force replaces it")
+    if switches.dry_run:
+        answer_dry_run([base_options, options], {}, as_json=switches.json)
+        return
+    with quiet_stdout():
+        document = convert(base_options, options)
+    answer(document, [], Path(document["output"]), as_json=switches.json)
+
+
+def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any]:
+    """Load the base, read one format and write the other."""
+    from smidgen import api
+    from smidgen.core.delta import Delta
+
+    # a delta that is none should not wait for the base
+    delta = None if options.format == "delta" else Delta.load(options.file)
+    base = api.load_base(
+        base_options.base,
+        codec=base_options.codec,
+        image_size=base_options.image_size,
+        frequency_shift=base_options.frequency_shift,
+    )
+    if delta is None:
+        delta = api.import_lora(options.file, base)
+        delta.save(options.output)
+    else:
+        assert options.format != "delta"
+        api.export_lora(delta, base, format=options.format, output=options.output)
+    return {
+        "output": str(options.output),
+        "format": options.format,
+        "base": base.name,
+        "trainable": delta.num_parameters(),
+        "edits": len(delta.edits),
+    }

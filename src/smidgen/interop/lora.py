@@ -1,0 +1,292 @@
+"""LoRA deltas to and from the files of other programs: PEFT, diffusers, kohya, ComfyUI.
+
+A LoRA here is a linear bypass from the input of a linear or convolution to its output. Shapes and
+stacking are in factors.py, the names in lora_names.py, the keys in lora_keys.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.core.bypass import Bottleneck, Bypass, Conv
+from smidgen.core.delta import Delta, Provenance
+from smidgen.core.edits import Edit
+from smidgen.core.sites import Site
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.host import Host
+from smidgen.interop.factors import Factors
+from smidgen.interop.lora_files import Alphas, locate
+from smidgen.interop.lora_keys import check_kinds, parse_key
+from smidgen.interop.lora_names import CONVOLUTIONS, Names, Place
+from smidgen.models.files import read_tensors, write_safetensors_file
+
+LoraFormat = Literal["peft", "kohya"]
+
+PREFIXES = (
+    "base_model.model.",
+    "unet.",
+    "transformer.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+)
+KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
+
+class Target(Protocol):
+    """What is read of a base; `models.base.Base` is one."""
+
+    @property
+    def denoiser(self) -> nn.Module: ...
+    @property
+    def host(self) -> Host: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def write_lora(delta: Delta, path: Path | str, model: nn.Module, *, format: LoraFormat) -> Path:
+    """Write a LoRA delta for other programs; of `model` only names and sizes are read.
+
+    "peft": for `load_lora_weights` of diffusers and for PEFT; a scale other than 1 is multiplied
+    into the up-projection, as those files have no place for one that all programs read. "kohya":
+    for ComfyUI and kohya's scripts, with one alpha for all modules; under the original code's names
+    except for SD 1.x and 2.x, as there.
+
+    Raises: UsageError for another format; SmidgenError if an edit is no LoRA or the format has no
+        name for its module.
+    """
+    if format not in get_args(LoraFormat):
+        raise UsageError(
+            f'unknown format "{format}"; choose from: {", ".join(get_args(LoraFormat))}'
+        )
+    factors = factors_of(delta)
+    names = Names(model)
+    path = Path(path)
+    if format == "peft":
+        tensors = _peft_tensors(names.to_diffusers(factors), names.prefix)
+    else:
+        placed = names.to_original(factors) if names.kohya_is_original() else names.merged(factors)
+        tensors = _kohya_tensors(placed)
+    write_safetensors_file(tensors, path)
+    return path
+
+
+def read_lora(path: Path | str, base: Target) -> Delta:
+    """The delta of a LoRA file of PEFT, diffusers, kohya or ComfyUI on `base`; `path` may be the
+    folder of a PEFT adapter.
+
+    Raises: SmidgenError if the file is damaged, holds anything but plain LoRA of the denoiser (all
+        kinds are named), or names a module that this base has not.
+    """
+    path = Path(path)
+    path, config = locate(path)
+    tensors = read_tensors(path)
+    check_kinds(tensors, path)
+    alphas = Alphas(config, path)
+    names = Names(base.denoiser)
+    found = [
+        factors
+        for name, parts in _by_module(tensors, path).items()
+        for factors in _place(name, names, path).split(_factors(name, parts, alphas, path))
+    ]
+    order = {name: index for index, name in enumerate(names.modules)}
+    found.sort(key=lambda factors: (order[factors.module], factors.rows or (0, 0)))
+    edits: dict[str, Edit] = {}
+    for factors in found:
+        edit_name = _edit_name(factors, base.host)
+        if edit_name in edits:
+            raise SmidgenError(f"{path} has two LoRAs of {factors.module}; keep one of them")
+        edits[edit_name] = _edit(factors, names.modules[factors.module], path)
+    if not edits:
+        raise SmidgenError(f"{path} holds no LoRA that changes anything")
+    provenance = Provenance(
+        method="lora",
+        config={},
+        host=base.host.family,
+        base=base.name,
+        fingerprint=base.fingerprint,
+        classes=(),
+        training={"read_from": path.name},
+    )
+    return Delta(edits, provenance)
+
+
+def factors_of(delta: Delta) -> list[Factors]:
+    """The LoRAs of a delta in its order.
+
+    Raises: SmidgenError, naming the edit, if one is anything else.
+    """
+    found = []
+    for name, edit in delta.edits.items():
+        reason = _not_lora(edit)
+        if reason is not None:
+            raise SmidgenError(
+                f'"{name}" is {reason}, which LoRA files cannot hold; fold the delta, or attach it'
+            )
+        assert isinstance(edit, Bypass)
+        body = edit.body
+        found.append(
+            Factors(
+                module=edit.sites[0].module,
+                down=body.down.weight.detach(),
+                up=body.up.weight.detach(),
+                scale=edit.scale,
+                rows=edit.rows,
+            )
+        )
+    return found
+
+
+def _not_lora(edit: Edit) -> str | None:
+    if not isinstance(edit, Bypass):
+        return f"a {edit.kind}"
+    body, (read, *writes) = edit.body, edit.sites
+    if not isinstance(body, Bottleneck) or body.activation != "identity":
+        return "a bypass that is not linear"
+    if body.down.bias is not None or body.up.bias is not None:
+        return "a bypass with biases"
+    ends = [read.end, *(site.end for site in writes)]
+    if ends != ["in", "out"] or read.module != writes[0].module:
+        return "a bypass from one module to another"
+    return None
+
+
+def _peft_tensors(placed: Mapping[str, Factors], prefix: str) -> dict[str, Tensor]:
+    tensors = {}
+    for module, factors in placed.items():
+        up = factors.up if factors.scale == 1 else factors.up * factors.scale
+        tensors[f"{prefix}.{module}.lora_A.weight"] = factors.down.clone()
+        tensors[f"{prefix}.{module}.lora_B.weight"] = up.clone()
+    return tensors
+
+
+def _kohya_tensors(placed: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """One alpha for the whole file, the most common: diffusers reads mixed ones wrongly."""
+    alphas = Counter(factors.scale * factors.rank for factors in placed.values())
+    alpha = alphas.most_common(1)[0][0]
+    tensors = {}
+    for module, factors in placed.items():
+        name = f"lora_unet_{module.replace('.', '_')}"
+        ratio = factors.scale * factors.rank / alpha
+        tensors[f"{name}.lora_down.weight"] = factors.down.clone()
+        tensors[f"{name}.lora_up.weight"] = factors.up * ratio
+        tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
+    return tensors
+
+
+def _by_module(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        parsed = parse_key(key)
+        assert parsed is not None, "check_kinds has refused other keys"
+        name, part = parsed
+        if part in found.setdefault(name, {}):
+            raise SmidgenError(f"{path} has two tensors for {part} of {name}; get the file again")
+        found[name][part] = tensor
+    return found
+
+
+def _place(name: str, names: Names, path: Path) -> Place:
+    """What `name` in the file points to, with any prefix that a program puts before it."""
+    candidates = [name]
+    for prefix in PREFIXES:
+        candidates += [n.removeprefix(prefix) for n in candidates if n.startswith(prefix)]
+    for candidate in candidates:
+        if candidate in names.dotted:
+            return names.dotted[candidate]
+    for prefix in KOHYA_PREFIXES:
+        joined = name.removeprefix(prefix)
+        if joined == name or joined not in names.underscored:
+            continue
+        place = names.underscored[joined]
+        if place is None:
+            raise SmidgenError(f'{path}: "{name}" fits two modules of this {names.class_name}')
+        return place
+    other = [candidate for candidate in candidates if candidate in names.modules]
+    if other:
+        kind = type(names.modules[other[0]]).__name__
+        raise SmidgenError(
+            f"{path} has a LoRA of {other[0]}, a {kind}; only linears and convolutions"
+        )
+    raise SmidgenError(
+        f'{path} has a LoRA of "{name}", which this {names.class_name} has not; '
+        "give the base that it was trained on"
+    )
+
+
+def _factors(name: str, parts: Mapping[str, Tensor], alphas: Alphas, path: Path) -> Factors:
+    lacking = [part for part in ("down", "up") if part not in parts]
+    if lacking:
+        raise SmidgenError(f"{path}: the {lacking[0]} of {name} is missing; get the file again")
+    down, up = parts["down"], parts["up"]
+    rank = down.shape[0]
+    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != rank:
+        shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+        raise SmidgenError(f"{path}: down and up of {name} have shapes {shapes}, which do not fit")
+    alpha = float(parts["alpha"]) if "alpha" in parts else None
+    dotted = name
+    for prefix in PREFIXES:
+        dotted = dotted.removeprefix(prefix)
+    scale = alphas.scale(dotted, rank, alpha)
+    return Factors(module=name, down=down.clone(), up=up.clone(), scale=scale)
+
+
+def _edit(factors: Factors, module: nn.Module, path: Path) -> Bypass:
+    """The bypass of this LoRA; from half precision in float32, as it may be trained on."""
+    down, up = (
+        t.to(torch.promote_types(t.dtype, torch.float32)) for t in (factors.down, factors.up)
+    )
+    conv, axis = None, -1
+    if isinstance(module, CONVOLUTIONS):
+        conv, axis = _geometry(module), 1
+        size_in, kernel = module.in_channels, tuple(module.kernel_size)
+        if module.groups > 1:
+            raise SmidgenError(f"{path} has a LoRA of {factors.module}, a grouped convolution")
+    else:
+        size_in, kernel = int(getattr(module, "in_features")), ()  # noqa: B009 - quantised ones too
+    ones = (1,) * len(kernel)
+    # a 1x1 convolution and a linear are one matrix, and files write it either way
+    if math.prod(down.shape[2:]) == math.prod(kernel) == 1:
+        down = down.reshape(*down.shape[:2], *kernel)
+    expected = (factors.rank, size_in, *kernel)
+    if down.shape != expected or math.prod(up.shape[2:]) != 1:
+        raise SmidgenError(
+            f"{path}: the LoRA of {factors.module} has shape {tuple(down.shape)}, the base's needs "
+            f"{expected}; give the base that it was trained on"
+        )
+    up = up.reshape(*up.shape[:2], *ones)
+    rows = factors.rows
+    size_out = up.shape[0]
+    body = Bottleneck(size_in, factors.rank, size_out, activation="identity", bias=False, conv=conv)
+    with torch.no_grad():
+        body.down.weight.copy_(down)
+        body.up.weight.copy_(up)
+    read = Site(factors.module, "in", axis=axis)
+    write = Site(factors.module, "out", axis=axis)
+    return Bypass(read, (write,), body, scale=factors.scale, rows=rows)
+
+
+def _geometry(module: Any) -> Conv:
+    return Conv(
+        kernel=tuple(module.kernel_size),
+        stride=tuple(module.stride),
+        padding=tuple(module.padding),
+        dilation=tuple(module.dilation),
+    )
+
+
+def _edit_name(factors: Factors, host: Host) -> str:
+    """As the method `lora` names it: the module, and the role of the rows if it has some."""
+    if factors.rows is None:
+        return f"{factors.module}.lora"
+    roles = {(one.module, one.rows): one.role for one in host.linears}
+    role = roles.get((factors.module, factors.rows), f"{factors.rows[0]}_{factors.rows[1]}")
+    return f"{factors.module}.lora_{role}"

@@ -1,0 +1,170 @@
+"""Where the names in LoRA files point in a model: its own modules, and those of the original code.
+
+A name is looked up among the model's real ones, with dots or, as kohya writes them, underscores;
+it is never taken apart by guessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+from smidgen.errors import SmidgenError
+from smidgen.interop.factors import Factors, Rows, merge, split, stack, whole
+from smidgen.interop.renaming import Renaming, modules_of
+from smidgen.interop.single_file import renaming_of
+from smidgen.models.dit_diffusers import BLOCK_MODULES, QKV_MODULES, ROOT_MODULES
+
+UNET = "UNet2DConditionModel"
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Part(NamedTuple):
+    """Output rows of one module of the model (None: all) and their number."""
+
+    module: str
+    rows: Rows | None
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a name in a file means: parts whose rows it stacks, halves swapped or not."""
+
+    parts: tuple[Part, ...]
+    swapped: bool = False
+
+    def split(self, factors: Factors) -> list[Factors]:
+        """The LoRA of this name as those of the model's modules."""
+        targets = [(part.module, part.rows) for part in self.parts]
+        return split(factors, targets, [part.size for part in self.parts], swapped=self.swapped)
+
+
+class Names:
+    """All names by which the linears and convolutions of `model` go.
+
+    `outer` maps original modules to their parts; `inner`, for our own DiT, diffusers' names to
+    rows of our modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.class_name = type(model).__name__
+        self.config = getattr(model, "config", {})
+        self.modules = dict(model.named_modules())
+        self.sizes = {name: size for name, m in self.modules.items() if (size := size_out(m))}
+        names = modules_of(model.state_dict())
+        found = renaming_of(self.class_name, names)
+        self.original = Renaming(modules={}) if found is None else found
+        self.ours = _dit_renaming(self.sizes) if self.class_name == "DiT" else None
+        self.dotted = self._dotted()
+        self.underscored = _underscored(self.dotted)
+
+    @property
+    def prefix(self) -> str:
+        """The component of a diffusers pipeline that this model is."""
+        return "unet" if self.class_name == UNET else "transformer"
+
+    def kohya_is_original(self) -> bool:
+        """Whether kohya's trainer runs this family in its original code, and names it so: all but
+        SD 1.x and 2.x.
+        """
+        if self.class_name != UNET:
+            return bool(self.original.modules)
+        return getattr(self.config, "addition_embed_type", None) is not None
+
+    def _dotted(self) -> dict[str, Place]:
+        places = {n: Place(parts=(Part(n, None, size),)) for n, size in self.sizes.items()}
+        if self.ours is not None:
+            for outer, inner in self.ours.modules.items():
+                size = self.sizes[outer] // len(inner)
+                for index, name in enumerate(inner):
+                    rows = None if len(inner) == 1 else (index * size, (index + 1) * size)
+                    places[name] = Place(parts=(Part(outer, rows, size),))
+        for outer, inner in self.original.modules.items():
+            if all(name in self.sizes for name in inner):
+                parts = tuple(Part(name, None, self.sizes[name]) for name in inner)
+                place = Place(parts=parts, swapped=outer in self.original.swapped)
+                places.setdefault(outer, place)
+        return places
+
+    def merged(self, several: Sequence[Factors]) -> dict[str, Factors]:
+        """One LoRA for each of the model's own modules, all rows."""
+        return _one_each(several, self.sizes)
+
+    def to_diffusers(self, several: Sequence[Factors]) -> dict[str, Factors]:
+        """One LoRA for each module of diffusers' model, all rows.
+
+        Raises: SmidgenError for a module that diffusers' model has not, or has many times.
+        """
+        if self.ours is None:
+            return _one_each(several, self.sizes)
+        parts: list[Factors] = []
+        for factors in several:
+            inner = self.ours.modules.get(factors.module)
+            if inner is None:
+                raise SmidgenError(
+                    f"diffusers' DiT has no single module for {factors.module}, which it repeats "
+                    "in every block; choose other targets"
+                )
+            size = self.sizes[factors.module] // len(inner)
+            targets: list[tuple[str, Rows | None]] = [(name, None) for name in inner]
+            parts += split(factors, targets, [size] * len(inner), swapped=False)
+        return _one_each(parts, {})
+
+    def to_original(self, several: Sequence[Factors]) -> dict[str, Factors]:
+        """One LoRA for each module of the original code.
+
+        Raises: SmidgenError for a module that the original code has not.
+        """
+        own = _one_each(several, self.sizes)
+        stacked: dict[str, Factors] = {}
+        for outer, inner in self.original.modules.items():
+            parts = [[own.pop(name)] if name in own else [] for name in inner]
+            if any(parts):
+                sizes = [self.sizes[name] for name in inner]
+                swapped = outer in self.original.swapped
+                stacked[outer] = stack(parts, sizes, outer, swapped=swapped)
+        if own:
+            raise SmidgenError(f"the original code has no module for {next(iter(own))}")
+        return stacked
+
+
+def size_out(module: nn.Module) -> int | None:
+    """Output channels of a module that LoRA may act on: a linear, quantised too, or convolution."""
+    if isinstance(module, CONVOLUTIONS):
+        return module.out_channels
+    size = getattr(module, "out_features", None)
+    return size if isinstance(size, int) and hasattr(module, "in_features") else None
+
+
+def _one_each(several: Sequence[Factors], sizes: Mapping[str, int]) -> dict[str, Factors]:
+    """The LoRAs by module, those of one module merged."""
+    grouped: dict[str, list[Factors]] = {}
+    for factors in several:
+        full = factors if factors.rows is None else whole(factors, sizes[factors.module])
+        grouped.setdefault(factors.module, []).append(full)
+    return {module: merge(group) for module, group in grouped.items()}
+
+
+def _underscored(dotted: Mapping[str, Place]) -> dict[str, Place | None]:
+    """The names with underscores for dots; None where two different modules share one."""
+    found: dict[str, Place | None] = {}
+    for name, place in dotted.items():
+        joined = name.replace(".", "_")
+        found[joined] = place if found.setdefault(joined, place) == place else None
+    return found
+
+
+def _dit_renaming(names: Mapping[str, int]) -> Renaming:
+    """Modules of our DiT -> those of diffusers' that they stack."""
+    modules: dict[str, tuple[str, ...]] = {a: (b,) for a, b in ROOT_MODULES.items()}
+    index = 0
+    while f"blocks.{index}.attn.qkv" in names:
+        block, target = f"blocks.{index}", f"transformer_blocks.{index}"
+        modules |= {f"{block}.{a}": (f"{target}.{b}",) for a, b in BLOCK_MODULES.items()}
+        modules[f"{block}.attn.qkv"] = tuple(f"{target}.{name}" for name in QKV_MODULES)
+        index += 1
+    return Renaming(modules=modules)

@@ -1,0 +1,160 @@
+"""Folding into a diffusers pipeline: a copy of its folder, or one file in the original names.
+
+Everything happens on files and state dicts, one component at a time and in the files' precision.
+What folds at all is core/fold.py's matter, the names of the original code are in single_file.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from smidgen.core.delta import Delta
+from smidgen.core.fold import fold
+from smidgen.errors import SmidgenError
+from smidgen.hosts.host import Host
+from smidgen.interop.single_file import check_single_file, single_file, text_encoders_needed
+from smidgen.models.files import (
+    read_json,
+    read_tensors,
+    refuse_pickles,
+    write_json,
+    write_safetensors_file,
+)
+
+INDEX = "model_index.json"
+DENOISERS = ("unet", "transformer")
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # of diffusers, transformers
+SKIPPED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".pb", ".h5"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A diffusers pipeline on disk: its index and the component that is the denoiser."""
+
+    folder: Path
+    index: Mapping[str, Any]
+    denoiser: str
+
+    def components(self) -> tuple[str, ...]:
+        """The components that the index names and the folder has."""
+        named = [key for key, value in self.index.items() if _is_class(value)]
+        return tuple(name for name in named if (self.folder / name).is_dir())
+
+
+def open_pipeline(folder: Path) -> Pipeline:
+    """The pipeline in a folder; only its index is read.
+
+    Raises: SmidgenError if there is none, or it has no single denoiser.
+    """
+    if not (folder / INDEX).is_file():
+        raise SmidgenError(f"{folder} is no diffusers pipeline: it has no {INDEX}")
+    index = read_json(folder / INDEX)
+    found = [name for name in DENOISERS if (folder / name / "config.json").is_file()]
+    if len(found) != 1:
+        raise SmidgenError(
+            f"{folder} has {len(found)} of {', '.join(DENOISERS)}; a pipeline to fold into has one"
+        )
+    return Pipeline(folder=folder, index=index, denoiser=found[0])
+
+
+def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path) -> Path:
+    """Write a copy of the pipeline with `delta` folded into its denoiser, for stock diffusers.
+
+    Second copies of weights in other formats are not copied, and optional components that the
+    folder lacks are switched off in the index.
+
+    Raises: SmidgenError if the delta does not fold, or the disk refuses.
+    """
+    folded = fold(delta, component_state(pipeline.folder / pipeline.denoiser), host.folds)
+    _check_apart(pipeline.folder, output)
+    present = pipeline.components()
+    for name in present:
+        _copy_component(pipeline.folder / name, output / name, weights=name != pipeline.denoiser)
+    write_safetensors_file(folded, output / pipeline.denoiser / WEIGHTS[0])
+    index = {
+        key: [None, None] if _is_class(value) and key not in present else value
+        for key, value in pipeline.index.items()
+    }
+    write_json(index, output / INDEX)
+    return output
+
+
+def fold_into_single_file(delta: Delta, pipeline: Pipeline, host: Host, output: Path) -> Path:
+    """Write the pipeline with `delta` folded in as one `.safetensors` in the original names.
+
+    Raises: SmidgenError if the delta does not fold, the family has no such file or it has no place
+        for a tensor, or the disk refuses.
+    """
+    configs = {
+        name: read_json(pipeline.folder / name / "config.json")
+        for name in pipeline.components()
+        if (pipeline.folder / name / "config.json").is_file()
+    }
+    check_single_file(configs, pipeline.denoiser)
+    class_name = configs[pipeline.denoiser]["_class_name"]
+    folded = fold(delta, component_state(pipeline.folder / pipeline.denoiser), host.folds)
+    texts: dict[str, tuple[Mapping[str, Tensor], str]] = {}
+    if text_encoders_needed(class_name):
+        for name in ("text_encoder", "text_encoder_2"):
+            if name in configs:
+                activation = str(configs[name].get("hidden_act", "quick_gelu"))
+                texts[name] = (component_state(pipeline.folder / name), activation)
+    codec = component_state(pipeline.folder / "vae")
+    tensors = single_file(class_name, folded, codec, texts)
+    write_safetensors_file(tensors, output)
+    return output
+
+
+def component_state(folder: Path) -> dict[str, Tensor]:
+    """The weights of one component, from one file or several.
+
+    Raises: SmidgenError if there are none, or only as a pickle.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(read_json(index).get("weight_map", {}).values()))
+            if not files or any(Path(file).name != file for file in files):
+                raise SmidgenError(f"{index} names no files of its own folder; get it again")
+            return {k: t for file in files for k, t in read_tensors(folder / file).items()}
+    refuse_pickles(folder)
+    raise SmidgenError(f"{folder} holds none of {', '.join(WEIGHTS)}; get the folder again")
+
+
+def _copy_component(source: Path, target: Path, *, weights: bool) -> None:
+    """All files of a component but pickles and, on demand, weights."""
+    skipped = SKIPPED if weights else SKIPPED | {".safetensors"}
+    for path in sorted(source.rglob("*")):
+        is_index = path.name.endswith(".safetensors.index.json") and not weights
+        if not path.is_file() or path.suffix in skipped or is_index:
+            continue
+        place = target / path.relative_to(source)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        except OSError as error:
+            raise SmidgenError(f"cannot write {place}: {error.strerror or error}") from error
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    """Raises: SmidgenError if the output is the base itself, or in it."""
+    source, output = source.resolve(), output.resolve()
+    if output == source or source in output.parents:
+        raise SmidgenError(f"{output} is in the base, which stays as it is; give another folder")
+
+
+def _is_class(value: Any) -> bool:
+    """An entry of the index that names a component's library and class."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(part is None or isinstance(part, str) for part in value)
+    )

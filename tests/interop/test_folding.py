@@ -1,0 +1,178 @@
+"""Folded into a pipeline folder or a single file, stock diffusers draws what attaching draws."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from smidgen.core.fold import fold
+from smidgen.errors import SmidgenError
+from smidgen.hosts.host import find_host
+from smidgen.interop.pipeline_folder import (
+    fold_into_folder,
+    fold_into_single_file,
+    open_pipeline,
+)
+from tests.interop import pipelines
+from tests.interop.deltas import foldable
+
+SD3 = diffusers.StableDiffusion3Pipeline
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
+WITHOUT_TEXT = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+
+
+def prompt():
+    return {"prompt": "a red cat", "negative_prompt": "a cat"}
+
+
+def embeddings():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "prompt_embeds": torch.randn(1, 6, 32, generator=generator),
+        "pooled_prompt_embeds": torch.randn(1, 32, generator=generator),
+    }
+
+
+# how the folder is made, the class that reads it, what it must be told, how it is called
+CASES = {
+    "sd": (pipelines.stable_diffusion, diffusers.StableDiffusionPipeline, {}, prompt),
+    "sdxl": (pipelines.stable_diffusion_xl, diffusers.StableDiffusionXLPipeline, {}, prompt),
+    "sd3": (pipelines.stable_diffusion_3, SD3, WITHOUT_T5, prompt),
+    "flux": (pipelines.flux, diffusers.FluxPipeline, WITHOUT_TEXT, embeddings),
+}
+
+
+class Case:
+    """A pipeline folder with a delta, and the images of both with the delta attached."""
+
+    def __init__(self, root, make, kind, absent, call):
+        self.kind, self.absent, self.call = kind, absent, call
+        self.folder = make(root)
+        self.pipeline = self.load(self.folder)
+        self.denoiser = getattr(self.pipeline, open_pipeline(self.folder).denoiser)
+        self.host = find_host(self.denoiser)
+        self.delta = foldable(self.denoiser)
+        self.stock = self.draw(self.pipeline)
+        with self.delta.attach(self.denoiser):
+            self.expected = self.draw(self.pipeline)
+        assert (self.expected - self.stock).abs().max() > 0.02, "the delta must show"
+
+    def load(self, folder):
+        return pipelines.quiet(self.kind.from_pretrained(folder, **self.absent))
+
+    def draw(self, pipeline):
+        return pipeline(
+            height=16,
+            width=16,
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            **self.call(),
+        ).images
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    return Case(tmp_path_factory.mktemp(request.param), *CASES[request.param])
+
+
+def close(images, expected):
+    # two float32 runs, through the network twice and a decoder, of weights rounded once
+    torch.testing.assert_close(images, expected, rtol=0, atol=2e-3)
+
+
+def test_a_folded_folder_draws_the_images_of_the_delta(case, tmp_path):
+    out = fold_into_folder(case.delta, open_pipeline(case.folder), case.host, tmp_path / "out")
+    close(case.draw(case.load(out)), case.expected)
+    before = {p.relative_to(case.folder): p.stat().st_size for p in case.folder.rglob("*.*")}
+    after = {p.relative_to(out): p.stat().st_size for p in out.rglob("*.*")}
+    assert set(after) == set(before), "every file of the pipeline is there, and no other"
+
+
+def test_a_single_file_draws_the_images_of_the_delta(case, tmp_path, monkeypatch):
+    if case.kind is diffusers.FluxPipeline:
+        _widths_of(case.denoiser, monkeypatch)
+    path = tmp_path / "model.safetensors"
+    fold_into_single_file(case.delta, open_pipeline(case.folder), case.host, path)
+    given = {"text_encoder", "text_encoder_2"} if case.kind is SD3 else set()  # are not in the file
+    parts = case.absent | {name: getattr(case.pipeline, name) for name in given}
+    read = case.kind.from_single_file(
+        str(path), config=str(case.folder), local_files_only=True, **parts
+    )
+    close(case.draw(pipelines.quiet(read)), case.expected)
+
+
+def _widths_of(transformer, monkeypatch):
+    """diffusers' reader of Flux files has FLUX.1's width written into it; the tiny one is narrower:
+    the same split in the tiny width.
+    """
+    split, width = torch.split, transformer.inner_dim
+    released = (3072, 3072, 3072, 4 * 3072)
+
+    def scaled(tensor, sizes, dim=0):
+        own = [size * width // 3072 for size in sizes] if sizes == released else sizes
+        return split(tensor, own, dim=dim)
+
+    monkeypatch.setattr(torch, "split", scaled)
+
+
+def test_folding_keeps_the_files_precision_and_leaves_the_base_alone(tmp_path):
+    folder = pipelines.stable_diffusion(tmp_path / "sd")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    unet.half().save_pretrained(folder / "unet")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    delta = foldable(unet)
+    out = fold_into_folder(delta, open_pipeline(folder), find_host(unet), tmp_path / "out")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.*")}
+    folded = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    expected = fold(delta, unet.state_dict(), find_host(unet).folds)
+    assert {tensor.dtype for tensor in folded.values()} == {torch.float16}
+    assert set(folded) == set(expected)
+    assert all(torch.equal(folded[key], tensor) for key, tensor in expected.items())
+
+
+def test_an_optional_component_that_is_not_there_is_switched_off(tmp_path):
+    folder = pipelines.stable_diffusion(tmp_path / "sd")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    out = fold_into_folder(foldable(unet), open_pipeline(folder), find_host(unet), tmp_path / "out")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(out)
+    assert pipeline.safety_checker is None
+
+
+def test_open_clip_of_sd_2_goes_into_a_single_file(tmp_path):
+    folder = pipelines.stable_diffusion(tmp_path / "sd2", activation="gelu")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    path = tmp_path / "model.safetensors"
+    fold_into_single_file(foldable(unet), open_pipeline(folder), find_host(unet), path)
+    kind = diffusers.StableDiffusionPipeline
+    read = kind.from_single_file(str(path), config=str(folder), local_files_only=True)
+    own = kind.from_pretrained(folder).text_encoder.state_dict()
+    found = read.text_encoder.state_dict()
+    assert set(found) == set(own)
+    assert all(torch.equal(found[key], tensor) for key, tensor in own.items())
+
+
+def test_what_cannot_be_folded_or_written_is_refused(tmp_path):
+    folder = pipelines.stable_diffusion(tmp_path / "sd")
+    pipeline = open_pipeline(folder)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    delta, host = foldable(unet), find_host(unet)
+    with pytest.raises(SmidgenError, match="is in the base, which stays as it is"):
+        fold_into_folder(delta, pipeline, host, folder / "folded")
+    with pytest.raises(SmidgenError, match=r"is no diffusers pipeline: it has no model_index"):
+        open_pipeline(tmp_path)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    for change, reason in [
+        ({"_class_name": "Kandinsky3UNet"}, "no original names for a Kandinsky3UNet"),
+        ({"class_embed_type": "projection"}, "this one has other embeddings"),
+    ]:
+        (folder / "unet" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(SmidgenError, match=reason):
+            fold_into_single_file(delta, pipeline, host, tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()

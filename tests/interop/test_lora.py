@@ -1,0 +1,378 @@
+"""LoRA to and from PEFT, diffusers and kohya: the same images, the same weights, or a refusal."""
+
+import json
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smidgen.core.bypass import Bottleneck, Bypass
+from smidgen.core.delta import Delta
+from smidgen.core.edits import Shift
+from smidgen.core.sites import Site
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.host import find_host
+from smidgen.interop.lora import read_lora, write_lora
+from smidgen.interop.renaming import modules_of, rename
+from smidgen.interop.single_file import renaming_of
+from smidgen.methods.lora import bypass_beside, name_of
+from smidgen.models.dit_diffusers import to_diffusers
+from tests.interop import pipelines, tiny
+from tests.interop.deltas import provenance
+from tests.interop.test_folding import CASES
+from tests.models.conftest import TINY, random_dit
+
+MODELS = {"sd": tiny.unet, "sdxl": tiny.xl_unet, "sd3": tiny.sd3, "flux": tiny.flux}
+
+
+def base_of(model):
+    return SimpleNamespace(denoiser=model, host=find_host(model), name="tiny", fingerprint="x")
+
+
+def lora(model, *, share=1.0, strength=0.3, chosen=None):
+    """Random LoRA beside `share` of the host's linears and convolutions, of ranks 1 to 3 and of two
+    scales, one a power of two.
+    """
+    host = find_host(model)
+    generator = torch.Generator().manual_seed(2)
+    edits, modules = {}, dict(model.named_modules())
+    for number, linear in enumerate(host.linears):
+        grouped = getattr(modules[linear.module], "groups", 1) != 1
+        whole = linear.rows is None if chosen is None else chosen(linear)
+        if not whole or grouped or torch.rand((), generator=generator) > share:
+            continue
+        scale = (0.5, 1.3)[number % 2]
+        edits[name_of(linear)] = bypass_beside(model, linear, 1 + number % 3, scale)
+    delta = Delta(edits, provenance(host, "lora", "x"))
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.copy_(strength * torch.randn(parameter.shape, generator=generator))
+    return delta
+
+
+def changed(state, delta):
+    """W + scale * up @ down, written out, for every edit."""
+    state = {key: tensor.clone().double() for key, tensor in state.items()}
+    for edit in delta.edits.values():
+        weight = state[f"{edit.sites[0].module}.weight"]
+        down, up = edit.body.down.weight.double(), edit.body.up.weight.double()
+        product = (up.flatten(1) @ down.flatten(1)).view(-1, *weight.shape[1:])
+        start, stop = edit.rows or (0, len(weight))
+        weight[start:stop] += edit.scale * product
+    return state
+
+
+# -- ours in other programs ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_pipelines_draw_the_same_images_with_our_file(tmp_path, family, form):
+    """Flux in kohya's names is read by diffusers only at FLUX.1's width; SD3 not at all."""
+    if family in ("sd3", "flux") and form == "kohya":
+        pytest.skip("diffusers reads no such file of this size; its weights are compared below")
+    make, kind, absent, call = CASES[family]
+    pipeline = pipelines.quiet(kind.from_pretrained(make(tmp_path), **absent))
+    denoiser = pipeline.unet if family in ("sd", "sdxl") else pipeline.transformer
+    # kohya's trainer gives no LoRA to layers outside the blocks, and diffusers reads none there
+    chosen, strength = (_attention, 1.0) if form == "kohya" else (None, 0.2)
+    delta = lora(denoiser, share=0.5, strength=strength, chosen=chosen)
+    arguments = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt"}
+
+    def draw():
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(generator=generator, **arguments, **call()).images
+
+    stock = draw()
+    with delta.attach(denoiser):
+        expected = draw()
+    assert (expected - stock).abs().max() > 0.01, "the LoRA must show"
+    path = write_lora(delta, tmp_path / "ours.safetensors", denoiser, format=form)
+    pipeline.load_lora_weights(path)
+    torch.testing.assert_close(draw(), expected, rtol=0, atol=1e-3)
+
+
+def _attention(linear):
+    parts = linear.module.split(".")
+    return linear.rows is None and "transformer_blocks" in parts and "attn1" in parts
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_kohya_factors_are_the_change_of_the_original_weights(tmp_path, make):
+    """Whatever is stacked or swapped there: the file's products are the weights' difference."""
+    model = make()
+    delta = lora(model, share=0.7)
+    tensors = load_file(write_lora(delta, tmp_path / "k.safetensors", model, format="kohya"))
+    before = {key: tensor.double() for key, tensor in model.state_dict().items()}
+    after = changed(before, delta)
+    if make is not tiny.unet:
+        renaming = renaming_of(type(model).__name__, modules_of(before))
+        before, after = (rename(state, renaming, "the file") for state in (before, after))
+    moved = {key.removesuffix(".weight") for key in before if not before[key].equal(after[key])}
+    names = {f"lora_unet_{name.replace('.', '_')}": name for name in moved}
+    assert {key.partition(".")[0] for key in tensors} == set(names)
+    for joined, name in names.items():
+        down, up, alpha = (
+            tensors[f"{joined}.{part}"].double()
+            for part in ("lora_down.weight", "lora_up.weight", "alpha")
+        )
+        product = alpha / len(down) * (up.flatten(1) @ down.flatten(1))
+        difference = after[f"{name}.weight"] - before[f"{name}.weight"]
+        torch.testing.assert_close(product.view(difference.shape), difference, rtol=1e-6, atol=1e-6)
+
+
+def test_our_dit_is_named_as_that_of_diffusers(tmp_path):
+    """Rows of the fused qkv are three linears there; a LoRA on all of it goes to each of them."""
+    model = random_dit(TINY)
+    delta = lora(model, chosen=lambda one: one.role in ("q", "v", "o", "qkv", "ff1"))
+    assert any(edit.rows for edit in delta.edits.values())
+    tensors = load_file(write_lora(delta, tmp_path / "p.safetensors", model, format="peft"))
+    before = {key: tensor.double() for key, tensor in model.state_dict().items()}
+    after = to_diffusers(changed(before, delta), TINY.depth)
+    before = to_diffusers(before, TINY.depth)
+    moved = {key for key in before if not before[key].equal(after[key])}
+    assert {f"transformer.{key.removesuffix('.weight')}.lora_A.weight" for key in moved} <= set(
+        tensors
+    )
+    for key in moved:
+        name = f"transformer.{key.removesuffix('.weight')}"
+        product = (
+            tensors[f"{name}.lora_B.weight"].double() @ tensors[f"{name}.lora_A.weight"].double()
+        )
+        torch.testing.assert_close(product, after[key] - before[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+@pytest.mark.parametrize("make", [*MODELS.values(), lambda: random_dit(TINY)], ids=[*MODELS, "dit"])
+def test_a_written_file_comes_back_as_a_delta_of_the_same_weights(tmp_path, make, form):
+    model = make()
+    chosen = (lambda one: one.role in ("q", "v", "o")) if make not in MODELS.values() else None
+    delta = lora(model, share=0.7, chosen=chosen)
+    path = write_lora(delta, tmp_path / "file.safetensors", model, format=form)
+    read = read_lora(path, base_of(model))
+    ours, theirs = (changed(model.state_dict(), one) for one in (delta, read))
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-6, atol=1e-6, msg=key)
+    if form == "peft":
+        assert list(read.edits) == list(delta.edits)
+    assert (read.provenance.method, read.provenance.fingerprint) == ("lora", "x")
+
+
+# -- others' files here ----------------------------------------------------------------------------
+
+
+def _peft_unet(**settings):
+    from peft import LoraConfig
+
+    model = tiny.unet()
+    model.add_adapter(LoraConfig(target_modules=["to_q", "to_v", "conv1", "proj_in"], **settings))
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if {"lora_A", "lora_B"} & set(name.split(".")):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def unet_output(model):
+    generator = torch.Generator().manual_seed(1)
+    x, text = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 5, 32)))
+    with torch.no_grad():
+        return model(x, torch.tensor([3, 700]), encoder_hidden_states=text).sample
+
+
+PEFT = {
+    "alpha": {"r": 4, "lora_alpha": 6},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 8,
+        "rank_pattern": {"to_q": 2},
+        "alpha_pattern": {"to_q": 5},
+    },
+    "rank-stabilised": {"r": 4, "lora_alpha": 3, "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("settings", PEFT.values(), ids=PEFT)
+def test_files_of_diffusers_with_pefts_settings_give_their_output(tmp_path, settings):
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft.utils import get_peft_model_state_dict
+
+    theirs, model = _peft_unet(**settings), tiny.unet()
+    diffusers.StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(theirs),
+        **_collate_lora_metadata({"unet": theirs}),
+    )
+    delta = read_lora(tmp_path / "pytorch_lora_weights.safetensors", base_of(model))
+    with delta.attach(model):
+        found = unet_output(model)
+    expected = unet_output(theirs)
+    assert (unet_output(model) - expected).abs().max() > 0.05
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_peft_folder_with_its_configuration_is_read(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny.unet()
+    config = LoraConfig(r=2, lora_alpha=7, target_modules=["to_k"], init_lora_weights=False)
+    torch.manual_seed(0)
+    theirs = get_peft_model(tiny.unet(), config).eval()
+    theirs.save_pretrained(tmp_path)
+    with read_lora(tmp_path, base_of(model)).attach(model):
+        torch.testing.assert_close(unet_output(model), unet_output(theirs), rtol=1e-4, atol=1e-4)
+
+
+SPELLINGS = {
+    "kohya": ("lora_unet_{_}.lora_down.weight", "lora_unet_{_}.lora_up.weight"),
+    "diffusers": ("unet.{.}.lora_A.weight", "unet.{.}.lora_B.weight"),
+    "peft": ("base_model.model.{.}.lora_A.weight", "base_model.model.{.}.lora_B.weight"),
+    "in memory": ("{.}.lora_A.default.weight", "{.}.lora_B.default.weight"),
+    "older": ("unet.{.}.lora.down.weight", "unet.{.}.lora.up.weight"),
+    "ComfyUI": ("diffusion_model.{.}.lora_down.weight", "diffusion_model.{.}.lora_up.weight"),
+    "original": ("lora_unet_{o}.lora_down.weight", "lora_unet_{o}.lora_up.weight"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_every_spelling_of_a_key_finds_the_module(tmp_path, spelling):
+    model = tiny.unet()
+    module = "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0"
+    original = "input_blocks_2_1_transformer_blocks_0_attn2_to_out_0"
+    down, up = torch.randn(3, 32), torch.randn(32, 3)
+    keys = [
+        pattern.replace("{.}", module)
+        .replace("{_}", module.replace(".", "_"))
+        .replace("{o}", original)
+        for pattern in spelling
+    ]
+    save_file(dict(zip(keys, (down, up), strict=True)), tmp_path / "l.safetensors")
+    (edit,) = read_lora(tmp_path / "l.safetensors", base_of(model)).edits.values()
+    assert (edit.sites[0].module, edit.scale) == (module, 1.0)
+    assert torch.equal(edit.body.down.weight, down)
+    assert torch.equal(edit.body.up.weight, up)
+
+
+def test_old_attention_processors_and_convolutions_written_as_matrices_are_read(tmp_path):
+    model = tiny.unet()
+    block = "mid_block.attentions.0.transformer_blocks.0"
+    tensors = {
+        f"{block}.attn1.processor.to_out_lora.down.weight": torch.randn(2, 64),
+        f"{block}.attn1.processor.to_out_lora.up.weight": torch.randn(64, 2),
+        "mid_block.attentions.0.proj_in.lora_A.weight": torch.randn(2, 64),  # a 1x1 convolution
+        "mid_block.attentions.0.proj_in.lora_B.weight": torch.randn(64, 2),
+    }
+    save_file(tensors, tmp_path / "l.safetensors")
+    delta = read_lora(tmp_path / "l.safetensors", base_of(model))
+    assert [edit.sites[0].module for edit in delta.edits.values()] == [
+        "mid_block.attentions.0.proj_in",
+        f"{block}.attn1.to_out.0",
+    ]
+    with delta.attach(model):
+        assert unet_output(model).isfinite().all()
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+GOOD = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+REFUSED = {
+    "DoRA": {f"{GOOD}.lora_magnitude_vector": (32,)},
+    "DoRA of kohya": {"lora_unet_mid_block_attentions_0_proj_in.dora_scale": (64, 1)},
+    "LoHa": {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": (64, 2)},
+    "LoKr": {"lora_unet_mid_block_attentions_0_proj_in.lokr_w1": (4, 4)},
+    "LoRA of text encoders": {
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (4, 2)
+    },
+    "LoRA of text encoders (diffusers)": {"text_encoder.layers.0.mlp.fc1.lora_A.weight": (2, 4)},
+    "trained biases": {f"{GOOD}.lora_B.bias": (32,)},
+    "keys of an unknown kind": {"unet.something": (2,)},
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_plain_lora_of_the_denoiser_is_named_and_refused(tmp_path, kind):
+    tensors = {
+        f"{GOOD}.lora_A.weight": torch.randn(2, 32),
+        f"{GOOD}.lora_B.weight": torch.randn(32, 2),
+    }
+    base = base_of(tiny.unet())
+    save_file(tensors, tmp_path / "good.safetensors")
+    assert len(read_lora(tmp_path / "good.safetensors", base).edits) == 1
+    tensors |= {key: torch.ones(shape) for key, shape in REFUSED[kind].items()}
+    save_file(tensors, tmp_path / "l.safetensors")
+    with pytest.raises(SmidgenError) as refusal:
+        read_lora(tmp_path / "l.safetensors", base)
+    name = kind.partition(" (")[0].removesuffix(" of kohya")
+    assert f"{name} (1 tensors, first {next(iter(REFUSED[kind]))})" in str(refusal.value)
+
+
+def test_every_kind_in_a_file_is_named_at_once(tmp_path):
+    mixed = [key for kind in ("DoRA", "LoHa", "LoRA of text encoders") for key in REFUSED[kind]]
+    save_file({key: torch.ones(2, 2) for key in mixed}, tmp_path / "l.safetensors")
+    with pytest.raises(SmidgenError, match=r"^(?=.* DoRA)(?=.* LoHa)(?=.* LoRA of text)"):
+        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()))
+
+
+def test_files_for_other_models_and_damaged_ones_are_refused(tmp_path):
+    base, path = base_of(tiny.unet()), tmp_path / "l.safetensors"
+    pair = {"down": torch.randn(2, 32), "up": torch.randn(32, 2)}
+    for tensors, message in [
+        ({"transformer.x.to_q.lora_A.weight": pair["down"]}, "UNet2DConditionModel has not"),
+        ({f"{GOOD}.lora_A.weight": pair["down"]}, "the up of .* is missing"),
+        (
+            {f"{GOOD}.lora_A.weight": torch.randn(2, 9), f"{GOOD}.lora_B.weight": pair["up"]},
+            r"\(2, 9\)",
+        ),
+        (
+            {f"{GOOD}.lora_A.weight": torch.randn(3, 32), f"{GOOD}.lora_B.weight": pair["up"]},
+            "do not fit",
+        ),
+        (
+            {
+                "conv_norm_out.lora_A.weight": pair["down"],
+                "conv_norm_out.lora_B.weight": pair["up"],
+            },
+            "a GroupNorm; only linears",
+        ),
+    ]:
+        save_file(tensors, path)
+        with pytest.raises(SmidgenError, match=message):
+            read_lora(path, base)
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.use_dora": True, "unet.r": 2})}
+    both = {f"{GOOD}.lora_A.weight": pair["down"], f"{GOOD}.lora_B.weight": pair["up"]}
+    save_file(both, path, metadata=metadata)
+    with pytest.raises(SmidgenError, match="is DoRA; only plain LoRA"):
+        read_lora(path, base)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SmidgenError):
+        read_lora(path, base)
+
+
+def test_what_a_lora_file_cannot_hold_is_refused_by_name(tmp_path):
+    model = tiny.unet()
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    here, there = Site(name, "in"), Site(name)
+    body = Bottleneck(64, 2, 64, activation="identity", bias=False)
+    across = Site("mid_block.attentions.0.transformer_blocks.0.attn1.to_k")
+    for edit, reason in [
+        (Shift(there, 64), '"e" is a shift'),
+        (
+            Bypass(here, (there,), Bottleneck(64, 2, 64, activation="relu", bias=False)),
+            "not linear",
+        ),
+        (Bypass(here, (there,), Bottleneck(64, 2, 64, activation="identity", bias=True)), "biases"),
+        (Bypass(here, (across,), body), "from one module to another"),
+    ]:
+        delta = Delta({"e": edit}, provenance(find_host(model)))
+        with pytest.raises(SmidgenError, match=reason):
+            write_lora(delta, tmp_path / "x.safetensors", model, format="peft")
+    with pytest.raises(UsageError, match='unknown format "lycoris"'):
+        write_lora(delta, tmp_path / "x.safetensors", model, format="lycoris")
+    dit = random_dit(TINY)
+    time = lora(dit, chosen=lambda one: one.module == "t_embedder.mlp.0")
+    with pytest.raises(SmidgenError, match="repeats in every block"):
+        write_lora(time, tmp_path / "x.safetensors", dit, format="peft")
+    assert not (tmp_path / "x.safetensors").exists()
