@@ -1,15 +1,18 @@
-# `make demo` fine-tunes the shipped base to Greek letters; `make test` and `make check` are what CI calls.
+# `make demo` fine-tunes the shipped base to Greek letters; CI calls `make test`, `make laws` and `make check`.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check clean
+.PHONY: demo test laws check clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest
+
+laws: .venv/installed-dev
+	.venv/bin/python -m pytest tests/laws --all-laws
 
 check: .venv/installed-dev
 	.venv/bin/ruff format --check .

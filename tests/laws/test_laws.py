@@ -1,23 +1,22 @@
-"""The laws of a delta, every method on every host, with every tensor of base and delta random."""
-
-from types import SimpleNamespace
+"""The laws of a delta, with every tensor of base and delta random; conftest.py says on what."""
 
 import jaxtyping
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from smidgen.core.bypass import Bypass
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Shift
 from smidgen.core.fold import fold
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
 from smidgen.methods import METHODS
+from tests.laws.refusals import NOT_AT_THE_BASE, NOT_FOLDED, REFUSED, reason
 from tests.laws.tiny import (
     KNOWN_CLASSES,
     NEW_CLASSES,
-    TINY_HOSTS,
     all_labels,
     tiny_base,
     tiny_delta,
@@ -27,37 +26,46 @@ from tests.laws.tiny import (
 ROUNDING = 1e-12  # float64, a few dozen operations on numbers of size one
 
 
-@pytest.fixture(params=TINY_HOSTS)
-def host(request):
-    return request.param
-
-
-@pytest.fixture(params=METHODS)
-def case(request, host):
-    """A base, a delta of new classes, and inputs with every label."""
-    base = tiny_base(host)
-    return SimpleNamespace(
-        tiny=TINY_HOSTS[host],
-        base=base,
-        model=base.denoiser,
-        method=request.param,
-        delta=tiny_delta(base, request.param),
-        inputs=TINY_HOSTS[host].inputs(all_labels(NEW_CLASSES)),
-    )
-
-
-def _attached(case, delta=None):
-    with torch.no_grad(), (delta or case.delta).attach(case.model):
-        return case.model(*case.inputs)
-
-
-def _gradients(case, delta):
-    """Gradients of a loss that weighs every output differently."""
-    output = case.model(*case.inputs)
+def _gradients(case, delta, model=None):
+    """Gradients of a loss that weighs every output differently; zero for what takes no part."""
+    output = case.call(model)
     weights = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype).view_as(output)
     tensors = trained_tensors(delta)
-    gradients = torch.autograd.grad((output * weights).square().sum(), list(tensors.values()))
-    return output.detach(), dict(zip(tensors, gradients, strict=True))
+    found = torch.autograd.grad(
+        (output * weights).square().sum(), list(tensors.values()), allow_unused=True
+    )
+    gradients = {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
+    }
+    return output.detach(), gradients
+
+
+def _alive(case, name: str, tensor: Tensor) -> Tensor:
+    """Which elements have a gradient by mathematics (`TinyHost.without_gradient`)."""
+    alive = torch.ones(tensor.numel(), dtype=torch.bool)
+    for dead, bounds in case.tiny.without_gradient.items():
+        if name in (dead, f"{dead}.offset"):  # as a trained copy, as a shift
+            alive[slice(*bounds)] = False
+    return alive
+
+
+def _resting(delta: Delta, gradients: dict[str, Tensor], name: str) -> Tensor:
+    """Which elements belong to hidden units that ReLU keeps at zero for all inputs: few, and with
+    everything that reads or writes them.
+    """
+    resting = torch.zeros_like(gradients[name], dtype=torch.bool)
+    edit, end, leaf = name.rsplit(".", 2) if name.count(".") > 1 else ("", "", "")
+    bypass = delta.edits.get(edit)
+    if not isinstance(bypass, Bypass) or bypass.body.activation != "relu" or end == "norm":
+        return resting
+    units = ~gradients[f"{edit}.down.weight"].flatten(1).any(1)
+    assert units.sum() < 0.25 * len(units), f"{edit}: most units take no part"
+    if end == "down":
+        resting[units] = True
+    elif leaf == "weight":
+        resting[:, units] = True
+    return resting
 
 
 def _snapshot(model: nn.Module) -> tuple[dict, dict]:
@@ -72,23 +80,25 @@ def _snapshot(model: nn.Module) -> tuple[dict, dict]:
     return values, facts
 
 
+@pytest.mark.excepting(NOT_AT_THE_BASE)
 def test_the_start_is_the_base(case):
-    labels = all_labels(KNOWN_CLASSES)
-    case.inputs = case.tiny.inputs(labels)
+    case.use_labels(all_labels(KNOWN_CLASSES))
     with torch.no_grad():
-        expected = case.model(*case.inputs)
-    start = tiny_delta(case.base, case.method, KNOWN_CLASSES, std=0.0)
-    assert torch.equal(_attached(case, start), expected)
+        expected = case.call()
+    assert torch.equal(case.attached(case.make(classes=KNOWN_CLASSES, std=0.0)), expected)
 
 
+@pytest.mark.excepting(NOT_AT_THE_BASE)
+@pytest.mark.labelled
 def test_the_start_with_new_classes_is_the_base_for_known_classes_and_null(case):
-    start = tiny_delta(case.base, case.method, NEW_CLASSES, std=0.0)
+    start = case.make(std=0.0)
     known, null = NEW_CLASSES.index("bee"), len(NEW_CLASSES)
     old_known, old_null = KNOWN_CLASSES.index("bee"), len(KNOWN_CLASSES)
+    case.use_labels(torch.tensor([old_known, old_null]))
     with torch.no_grad():
-        expected = case.model(*case.tiny.inputs(torch.tensor([old_known, old_null])))
-    case.inputs = case.tiny.inputs(torch.tensor([known, null]))
-    assert torch.equal(_attached(case, start), expected)
+        expected = case.call()
+    case.use_labels(torch.tensor([known, null]))
+    assert torch.equal(case.attached(start), expected)
 
 
 def test_training_leaves_the_base_bit_for_bit(case):
@@ -98,7 +108,7 @@ def test_training_leaves_the_base_bit_for_bit(case):
         optimizer = torch.optim.AdamW(case.delta.parameters(), lr=0.01)
         for _ in range(3):
             optimizer.zero_grad()
-            case.model(*case.inputs).square().sum().backward()
+            case.call().square().sum().backward()
             optimizer.step()
     values_after, facts_after = _snapshot(case.model)
     assert facts_after == facts
@@ -106,24 +116,20 @@ def test_training_leaves_the_base_bit_for_bit(case):
     for name, tensor in values_after.items():
         assert torch.equal(tensor.view(torch.uint8), values[name].view(torch.uint8)), name
     for name, tensor in trained_tensors(case.delta).items():
-        assert not torch.equal(tensor, start[name]), f"{name} did not train"
+        if _alive(case, name, tensor).any():
+            assert not torch.equal(tensor, start[name]), f"{name} did not train"
 
 
 def test_every_trained_element_gets_a_gradient_and_the_base_none(case):
     with case.delta.attach(case.model):
         _, gradients = _gradients(case, case.delta)
-    dead = {
-        f"{name}{end}": bounds
-        for name, bounds in case.tiny.without_gradient.items()
-        for end in ("", ".offset")  # as a trained copy, as a shift
-    }
     for name, gradient in gradients.items():
-        flat, scale = gradient.flatten(), gradient.abs().max()
-        alive = torch.ones_like(flat, dtype=torch.bool)
-        if name in dead:
-            alive[slice(*dead[name])] = False
-            assert flat[~alive].abs().max() < ROUNDING * scale, name
-        assert flat[alive].abs().min() > ROUNDING * scale, f"{name} has elements without gradient"
+        flat = gradient.flatten()
+        alive = _alive(case, name, gradient) & ~_resting(case.delta, gradients, name).flatten()
+        scale = max(flat.abs().max().item(), 1e-3)  # of all gradients, where this one is zero
+        assert (flat[~alive].abs() < ROUNDING * scale).all(), name
+        lowest = flat[alive].abs().min() if alive.any() else scale
+        assert lowest > ROUNDING * scale, f"{name} has elements without gradient"
     assert all(p.grad is None and not p.requires_grad for p in case.model.parameters())
 
 
@@ -132,23 +138,24 @@ def test_a_loaded_delta_equals_the_saved_one(case, tmp_path):
     loaded = Delta.load(tmp_path / "delta.safetensors")
     assert loaded.provenance == case.delta.provenance
     assert loaded.num_parameters() == case.delta.num_parameters()
-    assert torch.equal(_attached(case, loaded), _attached(case))
+    assert torch.equal(case.attached(loaded), case.attached())
 
 
 def test_detaching_restores_the_output(case):
-    case.inputs = case.tiny.inputs(all_labels(KNOWN_CLASSES))
+    case.use_labels(all_labels(KNOWN_CLASSES))
     with torch.no_grad():
-        before = case.model(*case.inputs)
-        assert not torch.equal(_attached(case), before)
-        assert torch.equal(case.model(*case.inputs), before)
+        before = case.call()
+        assert not torch.equal(case.attached(), before)
+        assert torch.equal(case.call(), before)
 
 
+@pytest.mark.excepting(NOT_FOLDED)
 def test_the_folded_base_equals_the_attached_delta(case):
     folded = case.tiny.make(len(NEW_CLASSES)).double()
     folded.load_state_dict(fold(case.delta, case.model.state_dict(), case.base.host.folds))
     with torch.no_grad():
-        output = folded(*case.inputs)
-    torch.testing.assert_close(output, _attached(case), atol=ROUNDING, rtol=ROUNDING)
+        output = case.call(folded)
+    torch.testing.assert_close(output, case.attached(), atol=ROUNDING, rtol=ROUNDING)
 
 
 def test_gradient_checkpointing_changes_nothing(case):
@@ -181,15 +188,14 @@ def shapes_unchecked():
 @pytest.mark.parametrize("first", ["eager", "compiled"])
 def test_compiling_changes_nothing(case, first):
     torch._dynamo.reset()
-    eager, counter = case.model, CompileCounter()  # a backend that runs what it is given eagerly
+    counter = CompileCounter()  # a backend that runs what it is given eagerly
     results = {}
-    with case.delta.attach(eager):
-        compiled = torch.compile(eager, fullgraph=True, backend=counter)
-        models = {"eager": eager, "compiled": compiled}
+    with case.delta.attach(case.model):
+        compiled = torch.compile(case.model, fullgraph=True, backend=counter)
+        models = {"eager": case.model, "compiled": compiled}
         for name in sorted(models, key=lambda name: name != first):
-            case.model = models[name]
-            results[name] = _gradients(case, case.delta)
-            _gradients(case, case.delta)
+            results[name] = _gradients(case, case.delta, models[name])
+            _gradients(case, case.delta, models[name])
     assert counter.frame_count == 1  # one graph, never compiled again
     (output, gradients), (again, gradients_again) = results["eager"], results["compiled"]
     torch.testing.assert_close(again, output, atol=ROUNDING, rtol=ROUNDING)
@@ -201,43 +207,94 @@ def test_compiling_changes_nothing(case, first):
 
 
 def test_a_bf16_base_works(case):
-    expected = _attached(case)
+    case.use_labels(all_labels(KNOWN_CLASSES))
+    case.delta = case.make(classes=KNOWN_CLASSES)
+    case.inputs = tuple(_rounded(x) for x in case.inputs)
+    with torch.no_grad():
+        expected, base = case.attached(), case.call()
     case.model.bfloat16()
     delta = METHODS[case.method].build(
-        case.base, METHODS[case.method].config(), NEW_CLASSES, torch.Generator().manual_seed(0)
+        case.base,
+        METHODS[case.method].config(),
+        case.delta.provenance.classes,
+        torch.Generator().manual_seed(0),
     )
     delta.copy_(case.delta)
     case.inputs = tuple(x.bfloat16() if x.is_floating_point() else x for x in case.inputs)
+    with torch.no_grad():
+        own_error = _error(case.call(), base)
     with delta.attach(case.model):
         output, gradients = _gradients(case, delta)
     assert output.dtype == torch.bfloat16
-    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
-    # 8 bits of mantissa through a few layers: within a tenth of the spread
-    error = (output.double() - expected).square().mean().sqrt()
-    assert error < 0.1 * expected.std()
+    for name, gradient in gradients.items():
+        assert gradient.abs().max() > 0 or not _alive(case, name, gradient).any(), name
+    # 8 bits of mantissa through a few layers: within a tenth of the spread; or, where the base
+    # alone loses more (a time in 8 bits), within what it loses
+    assert _error(output, expected) < max(0.1, 2 * own_error)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().to(x) if x.is_floating_point() else x
+
+
+def _error(output: Tensor, expected: Tensor) -> float:
+    """The root of the mean square, as a share of the spread."""
+    return ((output.double() - expected).square().mean().sqrt() / expected.std()).item()
 
 
 def test_a_site_that_does_not_fire_raises(case):
     case.model.add_module("idle", nn.Linear(4, 4))
     edits = dict(case.delta.edits) | {"idle.bias": Shift(Site("idle"), 4)}
+    if "root" in edits:  # a copy of the whole network has no such module
+        edits.pop("root")
     delta = Delta(edits, case.delta.provenance)
     with delta.attach(case.model), pytest.raises(SmidgenError, match="idle"):
-        case.model(*case.inputs)
+        case.call()
 
 
 def test_removing_any_edit_changes_the_output(case):
-    output = _attached(case)
-    for name in case.delta.edits:
+    output = case.attached()
+    for name, edit in case.delta.edits.items():
+        tensors = {f"{name}.{key}": tensor for key, tensor in edit.tensors().items()}
         if name == "label_table":  # without it the new labels mean nothing
             continue
         edits = {key: edit for key, edit in case.delta.edits.items() if key != name}
-        less = _attached(case, Delta(edits, case.delta.provenance))
-        assert (less - output).abs().max() > 1e-6, f"{name} does nothing"
+        less = case.attached(Delta(edits, case.delta.provenance))
+        if any(_alive(case, key, tensor).any() for key, tensor in tensors.items()):
+            assert (less - output).abs().max() > 1e-6, f"{name} does nothing"
+        else:
+            assert torch.allclose(less, output, rtol=0, atol=1e-9), f"{name} does something"
 
 
+@pytest.mark.labelled
 def test_removing_the_label_table_changes_the_output(case):
-    case.delta = tiny_delta(case.base, case.method, KNOWN_CLASSES)
-    case.inputs = case.tiny.inputs(all_labels(KNOWN_CLASSES))
-    edits = {key: edit for key, edit in case.delta.edits.items() if key != "label_table"}
-    less = _attached(case, Delta(edits, case.delta.provenance))
-    assert ((less - _attached(case)).abs().amax(dim=(1, 2, 3)) > 1e-6).all()
+    delta = case.make(classes=KNOWN_CLASSES)
+    case.use_labels(all_labels(KNOWN_CLASSES))
+    edits = {key: edit for key, edit in delta.edits.items() if key != "label_table"}
+    less = case.attached(Delta(edits, delta.provenance))
+    assert ((less - case.attached(delta)).abs().amax(dim=(1, 2, 3)) > 1e-6).all()
+
+
+# The exceptions, by name
+
+
+@pytest.mark.parametrize(("method", "host"), REFUSED)
+def test_a_refused_pair_says_why(method, host):
+    with pytest.raises(SmidgenError, match=REFUSED[method, host]):
+        tiny_delta(tiny_base(host), method)
+
+
+def test_what_does_not_fold_says_why(case):
+    why = reason(NOT_FOLDED, case.method, case.host)
+    if why is not None:
+        with pytest.raises(SmidgenError, match=f'".*" does not fold.*({why})'):
+            fold(case.delta, case.model.state_dict(), case.base.host.folds)
+
+
+@pytest.mark.only(*NOT_AT_THE_BASE)
+def test_what_is_not_at_the_base_at_its_start_differs_a_little(case):
+    case.use_labels(all_labels(KNOWN_CLASSES))
+    with torch.no_grad():
+        base = case.call()
+    output = case.attached(case.make(classes=KNOWN_CLASSES, std=0.0))
+    assert 1e-6 < (output - base).abs().max() < base.abs().max()

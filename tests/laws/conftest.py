@@ -1,0 +1,97 @@
+"""Which methods on which hosts the laws run: a part by default, with --all-laws the product.
+
+A test that asks for `case` runs once for each pair that `tests.laws.refusals` does not except;
+`@pytest.mark.excepting(table)` names the table of a single law, `labelled` keeps hosts with labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smidgen.core.delta import Delta
+from smidgen.methods import METHODS
+from tests.laws.refusals import REFUSED, reason
+from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, TinyBase, all_labels, tiny_base, tiny_delta
+from tests.laws.tiny_host import TinyHost
+
+FULL_HOSTS = ("dit", "unet")  # by default: every method here,
+FULL_METHODS = ("difffit", "lora")  # and these on every host
+LABELLED = ("dit",)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-laws", action="store_true", help="every method on every tiny host")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "excepting(table): pairs that this law excepts by name")
+    config.addinivalue_line("markers", "only(*methods): the methods that a law speaks of")
+    config.addinivalue_line("markers", "labelled: a law of hosts with a label table")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    every = metafunc.config.getoption("--all-laws", default=False)
+    excepting = metafunc.definition.get_closest_marker("excepting")
+    only = metafunc.definition.get_closest_marker("only")
+    labelled = metafunc.definition.get_closest_marker("labelled")
+    pairs = [
+        (method, host)
+        for host in TINY_HOSTS
+        for method in METHODS
+        if (every or host in FULL_HOSTS or method in FULL_METHODS)
+        and (method, host) not in REFUSED
+        and not (excepting and reason(excepting.args[0], method, host))
+        and not (only and method not in only.args)
+        and not (labelled and host not in LABELLED)
+    ]
+    ids = [f"{method}-{host}" for method, host in pairs]
+    metafunc.parametrize("case", pairs, ids=ids, indirect=True)
+
+
+@dataclass
+class Case:
+    """A base, a delta of one method with new classes, and inputs with every label."""
+
+    tiny: TinyHost
+    base: TinyBase
+    model: nn.Module
+    method: str
+    host: str
+    delta: Delta
+    inputs: tuple[Tensor, ...]
+
+    def call(self, model: nn.Module | None = None) -> Tensor:
+        return self.tiny.call(self.model if model is None else model, *self.inputs)
+
+    def attached(self, delta: Delta | None = None, strength: float = 1.0) -> Tensor:
+        """The output with a delta, without gradient."""
+        with torch.no_grad(), (delta or self.delta).attach(self.model, strength):
+            return self.call()
+
+    def make(self, *, classes: tuple[str, ...] = NEW_CLASSES, **config: Any) -> Delta:
+        """Another delta of the method."""
+        return tiny_delta(self.base, self.method, classes, **config)
+
+    def use_labels(self, labels: Tensor) -> None:
+        self.inputs = self.tiny.inputs(labels)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    method, host = request.param
+    base = tiny_base(host)
+    tiny = TINY_HOSTS[host]
+    return Case(
+        tiny=tiny,
+        base=base,
+        model=base.denoiser,
+        method=method,
+        host=host,
+        delta=tiny_delta(base, method),
+        inputs=tiny.inputs(all_labels(NEW_CLASSES)),
+    )
