@@ -28,7 +28,7 @@ from smidgen.core.fingerprint import fingerprints_match
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.objective import add_noise, hybrid_loss
 from smidgen.diffusion.sampler import ddpm, draw_noise, sample_generator
-from smidgen.methods import METHODS
+from smidgen.methods import resolve
 from smidgen.models.dit import DiT, preset
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.pretrained import load_base, load_codec
@@ -73,7 +73,7 @@ def check(path: Path, codec: Path, precision: str) -> dict:
     with timed("load"):
         base = load_base(path, codec=codec, dtype=dtype)
     generator = torch.Generator().manual_seed(0)
-    method = METHODS["difffit"]
+    method = resolve("difffit")
     classes = [f"class {number}" for number in range(NUM_CLASSES)]
     delta = method.build(base, method.config(), classes, generator)
     assert delta.num_parameters() == TRAINABLE, delta.num_parameters()
