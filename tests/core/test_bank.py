@@ -126,6 +126,17 @@ def test_the_slots_are_repeated_where_guidance_stacks_batches_and_nothing_else_p
             model(x, LABELS)
 
 
+def test_entries_that_belong_to_one_image_use_its_slot():
+    layer, site = nn.Identity(), Site("", repeats=2)
+    each = [randomise(Delta({"a": Shift(site, 3)}, provenance()), seed) for seed in (1, 2)]
+    bank, x = Bank(each), torch.zeros(8, 3)
+    with bank.attach(layer), torch.no_grad():
+        bank.choose(torch.tensor([1, 0]))
+        output = layer(x)
+    one, two = (delta.edits["a"].offset for delta in each)
+    assert torch.equal(output, torch.stack([two, two, one, one] * 2))
+
+
 def test_null_labels_are_the_last_rows():
     bank = Bank(deltas())
     labels = bank.null_labels(torch.tensor([0, 1, 2, -1, 1]))

@@ -97,6 +97,30 @@ def test_a_term_is_added_at_every_write():
             torch.testing.assert_close(network(x), expected)
 
 
+def test_an_image_is_added_to_tokens_row_by_row():
+    def as_image(x):  # (B, N, C) -> (B, C, 2, 3)
+        return x.reshape(5, 2, 3, 3).permute(0, 3, 1, 2)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 1), nn.Linear(3, 4)
+
+        def forward(self, x):
+            z = self.conv(as_image(x))
+            return self.head(torch.stack([z[:, :, i, j] for i in (0, 1) for j in (0, 1, 2)], 1))
+
+    network, x = randomise(Network().double(), seed=1), normal(5, 6, 3)
+    edit = bypass(Site("conv", "in", axis=1), (Site("head"),))
+    with torch.no_grad(), attach(edit, network):
+        output = network(x)
+        p = dict(edit.named_parameters())
+        z = (x @ p["down.weight"].T + p["down.bias"]).clamp(min=0)
+        expected = network.head(network.conv(as_image(x)).flatten(2).transpose(1, 2))
+    expected = expected + z @ p["up.weight"].T + p["up.bias"]
+    torch.testing.assert_close(output, expected)
+
+
 def test_reading_and_adding_at_one_site():
     network, x = nn.Identity(), normal(2, 3)
     body = Bottleneck(3, 2, 3, activation="relu", bias=True)

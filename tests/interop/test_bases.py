@@ -6,14 +6,13 @@ import torch
 
 import smidgen
 from smidgen.errors import SmidgenError, UsageError
-from tests.interop import pipelines
 from tests.interop.deltas import foldable
 from tests.interop.test_lora import changed, lora
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return smidgen.load_base(pipelines.stable_diffusion(tmp_path_factory.mktemp("base")))
+def base(cases):
+    return smidgen.load_base(cases("sd").folder)
 
 
 def of(delta, base):

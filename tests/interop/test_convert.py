@@ -58,12 +58,30 @@ def test_a_delta_goes_out_and_comes_back(folder, tmp_path, form, capsys):
 
 def test_misuse_is_answered_in_one_line(folder, tmp_path, capsys):
     common = ("convert", "--base", folder / "base", "--format", "peft")
+    delta, out = folder / "delta.safetensors", tmp_path / "x.safetensors"
+    before = delta.read_bytes()
     for arguments, message in [
-        (("--file", tmp_path / "none", "--output", tmp_path / "x.safetensors"), "no such delta"),
-        (("--file", folder / "delta.safetensors", "--output", tmp_path / "x.pt"), "must end in"),
+        (("--file", tmp_path / "none", "--output", out), "no such delta"),
+        (("--file", folder, "--output", out), "is a folder"),
+        (("--file", delta, "--output", tmp_path / "x.pt"), "must end in"),
+        (("--file", delta, "--output", delta, "--force"), "is the file to convert"),
+        (("--file", delta, "--output", out, "--format", "delta"), "is a delta already"),
     ]:
         assert smidgen(*common, *arguments) == 2
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+    assert delta.read_bytes() == before
+    assert not out.exists()
+
+
+def test_a_file_that_is_no_lora_does_not_wait_for_the_base(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("smidgen.api.load_base", None)
+    path = tmp_path / "theirs.safetensors"
+    path.write_bytes(b"no tensors")
+    common = ("convert", "--base", folder / "base", "--format", "delta")
+    assert smidgen(*common, "--file", path, "--output", tmp_path / "x.safetensors") == 1
+    assert "theirs.safetensors is damaged" in capsys.readouterr().err
 
 
 def test_folding_a_dit_into_a_file_that_it_has_not_is_refused(folder, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Folded into a pipeline folder or a single file, stock diffusers draws what attaching draws."""
 
 import json
+import shutil
 
 import diffusers
 import pytest
@@ -16,67 +17,19 @@ from smidgen.interop.pipeline_folder import (
     open_pipeline,
 )
 from tests.interop import pipelines
+from tests.interop.cases import CASES, SD3
 from tests.interop.deltas import foldable
 
-SD3 = diffusers.StableDiffusion3Pipeline
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
-WITHOUT_TEXT = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+
+@pytest.fixture(params=CASES)
+def case(request, cases):
+    return cases(request.param)
 
 
-def prompt():
-    return {"prompt": "a red cat", "negative_prompt": "a cat"}
-
-
-def embeddings():
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "prompt_embeds": torch.randn(1, 6, 32, generator=generator),
-        "pooled_prompt_embeds": torch.randn(1, 32, generator=generator),
-    }
-
-
-# how the folder is made, the class that reads it, what it must be told, how it is called
-CASES = {
-    "sd": (pipelines.stable_diffusion, diffusers.StableDiffusionPipeline, {}, prompt),
-    "sdxl": (pipelines.stable_diffusion_xl, diffusers.StableDiffusionXLPipeline, {}, prompt),
-    "sd3": (pipelines.stable_diffusion_3, SD3, WITHOUT_T5, prompt),
-    "flux": (pipelines.flux, diffusers.FluxPipeline, WITHOUT_TEXT, embeddings),
-}
-
-
-class Case:
-    """A pipeline folder with a delta, and the images of both with the delta attached."""
-
-    def __init__(self, root, make, kind, absent, call):
-        self.kind, self.absent, self.call = kind, absent, call
-        self.folder = make(root)
-        self.pipeline = self.load(self.folder)
-        self.denoiser = getattr(self.pipeline, open_pipeline(self.folder).denoiser)
-        self.host = find_host(self.denoiser)
-        self.delta = foldable(self.denoiser)
-        self.stock = self.draw(self.pipeline)
-        with self.delta.attach(self.denoiser):
-            self.expected = self.draw(self.pipeline)
-        assert (self.expected - self.stock).abs().max() > 0.02, "the delta must show"
-
-    def load(self, folder):
-        return pipelines.quiet(self.kind.from_pretrained(folder, **self.absent))
-
-    def draw(self, pipeline):
-        return pipeline(
-            height=16,
-            width=16,
-            num_inference_steps=2,
-            guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-            **self.call(),
-        ).images
-
-
-@pytest.fixture(scope="module", params=CASES)
-def case(request, tmp_path_factory):
-    return Case(tmp_path_factory.mktemp(request.param), *CASES[request.param])
+@pytest.fixture
+def folder(cases, tmp_path):
+    """A folder of Stable Diffusion that a test may change."""
+    return shutil.copytree(cases("sd").folder, tmp_path / "sd")
 
 
 def close(images, expected):
@@ -119,8 +72,7 @@ def _widths_of(transformer, monkeypatch):
     monkeypatch.setattr(torch, "split", scaled)
 
 
-def test_folding_keeps_the_files_precision_and_leaves_the_base_alone(tmp_path):
-    folder = pipelines.stable_diffusion(tmp_path / "sd")
+def test_folding_keeps_the_files_precision_and_leaves_the_base_alone(folder, tmp_path):
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     unet.half().save_pretrained(folder / "unet")
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
@@ -134,8 +86,21 @@ def test_folding_keeps_the_files_precision_and_leaves_the_base_alone(tmp_path):
     assert all(torch.equal(folded[key], tensor) for key, tensor in expected.items())
 
 
-def test_an_optional_component_that_is_not_there_is_switched_off(tmp_path):
-    folder = pipelines.stable_diffusion(tmp_path / "sd")
+def test_weights_that_the_output_holds_are_replaced(cases, tmp_path):
+    """diffusers reads an index of shards before the file beside it."""
+    case, out = cases("sd"), tmp_path / "out"
+    unet = case.fresh().unet
+    with torch.no_grad():
+        unet.conv_in.bias += 1
+    unet.save_pretrained(out / "unet", max_shard_size="200KB")
+    assert (out / "unet" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    fold_into_folder(case.delta, open_pipeline(case.folder), case.host, out)
+    found = diffusers.UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
+    expected = fold(case.delta, case.denoiser.state_dict(), case.host.folds)
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_an_optional_component_that_is_not_there_is_switched_off(folder, tmp_path):
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -158,13 +123,17 @@ def test_open_clip_of_sd_2_goes_into_a_single_file(tmp_path):
     assert all(torch.equal(found[key], tensor) for key, tensor in own.items())
 
 
-def test_what_cannot_be_folded_or_written_is_refused(tmp_path):
-    folder = pipelines.stable_diffusion(tmp_path / "sd")
+def test_what_cannot_be_folded_or_written_is_refused(folder, tmp_path):
     pipeline = open_pipeline(folder)
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     delta, host = foldable(unet), find_host(unet)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
     with pytest.raises(SmidgenError, match="is in the base, which stays as it is"):
         fold_into_folder(delta, pipeline, host, folder / "folded")
+    with pytest.raises(SmidgenError, match="is in the base, which stays as it is"):
+        fold_into_single_file(delta, pipeline, host, weights)
+    assert weights.read_bytes() == before
     with pytest.raises(SmidgenError, match=r"is no diffusers pipeline: it has no model_index"):
         open_pipeline(tmp_path)
     config = json.loads((folder / "unet" / "config.json").read_text())

@@ -19,9 +19,8 @@ from smidgen.interop.renaming import modules_of, rename
 from smidgen.interop.single_file import renaming_of
 from smidgen.methods.lora import bypass_beside, name_of
 from smidgen.models.dit_diffusers import to_diffusers
-from tests.interop import pipelines, tiny
+from tests.interop import tiny
 from tests.interop.deltas import provenance
-from tests.interop.test_folding import CASES
 from tests.models.conftest import TINY, random_dit
 
 MODELS = {"sd": tiny.unet, "sdxl": tiny.xl_unet, "sd3": tiny.sd3, "flux": tiny.flux}
@@ -69,29 +68,24 @@ def changed(state, delta):
 
 @pytest.mark.parametrize("form", ["peft", "kohya"])
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
-def test_pipelines_draw_the_same_images_with_our_file(tmp_path, family, form):
+def test_pipelines_draw_the_same_images_with_our_file(cases, tmp_path, family, form):
     """Flux in kohya's names is read by diffusers only at FLUX.1's width; SD3 not at all."""
     if family in ("sd3", "flux") and form == "kohya":
         pytest.skip("diffusers reads no such file of this size; its weights are compared below")
-    make, kind, absent, call = CASES[family]
-    pipeline = pipelines.quiet(kind.from_pretrained(make(tmp_path), **absent))
-    denoiser = pipeline.unet if family in ("sd", "sdxl") else pipeline.transformer
+    case = cases(family)
     # kohya's trainer gives no LoRA to layers outside the blocks, and diffusers reads none there
     chosen, strength = (_attention, 1.0) if form == "kohya" else (None, 0.2)
-    delta = lora(denoiser, share=0.5, strength=strength, chosen=chosen)
-    arguments = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "pt"}
-
-    def draw():
-        generator = torch.Generator().manual_seed(0)
-        return pipeline(generator=generator, **arguments, **call()).images
-
-    stock = draw()
-    with delta.attach(denoiser):
-        expected = draw()
-    assert (expected - stock).abs().max() > 0.01, "the LoRA must show"
-    path = write_lora(delta, tmp_path / "ours.safetensors", denoiser, format=form)
-    pipeline.load_lora_weights(path)
-    torch.testing.assert_close(draw(), expected, rtol=0, atol=1e-3)
+    delta = lora(case.denoiser, share=0.5, strength=strength, chosen=chosen)
+    with delta.attach(case.denoiser):
+        expected = case.draw(case.pipeline)
+    assert (expected - case.stock).abs().max() > 0.01, "the LoRA must show"
+    path = write_lora(delta, tmp_path / "ours.safetensors", case.denoiser, format=form)
+    try:
+        case.pipeline.load_lora_weights(path)
+        torch.testing.assert_close(case.draw(case.pipeline), expected, rtol=0, atol=1e-3)
+    finally:
+        case.pipeline.unload_lora_weights()
+    assert torch.equal(case.draw(case.pipeline), case.stock), "other tests draw with it too"
 
 
 def _attention(linear):
@@ -325,6 +319,10 @@ def test_files_for_other_models_and_damaged_ones_are_refused(tmp_path):
         (
             {f"{GOOD}.lora_A.weight": torch.randn(2, 9), f"{GOOD}.lora_B.weight": pair["up"]},
             r"\(2, 9\)",
+        ),
+        (
+            {f"{GOOD}.lora_A.weight": pair["down"], f"{GOOD}.lora_B.weight": torch.randn(40, 2)},
+            r"\(40, 2\), the base's needs \(2, 32\) and \(32, 2\)",
         ),
         (
             {f"{GOOD}.lora_A.weight": torch.randn(3, 32), f"{GOOD}.lora_B.weight": pair["up"]},

@@ -10,64 +10,45 @@ import torch
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import find_host
-from tests.interop import pipelines
-from tests.interop.deltas import foldable
 from tests.interop.test_lora import _attention, lora
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return pipelines.stable_diffusion(tmp_path_factory.mktemp("own"))
-
-
-def load(folder, **parts):
-    return pipelines.quiet(diffusers.StableDiffusionPipeline.from_pretrained(folder, **parts))
-
-
-def draw(pipeline):
-    return pipeline(
-        "a red cat",
-        height=16,
-        width=16,
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        generator=torch.Generator().manual_seed(0),
-        output_type="pt",
-    ).images
+def case(cases):
+    return cases("sd")
 
 
 @pytest.fixture(scope="module")
-def plain(folder):
+def plain(case):
     """The stock images, a delta of gains, offsets and LoRA, and the images with it."""
-    pipeline = load(folder)
-    deltas = (foldable(pipeline.unet), lora(pipeline.unet, strength=0.1))
-    stock = draw(pipeline)
+    pipeline = case.pipeline
+    deltas = (case.delta, lora(pipeline.unet, strength=0.1))
     with deltas[0].attach(pipeline.unet), deltas[1].attach(pipeline.unet):
-        expected = draw(pipeline)
-    assert (expected - stock).abs().max() > 0.02
-    assert torch.equal(draw(pipeline), stock), "detached, the pipeline is the stock one"
-    return stock, deltas, expected
+        expected = case.draw(pipeline)
+    assert (expected - case.expected).abs().max() > 0.005, "the LoRA must show beside the rest"
+    assert torch.equal(case.draw(pipeline), case.stock), "detached, the pipeline is the stock one"
+    return case.stock, deltas, expected
 
 
-def test_strength_zero_gives_the_stock_images(folder, plain):
+def test_strength_zero_gives_the_stock_images(case, plain):
     stock, deltas, expected = plain
-    pipeline = load(folder)
+    pipeline = case.pipeline
     with (
         deltas[0].attach(pipeline.unet, strength=0.0),
         deltas[1].attach(pipeline.unet, strength=0.0),
     ):
-        torch.testing.assert_close(draw(pipeline), stock, rtol=0, atol=1e-6)
+        torch.testing.assert_close(case.draw(pipeline), stock, rtol=0, atol=1e-6)
     with deltas[0].attach(pipeline.unet, strength=1.0), deltas[1].attach(pipeline.unet):
-        assert torch.equal(draw(pipeline), expected)
+        assert torch.equal(case.draw(pipeline), expected)
 
 
 @pytest.mark.parametrize("first", ["attach", "offload"])
-def test_weights_that_come_and_go_by_accelerates_hooks_change_nothing(folder, plain, first):
+def test_weights_that_come_and_go_by_accelerates_hooks_change_nothing(case, plain, first):
     """`enable_sequential_cpu_offload` needs an accelerator; this is what it does, on the CPU."""
     from accelerate import cpu_offload
 
     stock, deltas, expected = plain
-    pipeline = load(folder)
+    pipeline = case.fresh()
     unet = pipeline.unet
     if first == "offload":
         cpu_offload(unet, execution_device=torch.device("cpu"))
@@ -75,21 +56,21 @@ def test_weights_that_come_and_go_by_accelerates_hooks_change_nothing(folder, pl
     with deltas[0].attach(unet), deltas[1].attach(unet):
         if first == "attach":
             cpu_offload(unet, execution_device=torch.device("cpu"))
-        assert torch.equal(draw(pipeline), expected)
-    assert torch.equal(draw(pipeline), stock)
+        assert torch.equal(case.draw(pipeline), expected)
+    assert torch.equal(case.draw(pipeline), stock)
 
 
-def test_whole_models_that_come_and_go_change_nothing(folder, plain):
+def test_whole_models_that_come_and_go_change_nothing(case, plain):
     """As `enable_model_cpu_offload` does it: hooks on the components, one behind the other."""
     from accelerate import cpu_offload_with_hook
 
     _, deltas, expected = plain
-    pipeline = load(folder)
+    pipeline = case.fresh()
     device = torch.device("cpu")
     pipeline.text_encoder, hook = cpu_offload_with_hook(pipeline.text_encoder, device)
     pipeline.unet, hook = cpu_offload_with_hook(pipeline.unet, device, prev_module_hook=hook)
     with deltas[0].attach(pipeline.unet), deltas[1].attach(pipeline.unet):
-        assert torch.equal(draw(pipeline), expected)
+        assert torch.equal(case.draw(pipeline), expected)
 
 
 def quanto():
@@ -112,25 +93,25 @@ QUANTISED = {
 
 
 @pytest.mark.parametrize("library", QUANTISED)
-def test_a_quantised_base_takes_deltas_and_refuses_folding(folder, library):
+def test_a_quantised_base_takes_deltas_and_refuses_folding(case, library):
     module, config = QUANTISED[library]
     if not _installed(module):
         pytest.skip(f"{module} is not installed")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
         unet = diffusers.UNet2DConditionModel.from_pretrained(
-            folder / "unet", quantization_config=config(), torch_dtype=torch.float32
+            case.folder / "unet", quantization_config=config(), torch_dtype=torch.float32
         )
     except (RuntimeError, ValueError, ImportError) as error:
         pytest.skip(f"{module} does not quantise on this machine: {str(error).splitlines()[0]}")
     unet.requires_grad_(False)
-    pipeline = load(folder, unet=unet)
-    stock = draw(pipeline)
+    pipeline = case.load(case.folder, unet=unet)
+    stock = case.draw(pipeline)
     delta = lora(unet, strength=0.3, chosen=_attention)
     with delta.attach(unet, strength=0.0):
-        torch.testing.assert_close(draw(pipeline), stock, rtol=0, atol=1e-6)
+        torch.testing.assert_close(case.draw(pipeline), stock, rtol=0, atol=1e-6)
     with delta.attach(unet):
-        assert (draw(pipeline) - stock).abs().max() > 1e-3
+        assert (case.draw(pipeline) - stock).abs().max() > 1e-3
         delta.requires_grad_(True)
         x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 32)
         unet(

@@ -20,6 +20,7 @@ from tests.laws.tiny_host import TinyHost
 FULL_HOSTS = ("dit", "unet")  # by default: every method here,
 FULL_METHODS = ("difffit", "lora")  # and these on every host
 LABELLED = ("dit",)
+STD = {"full": 0.05}  # how far tensors are from their start; more would saturate a whole network
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,8 +74,14 @@ class Case:
         with torch.no_grad(), (delta or self.delta).attach(self.model, strength):
             return self.call()
 
+    def assert_close(self, output: Tensor, expected: Tensor, at_least: float = 0.0) -> None:
+        """Equal but for the rounding of the family, or for more where more is allowed."""
+        tolerance = max(self.tiny.rounding, at_least)
+        torch.testing.assert_close(output, expected, atol=tolerance, rtol=tolerance)
+
     def make(self, *, classes: tuple[str, ...] = NEW_CLASSES, **config: Any) -> Delta:
         """Another delta of the method."""
+        config = {"std": STD.get(self.method, 0.2)} | config
         return tiny_delta(self.base, self.method, classes, **config)
 
     def use_labels(self, labels: Tensor) -> None:
@@ -92,6 +99,6 @@ def case(request: pytest.FixtureRequest) -> Case:
         model=base.denoiser,
         method=method,
         host=host,
-        delta=tiny_delta(base, method),
+        delta=tiny_delta(base, method, std=STD.get(method, 0.2)),
         inputs=tiny.inputs(all_labels(NEW_CLASSES)),
     )

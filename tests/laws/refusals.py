@@ -1,11 +1,11 @@
-"""What is excepted from a law, by name and with the reason: of a method, or of a method on a host.
+"""What is excepted from a law, by name and with the reason: a method, a host, or a method on a host.
 
 Each reason is what the error says, as a regular expression; every entry is tested to be refused.
 """
 
 NO_FLOW = "unknown for a class without a host"
 NOT_LINEAR = "not linear|no weights to take up"
-OWN_NORM = "shared by all blocks|share one|modulate|no weights to take up"
+OWN_NORM = f"shared by all blocks|share one|modulate|no weights to take up|{NO_FLOW}"
 
 # (method, host) -> why the method cannot work there at all
 REFUSED: dict[tuple[str, str], str] = {
@@ -41,10 +41,16 @@ NOT_MIXED: dict[str | tuple[str, str], str] = {
     "vpt": "a copy of weights, which all images of a batch",
 }
 
+# What cannot be compiled into one graph, with or without a delta
+NOT_COMPILED: dict[str | tuple[str, str], str] = {
+    # its own forward pads by the number of each text's tokens, which it reads from the mask
+    "lumina2": "data-dependent|Tensor.tolist|Tensor.item",
+}
+
 # What already differs from the base before it is trained
 NOT_AT_THE_BASE: dict[str | tuple[str, str], str] = {"vpt": "its tokens start at N(0, 0.02)"}
 
 
 def reason(table: dict, method: str, host: str) -> str | None:
     """Why this method is excepted on this host; None if it is not."""
-    return table.get(method) or table.get((method, host))
+    return table.get(method) or table.get(host) or table.get((method, host))

@@ -4,6 +4,7 @@ import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 
 from smidgen.core.bypass import Bypass
@@ -13,10 +14,11 @@ from smidgen.core.fold import fold
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
 from smidgen.methods import METHODS
-from tests.laws.refusals import NOT_AT_THE_BASE, NOT_FOLDED, REFUSED, reason
+from tests.laws.refusals import NOT_AT_THE_BASE, NOT_COMPILED, NOT_FOLDED, REFUSED, reason
 from tests.laws.tiny import (
     KNOWN_CLASSES,
     NEW_CLASSES,
+    TINY_HOSTS,
     all_labels,
     tiny_base,
     tiny_delta,
@@ -45,7 +47,8 @@ def _alive(case, name: str, tensor: Tensor) -> Tensor:
     """Which elements have a gradient by mathematics (`TinyHost.without_gradient`)."""
     alive = torch.ones(tensor.numel(), dtype=torch.bool)
     for dead, bounds in case.tiny.without_gradient.items():
-        if name in (dead, f"{dead}.offset"):  # as a trained copy, as a shift
+        # as a trained copy of a module's or of all parameters, as a shift, as a scale
+        if name in (dead, f"root.{dead}", f"{dead}.offset", f"{dead}.gain"):
             alive[slice(*bounds)] = False
     return alive
 
@@ -60,7 +63,7 @@ def _resting(delta: Delta, gradients: dict[str, Tensor], name: str) -> Tensor:
     if not isinstance(bypass, Bypass) or bypass.body.activation != "relu" or end == "norm":
         return resting
     units = ~gradients[f"{edit}.down.weight"].flatten(1).any(1)
-    assert units.sum() < 0.25 * len(units), f"{edit}: most units take no part"
+    assert units.sum() < 0.5 * len(units), f"{edit}: most units take no part"
     if end == "down":
         resting[units] = True
     elif leaf == "weight":
@@ -85,7 +88,11 @@ def test_the_start_is_the_base(case):
     case.use_labels(all_labels(KNOWN_CLASSES))
     with torch.no_grad():
         expected = case.call()
-    assert torch.equal(case.attached(case.make(classes=KNOWN_CLASSES, std=0.0)), expected)
+    output = case.attached(case.make(classes=KNOWN_CLASSES, std=0.0))
+    if case.method == "full":  # equal copies lie elsewhere, on which a product's last bit depends
+        case.assert_close(output, expected)
+    else:
+        assert torch.equal(output, expected)
 
 
 @pytest.mark.excepting(NOT_AT_THE_BASE)
@@ -123,13 +130,15 @@ def test_training_leaves_the_base_bit_for_bit(case):
 def test_every_trained_element_gets_a_gradient_and_the_base_none(case):
     with case.delta.attach(case.model):
         _, gradients = _gradients(case, case.delta)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, gradient in gradients.items():
         flat = gradient.flatten()
         alive = _alive(case, name, gradient) & ~_resting(case.delta, gradients, name).flatten()
-        scale = max(flat.abs().max().item(), 1e-3)  # of all gradients, where this one is zero
-        assert (flat[~alive].abs() < ROUNDING * scale).all(), name
-        lowest = flat[alive].abs().min() if alive.any() else scale
-        assert lowest > ROUNDING * scale, f"{name} has elements without gradient"
+        assert (flat[~alive].abs() < ROUNDING * largest).all(), name
+        scale = flat.abs().max()
+        assert not alive.any() or flat[alive].abs().min() > 0.01 * ROUNDING * scale, (
+            f"{name} has elements without gradient"
+        )
     assert all(p.grad is None and not p.requires_grad for p in case.model.parameters())
 
 
@@ -155,7 +164,7 @@ def test_the_folded_base_equals_the_attached_delta(case):
     folded.load_state_dict(fold(case.delta, case.model.state_dict(), case.base.host.folds))
     with torch.no_grad():
         output = case.call(folded)
-    torch.testing.assert_close(output, case.attached(), atol=ROUNDING, rtol=ROUNDING)
+    case.assert_close(output, case.attached())
 
 
 def test_gradient_checkpointing_changes_nothing(case):
@@ -184,6 +193,7 @@ def shapes_unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.excepting(NOT_COMPILED)
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("first", ["eager", "compiled"])
 def test_compiling_changes_nothing(case, first):
@@ -198,9 +208,9 @@ def test_compiling_changes_nothing(case, first):
             _gradients(case, case.delta, models[name])
     assert counter.frame_count == 1  # one graph, never compiled again
     (output, gradients), (again, gradients_again) = results["eager"], results["compiled"]
-    torch.testing.assert_close(again, output, atol=ROUNDING, rtol=ROUNDING)
+    case.assert_close(again, output)
     for name, gradient in gradients.items():
-        atol = ROUNDING * gradient.abs().max().item()
+        atol = case.tiny.rounding * gradient.abs().max().item()
         torch.testing.assert_close(
             gradients_again[name], gradient, atol=atol, rtol=1e-9, msg=f"gradient of {name}"
         )
@@ -289,6 +299,15 @@ def test_what_does_not_fold_says_why(case):
     if why is not None:
         with pytest.raises(SmidgenError, match=f'".*" does not fold.*({why})'):
             fold(case.delta, case.model.state_dict(), case.base.host.folds)
+
+
+@pytest.mark.parametrize("host", NOT_COMPILED)
+def test_what_does_not_compile_is_the_base_itself(host):
+    torch._dynamo.reset()
+    tiny, model = TINY_HOSTS[host], tiny_base(host).denoiser
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad(), pytest.raises(Unsupported, match=NOT_COMPILED[host]):
+        tiny.call(compiled, *tiny.inputs(all_labels(KNOWN_CLASSES)))
 
 
 @pytest.mark.only(*NOT_AT_THE_BASE)

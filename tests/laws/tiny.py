@@ -19,7 +19,7 @@ from smidgen.core.delta import Delta
 from smidgen.hosts.host import Host, find_host
 from smidgen.methods import METHODS
 from smidgen.models.dit import DiT, DiTConfig
-from tests.laws.tiny_host import TinyHost
+from tests.laws.tiny_host import IN_FLOAT32, TinyHost
 from tests.laws.tiny_transformers import TINY_TRANSFORMERS
 
 __all__ = ["TINY_HOSTS", "TinyBase", "TinyHost", "tiny_base", "tiny_delta"]
@@ -150,6 +150,7 @@ TINY_HOSTS: dict[str, TinyHost] = {
         inputs=_flow_inputs,
         call=_call_lumina2,
         checkpoint=_enable_checkpointing,
+        rounding=IN_FLOAT32,  # rotary embeddings
     ),
 } | TINY_TRANSFORMERS
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+IN_FLOAT32 = 1e-5  # `rounding` of families that compute a part in float32 whatever they are given
+
 
 def call_with_inputs(model: nn.Module, *inputs: Tensor) -> Tensor:
     """The prediction of a network that takes the inputs as they are and returns one tensor."""
@@ -19,6 +21,8 @@ class TinyHost:
     which `call(model, *inputs)` makes the prediction as one tensor; a host without labels ignores
     them. `checkpoint(model)` turns gradient checkpointing on. `without_gradient`: tensors of the
     base, or edits of a delta, whose gradient is zero by mathematics -> the range of their elements.
+    `rounding`: how far two ways to compute one thing in float64 may be apart; more where the
+    family's own code goes through float32.
     """
 
     make: Callable[[int], nn.Module]
@@ -26,3 +30,4 @@ class TinyHost:
     checkpoint: Callable[[nn.Module], None]
     call: Callable[..., Tensor] = call_with_inputs
     without_gradient: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    rounding: float = 1e-12

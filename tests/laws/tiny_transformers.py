@@ -18,7 +18,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from tests.laws.tiny_host import TinyHost
+from tests.laws.tiny_host import IN_FLOAT32, TinyHost
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 
@@ -179,9 +179,11 @@ def _tiny(family: str, dead: Mapping[str, tuple[int, int]]) -> TinyHost:
         call=call,
         checkpoint=checkpoint,
         without_gradient=dead,
+        rounding=IN_FLOAT32 if family in FLOAT32 else TinyHost.rounding,
     )
 
 
+FLOAT32 = ("flux", "flux2", "qwen_image", "sana")  # rotary embeddings; Sana's linear attention
 LAST = "transformer_blocks.1"  # of those with two blocks
 UNREAD = {  # queries of text whose attention nothing reads: SD3's and Qwen-Image's last block
     f"{LAST}.attn.add_q_proj.weight": (0, 256),

@@ -89,7 +89,7 @@ def test_images_and_latents_are_those_of_the_stock_pipeline(tiny, folder, base, 
     torch.testing.assert_close(torch.stack(decoded[: len(PROMPTS)]), stock, **SAME)
     # rounding to 256 levels of values that differ by float32 alone
     assert (pictures(images) - expected).abs().max() <= 1
-    assert len(expected.unique()) > 20
+    assert len(expected.unique()) > 5
 
     decoded.clear()
     smidgen.sample(base, prompts="a dog", **settings)

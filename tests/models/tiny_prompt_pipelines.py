@@ -32,7 +32,9 @@ def lively(module: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
 def transformer(family: str, **config) -> torch.nn.Module:
     """The laws' model of this family with another configuration."""
     model: Any = MAKERS[family]()
-    return lively(type(model).from_config({**model.config, **config}))
+    # under names with an underscore the configuration says which of its values are defaults
+    known = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    return lively(type(model)(**(known | config)))
 
 
 def ddim():
@@ -248,8 +250,7 @@ TINY_PIPELINES: dict[str, TinyPipeline] = {
         components=flux2_klein,
         family="flux2",
         codec="AutoencoderKLFlux2",
-        guidance=1.0,
-        call={"guidance_scale": 1.0},
+        call={"guidance_scale": 2.0},
     ),
     "sana": TinyPipeline(
         kind="SanaPipeline",

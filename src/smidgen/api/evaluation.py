@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from smidgen.api.sampling import sample_arrays
+from smidgen.api.sampling import DEFAULT_SAMPLER, FLOW_SAMPLER, sample_arrays
 from smidgen.core.delta import Delta
 from smidgen.data.folder import Progress
 from smidgen.diffusion.guidance import Channels
@@ -38,12 +38,13 @@ Kind = Literal["run", "delta", "images"]
 class SamplingConfig:
     """How the samples of a run or a delta are drawn.
 
-    `num_images` in all, image i of class i mod K. `precision` is the denoiser's.
+    `num_images` in all, image i of class i mod K. `sampler` None: the base's own, "euler" for a
+    flow and else "ddpm". `precision` is the denoiser's.
     """
 
     num_images: int = 10_000
     steps: int = 50
-    sampler: str = "ddpm"
+    sampler: str | None = None
     guidance: float = 1.5
     guidance_channels: Channels = "all"
     seed: int = 0
@@ -64,7 +65,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics of a run's folder, a delta's file or a folder of images, as result.json has them.
 
-    Of a run and a delta, samples are drawn as `sampling` says (None: as its defaults do). `base`
+    Of a run and a delta, samples are drawn as `sampling` says (None: as its defaults do), of the
+    classes that it was trained on, in their prompts if the base reads such. `base`
     None: the one that the run's recipe or the delta's header names; `codec`, `image_size` and
     `frequency_shift` are as in `load_base`. `reference`, `settings` (features, metrics, batch_size,
     device, cache_dir, weights, resize, layout, split, prompt) and the result are as in
@@ -96,6 +98,7 @@ def evaluate(
             image_size=image_size or recipe.get("image_size"),
             frequency_shift=frequency_shift,
         )
+    sampling = _resolved(base, delta, sampling)
     batches = _batches(base, delta, sampling, config.batch_size)
     with closing(batches):
         return run.measure_batches(
@@ -140,6 +143,17 @@ def own_device(device: torch.device | str) -> torch.device | str:
     if str(device) == "cuda" and processes.world_size() > 1:
         return f"cuda:{processes.local_rank()}"
     return device
+
+
+def _resolved(base: Base, delta: Delta, sampling: SamplingConfig) -> SamplingConfig:
+    """With the sampler named. Raises: UsageError if there is nothing to draw by itself."""
+    if not class_names(base, delta):
+        raise UsageError(
+            f'base "{base.name}" reads prompts and this delta was trained on none: draw images '
+            "(smidgen sample --prompt) and evaluate their folder"
+        )
+    default = FLOW_SAMPLER if base.objective == "flow" else DEFAULT_SAMPLER
+    return replace(sampling, sampler=sampling.sampler or default)
 
 
 def _batches(

@@ -21,7 +21,6 @@ from smidgen.interop.pipeline_folder import (
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_weights import build_dit, write_diffusers, write_original_pt
-from smidgen.models.hub import download, is_hub_id
 
 Format = Literal["dit", "diffusers", "single-file"]
 
@@ -92,13 +91,10 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
 
 
 def _pipeline_of(base: Base) -> Pipeline:
-    """The files of the base, by its name: they are read once more, in their own precision.
+    """The files that the base was read from: they are read once more, in their own precision.
 
-    Raises: SmidgenError if they are gone.
+    Raises: SmidgenError if they are gone, or there were none.
     """
-    folder = Path(base.name).expanduser()
-    if folder.is_dir():
-        return open_pipeline(folder)
-    if is_hub_id(base.name):
-        return open_pipeline(download(base.name))
-    raise SmidgenError(f'the folder of base "{base.name}" is gone; load the base again')
+    if base.source is None or not base.source.is_dir():
+        raise SmidgenError(f'the folder of base "{base.name}" is gone; load the base again')
+    return open_pipeline(base.source)

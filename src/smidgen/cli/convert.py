@@ -13,6 +13,7 @@ from smidgen.cli.options import (
     Switches,
     answer,
     answer_dry_run,
+    check_file,
     check_input,
     check_output_file,
     quiet_stdout,
@@ -51,8 +52,11 @@ def run(argv: Sequence[str]) -> None:
         description=DESCRIPTION,
     )
     base_options, options, switches = parsed["base"], parsed["convert"], parsed["switches"]
-    check_input(options.file, "LoRA" if options.format == "delta" else "delta")
+    check = check_input if options.format == "delta" else check_file  # PEFT writes a folder
+    check(options.file, "LoRA" if options.format == "delta" else "delta")
     check_output_file(options.output)
+    if options.output.exists() and options.file.resolve() == options.output.resolve():
+        raise UsageError(f"{options.output} is the file to convert; give another output")
     if options.output.exists() and not switches.force:
         raise UsageError(f"{options.output} exists; --force replaces it")
     if switches.dry_run:
@@ -66,10 +70,16 @@ def run(argv: Sequence[str]) -> None:
 def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any]:
     """Load the base, read one format and write the other."""
     from smidgen import api
+    from smidgen.cli.inspect import is_delta
     from smidgen.core.delta import Delta
+    from smidgen.interop.lora_files import read_lora_file
 
-    # a delta that is none should not wait for the base
+    # a file that cannot be read should not wait for the base
     delta = None if options.format == "delta" else Delta.load(options.file)
+    if delta is None:
+        if is_delta(options.file):
+            raise UsageError(f"{options.file} is a delta already; choose --format peft or kohya")
+        read_lora_file(options.file)
     base = api.load_base(
         base_options.base,
         codec=base_options.codec,

@@ -35,6 +35,7 @@ from smidgen.cli.options import (
     resolve_device,
     write_json,
 )
+from smidgen.cli.sample import same_setting
 from smidgen.config import flatten
 from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
@@ -111,10 +112,12 @@ class DrawOptions:
     """Samples in total, image i of class i mod K."""
     steps: int = 50
     """Sampling steps."""
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
-    """ddpm: ancestral, as in the papers; dpm++: DPM-Solver++(2M), good from 15 steps on."""
+    sampler: Literal["ddpm", "ddim", "dpm++", "euler"] | None = None
+    """ddpm: ancestral, as in the papers; dpm++: DPM-Solver++(2M), good from 15 steps on; euler: for
+    flow-matching bases; none: ddpm, or euler for those."""
     guidance: float = 1.5
-    """Scale of classifier-free guidance; 1 is without."""
+    """Scale of classifier-free guidance, 1 is without; or what a base with the scale as an input
+    (FLUX) is told."""
     guidance_channels: Literal["all", "first-three"] = "all"
     """first-three: as the code released with DiT does."""
     seed: int = 0
@@ -160,7 +163,7 @@ def run(argv: Sequence[str]) -> None:
             log(f"{output} already holds this result; --force measures again")
         else:
             document = measure(options, drawing)
-            document["request"] = request
+            document["request"] = request | drawn_with(options.images, document)
         if options.statistics is not None:
             save_statistics(options, options.statistics)
     if is_main():
@@ -251,7 +254,11 @@ def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] 
         raise UsageError(
             f"{output} exists and is no result of evaluate; give another --output, or --force"
         ) from None
-    changed = [n for n in {**before, **request} if before.get(n) != request.get(n)]
+    changed = [
+        name
+        for name in {**before, **request}
+        if not same_setting(name, before.get(name), request.get(name))
+    ]
     if not changed:
         return document
     words = (
@@ -264,6 +271,13 @@ def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] 
         f"{output} holds another result ({', '.join(words)}); give another --output, "
         "or --force to replace it"
     )
+
+
+def drawn_with(images: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler of samples that were drawn here, by its name."""
+    if is_images(images):
+        return {}
+    return {"sampler": document["protocol"]["sampling"]["sampler"]}
 
 
 def measure(options: EvaluateOptions, drawing: DrawOptions | None = None) -> dict[str, Any]:

@@ -179,7 +179,9 @@ def check_record(
             "give a new or an empty folder"
         )
     before = record.get("settings", settings)
-    different = [name for name in settings if not _same(name, before.get(name), settings[name])]
+    different = [
+        name for name in settings if not same_setting(name, before.get(name), settings[name])
+    ]
     if different and not force:
         changes = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in different)
         raise UsageError(
@@ -189,7 +191,7 @@ def check_record(
     return bool(ours) and not different and bool(record.get("finished")) and pictures == ours
 
 
-def _same(name: str, before: Any, now: Any) -> bool:
+def same_setting(name: str, before: Any, now: Any) -> bool:
     """Whether a setting draws the same images; none at all is the same as an empty one."""
     if name == "sampler" and now is None:
         return before is None or before in DEFAULT_SAMPLERS

@@ -122,7 +122,12 @@ def add(
     term_axis: int,
     rows: tuple[int, int] | None,
 ) -> Float[Tensor, "..."]:
-    """y + term, whose channels are at `axis` and `term_axis`; `rows`: to these channels only."""
+    """y + term, whose channels are at `axis` and `term_axis`; `rows`: to these channels only.
+
+    An image is added to tokens, (B, C, H, W) to (B, N, C), as the tokens of its rows one by one.
+    """
+    if term.ndim == 4 and y.ndim == 3:
+        term, term_axis = term.movedim(term_axis, -1).flatten(1, 2), -1
     axis, term_axis = axis % y.ndim, term_axis % term.ndim
     term = term.to(y) if axis == term_axis else term.to(y).movedim(term_axis, axis)
     if rows is None:

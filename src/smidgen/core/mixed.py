@@ -48,13 +48,14 @@ class Choice(nn.Module):
         """
         if self.slots is None:
             raise SmidgenError("no slots are chosen; call bank.choose before the network")
-        times, rest = divmod(tensor.shape[0], self.slots.shape[0])
+        times, rest = divmod(tensor.shape[0], self.slots.shape[0] * site.repeats)
         if rest or not times:
             raise SmidgenError(
                 f"{self.slots.shape[0]} slots are chosen and {site} carries {tensor.shape[0]} "
                 "images; choose a slot for each image (guidance may repeat the whole batch)"
             )
-        return self.slots if times == 1 else self.slots.repeat(times)
+        slots = self.slots if site.repeats == 1 else self.slots.repeat_interleave(site.repeats)
+        return slots if times == 1 else slots.repeat(times)
 
 
 class Mixed(Acting):

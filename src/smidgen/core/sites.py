@@ -5,7 +5,7 @@ A site is the input or the output of one module. Nothing here changes a module's
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ class Site:
 
     `in` takes the name of an argument of `forward` (None: the first). `index` is into the tuple or
     list that is the output, or the named argument (None: it is one tensor). `axis` is where the
-    tensor has its channels.
+    tensor has its channels. `repeats` is how many leading entries in a row belong to one image,
+    which a bank must know (PixArt embeds the height and the width of an image as two entries); it
+    says nothing about where the site is, so sites that differ in it only are equal.
     """
 
     module: str
@@ -31,6 +33,7 @@ class Site:
     argument: str | None = None
     index: int | None = None
     axis: int = -1
+    repeats: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         if self.end == "in" and self.index is not None and self.argument is None:
@@ -40,7 +43,7 @@ class Site:
 
     def spec(self) -> dict[str, Any]:
         """The arguments that make this site, as JSON, without those at their default."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        values = {each.name: (getattr(self, each.name), each.default) for each in fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def __str__(self) -> str:

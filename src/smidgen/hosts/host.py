@@ -74,7 +74,8 @@ class Block:
 @dataclass(frozen=True, kw_only=True)
 class Linear:
     """A linear or convolution; or those of its output channels from `rows[0]` to `rows[1]`, which
-    are then listed beside the whole module. `block` counts from 0 and is None outside the blocks.
+    are then listed beside the whole module. `block` counts from 0 and is None outside the blocks;
+    `repeats` as in a Site.
     """
 
     module: str
@@ -84,6 +85,7 @@ class Linear:
     rows: tuple[int, int] | None = None
     conv: bool = False
     block: int | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ norms. Which of them form a block is the knowledge of each family's host.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -19,10 +19,13 @@ from smidgen.hosts.host import Linear
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """What a linear is for in the block of this number (None: outside the blocks)."""
+    """What a linear is for in the block of this number (None: outside the blocks); `repeats` as in
+    a Site.
+    """
 
     name: str = "other"
     block: int | None = None
+    repeats: int = 1
 
 
 @dataclass(kw_only=True)
@@ -50,12 +53,13 @@ def read_modules(model: nn.Module, roles: Mapping[str, Role]) -> Parts:
             reached |= {f"{name}.{key}" for key in own}
         if found is None:
             continue
-        site, size = found
+        (site, size), role = found, roles.get(name, Role())
+        site = replace(site, repeats=role.repeats)
         parts.sizes[site] = size
         if "bias" in own:
             parts.biases.append(site)
         if isinstance(module, nn.Linear | _ConvNd):
-            parts.linears.append(_linear(name, module, roles.get(name, Role())))
+            parts.linears.append(_linear(name, module, role))
         else:
             (parts.norms if "weight" in own else parts.bare_norms).append(site)
         if "weight" in own and not isinstance(module, _ConvTransposeNd):
@@ -118,6 +122,7 @@ def _linear(name: str, module: nn.Linear | _ConvNd, role: Role) -> Linear:
         size_out=module.out_channels if conv else module.out_features,
         conv=conv,
         block=role.block,
+        repeats=role.repeats,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from smidgen.core.sites import Site
 from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.modules import Role
 from smidgen.hosts.transformer import (
     SELF_ATTENTION,
     Sheet,
@@ -31,6 +32,8 @@ ROLES = (
     | named("attn2", SELF_ATTENTION, "cross.")
     | {"ff.net.0.proj": "ff1", "ff.net.2": "ff2"}
 )
+# An image's height and width go through these as two entries of a batch; its aspect ratio is one.
+RESOLUTION = tuple(f"adaln_single.emb.resolution_embedder.linear_{n}" for n in (1, 2))
 
 
 def host(model: nn.Module) -> Host:
@@ -52,6 +55,7 @@ def host(model: nn.Module) -> Host:
         roles=ROLES,
         refusals={},
         shared="PixArt's blocks share one adaLN linear, which cannot take up the affine of one",
+        beside=dict.fromkeys(RESOLUTION, Role(repeats=2)),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -190,11 +191,13 @@ def build_host(
     roles: Mapping[str, str],
     refusals: Mapping[str, str],
     shared: str,
+    beside: Mapping[str, Role] = MappingProxyType({}),
 ) -> Host:
     """The host of `model`: the blocks of `sheet`, and all else from the modules that it has.
 
     `taps` are those of the whole model, `roles` those of the linears by their name below a block.
     `shared` says why a created affine does not fold where `sheet` knows no modulation of its own.
+    `beside`: what is known of modules outside the blocks.
     """
     parts = read_modules(
         model,
@@ -202,7 +205,8 @@ def build_host(
             f"{block.module}.{leaf}": Role(name=roles.get(leaf, "other"), block=index)
             for index, block in enumerate(sheet.blocks)
             for leaf, _ in model.get_submodule(block.module).named_modules()
-        },
+        }
+        | beside,
     )
     sizes, folds = parts.sizes, parts.folds
     for norm in parts.bare_norms:

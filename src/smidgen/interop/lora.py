@@ -22,10 +22,10 @@ from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import Host
 from smidgen.interop.factors import Factors
-from smidgen.interop.lora_files import Alphas, locate
-from smidgen.interop.lora_keys import check_kinds, parse_key
+from smidgen.interop.lora_files import Alphas, read_lora_file
+from smidgen.interop.lora_keys import parse_key
 from smidgen.interop.lora_names import CONVOLUTIONS, Names, Place
-from smidgen.models.files import read_tensors, write_safetensors_file
+from smidgen.models.files import write_safetensors_file
 
 LoraFormat = Literal["peft", "kohya"]
 
@@ -86,11 +86,7 @@ def read_lora(path: Path | str, base: Target) -> Delta:
     Raises: SmidgenError if the file is damaged, holds anything but plain LoRA of the denoiser (all
         kinds are named), or names a module that this base has not.
     """
-    path = Path(path)
-    path, config = locate(path)
-    tensors = read_tensors(path)
-    check_kinds(tensors, path)
-    alphas = Alphas(config, path)
+    path, tensors, alphas = read_lora_file(Path(path))
     names = Names(base.denoiser)
     found = [
         factors
@@ -100,11 +96,13 @@ def read_lora(path: Path | str, base: Target) -> Delta:
     order = {name: index for index, name in enumerate(names.modules)}
     found.sort(key=lambda factors: (order[factors.module], factors.rows or (0, 0)))
     edits: dict[str, Edit] = {}
+    repeats = {linear.module: linear.repeats for linear in base.host.linears}
     for factors in found:
         edit_name = _edit_name(factors, base.host)
         if edit_name in edits:
             raise SmidgenError(f"{path} has two LoRAs of {factors.module}; keep one of them")
-        edits[edit_name] = _edit(factors, names.modules[factors.module], path)
+        module = names.modules[factors.module]
+        edits[edit_name] = _edit(factors, module, repeats.get(factors.module, 1), path)
     if not edits:
         raise SmidgenError(f"{path} holds no LoRA that changes anything")
     provenance = Provenance(
@@ -239,7 +237,7 @@ def _factors(name: str, parts: Mapping[str, Tensor], alphas: Alphas, path: Path)
     return Factors(module=name, down=down.clone(), up=up.clone(), scale=scale)
 
 
-def _edit(factors: Factors, module: nn.Module, path: Path) -> Bypass:
+def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypass:
     """The bypass of this LoRA; from half precision in float32, as it may be trained on."""
     down, up = (
         t.to(torch.promote_types(t.dtype, torch.float32)) for t in (factors.down, factors.up)
@@ -247,31 +245,34 @@ def _edit(factors: Factors, module: nn.Module, path: Path) -> Bypass:
     conv, axis = None, -1
     if isinstance(module, CONVOLUTIONS):
         conv, axis = _geometry(module), 1
-        size_in, kernel = module.in_channels, tuple(module.kernel_size)
+        sizes, kernel = (module.in_channels, module.out_channels), tuple(module.kernel_size)
         if module.groups > 1:
             raise SmidgenError(f"{path} has a LoRA of {factors.module}, a grouped convolution")
     else:
-        size_in, kernel = int(getattr(module, "in_features")), ()  # noqa: B009 - quantised ones too
+        linear: Any = module  # quantised ones too
+        sizes, kernel = (linear.in_features, linear.out_features), ()
+    rows = factors.rows or (0, sizes[1])
     ones = (1,) * len(kernel)
     # a 1x1 convolution and a linear are one matrix, and files write it either way
     if math.prod(down.shape[2:]) == math.prod(kernel) == 1:
         down = down.reshape(*down.shape[:2], *kernel)
-    expected = (factors.rank, size_in, *kernel)
-    if down.shape != expected or math.prod(up.shape[2:]) != 1:
+    expected = (factors.rank, sizes[0], *kernel), (rows[1] - rows[0], factors.rank, *ones)
+    if math.prod(up.shape[2:]) == 1:
+        up = up.reshape(*up.shape[:2], *ones)
+    given = tuple(down.shape), tuple(up.shape)
+    if given != expected:
         raise SmidgenError(
-            f"{path}: the LoRA of {factors.module} has shape {tuple(down.shape)}, the base's needs "
-            f"{expected}; give the base that it was trained on"
+            f"{path}: the LoRA of {factors.module} has shapes {given[0]} and {given[1]}, the "
+            f"base's needs {expected[0]} and {expected[1]}; give the base that it was trained on"
         )
-    up = up.reshape(*up.shape[:2], *ones)
-    rows = factors.rows
-    size_out = up.shape[0]
+    size_in, size_out = sizes[0], len(up)
     body = Bottleneck(size_in, factors.rank, size_out, activation="identity", bias=False, conv=conv)
     with torch.no_grad():
         body.down.weight.copy_(down)
         body.up.weight.copy_(up)
-    read = Site(factors.module, "in", axis=axis)
-    write = Site(factors.module, "out", axis=axis)
-    return Bypass(read, (write,), body, scale=factors.scale, rows=rows)
+    read = Site(factors.module, "in", axis=axis, repeats=repeats)
+    write = Site(factors.module, axis=axis, repeats=repeats)
+    return Bypass(read, (write,), body, scale=factors.scale, rows=factors.rows)
 
 
 def _geometry(module: Any) -> Conv:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from smidgen.errors import SmidgenError
-from smidgen.models.files import read_json
+from smidgen.interop.lora_keys import check_kinds
+from smidgen.models.files import read_json, read_tensors
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 
@@ -70,3 +72,15 @@ class Alphas:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return alpha
         return self.alpha
+
+
+def read_lora_file(path: Path) -> tuple[Path, dict[str, Tensor], Alphas]:
+    """The file that `path` means, its tensors, and the scales that it or its folder gives.
+
+    Raises: SmidgenError if the file is damaged, or holds anything but plain LoRA of a denoiser (all
+        kinds are named).
+    """
+    path, config = locate(path)
+    tensors = read_tensors(path)
+    check_kinds(tensors, path)
+    return path, tensors, Alphas(config, path)

@@ -67,14 +67,15 @@ def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path)
     """Write a copy of the pipeline with `delta` folded into its denoiser, for stock diffusers.
 
     Second copies of weights in other formats are not copied, and optional components that the
-    folder lacks are switched off in the index.
+    folder lacks are switched off in the index. Weights that `output` holds already are replaced.
 
-    Raises: SmidgenError if the delta does not fold, or the disk refuses.
+    Raises: SmidgenError if the delta does not fold, `output` is in the base, or the disk refuses.
     """
-    folded = fold(delta, component_state(pipeline.folder / pipeline.denoiser), host.folds)
     _check_apart(pipeline.folder, output)
+    folded = fold(delta, component_state(pipeline.folder / pipeline.denoiser), host.folds)
     present = pipeline.components()
     for name in present:
+        _remove_weights(output / name)
         _copy_component(pipeline.folder / name, output / name, weights=name != pipeline.denoiser)
     write_safetensors_file(folded, output / pipeline.denoiser / WEIGHTS[0])
     index = {
@@ -89,8 +90,9 @@ def fold_into_single_file(delta: Delta, pipeline: Pipeline, host: Host, output: 
     """Write the pipeline with `delta` folded in as one `.safetensors` in the original names.
 
     Raises: SmidgenError if the delta does not fold, the family has no such file or it has no place
-        for a tensor, or the disk refuses.
+        for a tensor, `output` is in the base, or the disk refuses.
     """
+    _check_apart(pipeline.folder, output)
     configs = {
         name: read_json(pipeline.folder / name / "config.json")
         for name in pipeline.components()
@@ -144,11 +146,21 @@ def _copy_component(source: Path, target: Path, *, weights: bool) -> None:
             raise SmidgenError(f"cannot write {place}: {error.strerror or error}") from error
 
 
+def _remove_weights(folder: Path) -> None:
+    """An index of shards that is left there would be read in the place of the new weights."""
+    for path in sorted(folder.glob("*")):
+        if path.suffix in SKIPPED | {".safetensors"} or path.name.endswith(".index.json"):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise SmidgenError(f"cannot replace {path}: {error.strerror}") from error
+
+
 def _check_apart(source: Path, output: Path) -> None:
     """Raises: SmidgenError if the output is the base itself, or in it."""
     source, output = source.resolve(), output.resolve()
     if output == source or source in output.parents:
-        raise SmidgenError(f"{output} is in the base, which stays as it is; give another folder")
+        raise SmidgenError(f"{output} is in the base, which stays as it is; give another output")
 
 
 def _is_class(value: Any) -> bool:

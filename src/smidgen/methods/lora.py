@@ -91,8 +91,9 @@ def bypass_beside(model: nn.Module, linear: Linear, rank: int, scale: float) -> 
     body = Bottleneck(
         linear.size_in, rank, linear.size_out, activation="identity", bias=False, conv=conv
     )
-    read = Site(linear.module, "in", axis=axis)
-    return Bypass(read, (Site(linear.module, axis=axis),), body, scale=scale, rows=linear.rows)
+    read = Site(linear.module, "in", axis=axis, repeats=linear.repeats)
+    write = Site(linear.module, axis=axis, repeats=linear.repeats)
+    return Bypass(read, (write,), body, scale=scale, rows=linear.rows)
 
 
 def chosen(host: Host, model: nn.Module, targets: Sequence[str]) -> list[Linear]:

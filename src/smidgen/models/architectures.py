@@ -1,5 +1,5 @@
 """Networks on the meta device, by the name of an architecture or from a folder's configuration: no
-weights and no hub. The configurations of known architectures are in architectures/.
+weights. The configurations of known architectures are in architectures/.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import nn
 
 from smidgen.errors import SmidgenError
 from smidgen.models.files import read_json
-from smidgen.models.pretrained import diffusers_class, meta_denoiser
+from smidgen.models.hub import download
+from smidgen.models.pretrained import diffusers_class, meta_denoiser, on_hub
 
+FILES = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 CONFIGS = Path(__file__).parent / "architectures"
 DENOISERS = ("unet", "transformer")  # folders of a pipeline
 OWN = ("DiTPipeline", "DiTTransformer2DModel")  # diffusers' classes of our own architecture
@@ -30,13 +32,17 @@ def architecture_names() -> tuple[str, ...]:
 def meta_network(name: str | Path, num_classes: int | None = None) -> nn.Module:
     """The denoiser of an architecture, or of what `load_base` takes, without weights.
 
-    Of a folder of diffusers, a pipeline's or a network's own, only configurations are read.
+    Of a folder of diffusers, a pipeline's or a network's own, only configurations are read, and
+    from the hub nothing else is fetched.
     `num_classes` is for a network that has labels; None: those of the base.
 
     Raises:
         UsageError: an unknown name, or fewer than one class.
-        SmidgenError: a configuration that cannot be read, or `num_classes` for one without labels.
+        SmidgenError: a configuration that cannot be read, `num_classes` for one without labels, or
+            the hub does not answer.
     """
+    if on_hub(name):
+        name = download(str(name), patterns=FILES)
     config = _config_of(name)
     if config is None:
         return meta_denoiser(name, num_classes)

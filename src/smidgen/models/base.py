@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ class Base:
     `image_size` is in pixels. `class_names` has one name for each row of the label table but the
     last, the null label; a base with a `conditioner` reads prompts and has none. `objective` is
     what the denoiser was trained for, on the `schedule`. A token of the denoiser is `patch` latent
-    pixels wide.
+    pixels wide. `source` is the folder or file that the weights were read from, None if they were
+    made in this process.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Base:
     objective: Objective = "hybrid"
     conditioner: Conditioner | None = None
     patch: int = 1
+    source: Path | None = None
 
     @cached_property
     def family(self) -> Family:

@@ -6,7 +6,9 @@ What diffusers does is handed in: `network` and `encoders` load a denoiser and t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,11 @@ def load_pipeline(
 
     Raises:
         UsageError: an image size that does not fit.
-        SmidgenError: a pipeline that is not known, or files that are missing, damaged or pickles.
+        SmidgenError: a pipeline that is not known, files that are missing, damaged or pickles, or
+            transformers is not installed.
     """
     pipeline = pipeline_of(index, source)
+    _check_transformers(name)
     check_files(source, index, pipeline)
     autoencoder = codec()
     config = read_json(source / pipeline.denoiser / "config.json")
@@ -65,7 +69,7 @@ def load_pipeline(
     _check_channels(config, autoencoder, name)
     denoiser = network(source / pipeline.denoiser, pipeline.network, dtype)
     denoiser.to(device).requires_grad_(False).eval()
-    family = find_family(denoiser)
+    family = _family(denoiser, index)
     objective, schedule = _process(source, pipeline, family)
     base = Base(
         name=name,
@@ -78,11 +82,24 @@ def load_pipeline(
         image_size=pixels,
         objective=objective,
         patch=pipeline.patch,
+        source=source.absolute(),
     )
+    base.family = family
     assert family.encode is not None, "the family of such a pipeline reads prompts"
     load = partial(_encoders, source, index, pipeline, base, encoders)
     base.conditioner = Conditioner(load, family.encode, pixels)
     return base
+
+
+def _family(denoiser: nn.Module, index: Mapping[str, Any]) -> Family:
+    """As its class says; but a pipeline that says it is not distilled (FLUX.2 Klein's base) has no
+    guidance as an input, and is guided by the empty prompt.
+    """
+    family = find_family(denoiser)
+    config: Any = denoiser.config
+    if index.get("is_distilled") is False and not config.get("guidance_embeds"):
+        return replace(family, guidance="classifier-free")
+    return family
 
 
 def _process(
@@ -111,6 +128,14 @@ def _encoders(
         parts["transformer"] = base.denoiser
     dtype = next(base.denoiser.parameters()).dtype
     return load(source, str(index["_class_name"]), dtype, parts).to(base.device)
+
+
+def _check_transformers(name: str) -> None:
+    if find_spec("transformers") is None:
+        raise SmidgenError(
+            f'base "{name}" reads prompts with transformers, which is not installed: '
+            'pip install "smidgen[features]"'
+        )
 
 
 def _check_size(pixels: int, multiple: int) -> None:

@@ -25,7 +25,7 @@ from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.dit import DiT, DiTConfig, preset
 from smidgen.models.dit_folder import class_names_of, schedule_of
-from smidgen.models.dit_weights import build_dit, read_config, read_dit
+from smidgen.models.dit_weights import build_dit, config_of_folder, read_config, read_dit
 from smidgen.models.files import read_json
 from smidgen.models.hub import download, is_hub_id
 from smidgen.models.pipeline_base import load_pipeline
@@ -95,6 +95,7 @@ def load_base(
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
         image_size=config.image_size * autoencoder.factor,
+        source=source.absolute(),
     )
 
 
@@ -133,7 +134,9 @@ def architecture(name: str | Path, num_classes: int | None = None) -> DiTConfig:
         except ValueError as error:
             raise UsageError(str(error)) from error
     else:
-        config = read_config(_locate(name))
+        source = _locate(name)
+        ours = "dit" in _describe(source)
+        config = config_of_folder(source) if ours else read_config(source)
     if num_classes is None:
         return config
     return dataclasses.replace(config, num_classes=num_classes)
@@ -148,6 +151,14 @@ def meta_denoiser(name: str | Path, num_classes: int | None = None) -> DiT:
 def shipped_names() -> tuple[str, ...]:
     """The bases that come with the package."""
     return tuple(sorted(path.parent.name for path in EMBEDDED.glob("*/config.json")))
+
+
+def on_hub(name: str | Path) -> bool:
+    """Whether this is a hub id and nothing that is here: no architecture, folder or file."""
+    if not isinstance(name, str) or _is_architecture(name):
+        return False
+    path = Path(name).expanduser()
+    return is_hub_id(name) and path.suffix not in FILE_SUFFIXES and not path.exists()
 
 
 def _is_architecture(name: str | Path) -> bool:
@@ -166,8 +177,8 @@ def _locate(name: str | Path) -> Path:
             f'"{name}" is an architecture without weights; give the file and its codec: '
             "--base DiT-XL-2-256x256.pt --codec FOLDER"
         )
-    if isinstance(name, str) and is_hub_id(name) and path.suffix not in FILE_SUFFIXES:
-        return download(name)
+    if on_hub(name):
+        return download(str(name))
     raise UsageError(
         f'no file or folder "{name}"; shipped bases: {", ".join(shipped_names()) or "none"}; '
         "or give a hub id as owner/name"
