@@ -176,11 +176,17 @@ def write_grid(name: str, embedded: EmbeddedSet, before: np.ndarray, after: np.n
     PICTURES.mkdir(parents=True, exist_ok=True)
     image_grid(
         {label: [Image.fromarray(image) for image in images] for label, images in rows.items()},
-        [embedded.class_names[k] for k in shown],
+        [short_name(embedded.class_names[k]) for k in shown],
         title=f"{name.capitalize()}, learned with DiffFit",
         scale=2,
         columns_per_band=12,
     ).save(PICTURES / f"{name}.png", optimize=True)
+
+
+def short_name(name: str) -> str:
+    """A class's name over a column: "capital-chi" is "Chi"."""
+    kind, _, letter = name.rpartition("-")
+    return letter.capitalize() if kind == "capital" else name
 
 
 def header() -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from jaxtyping import install_import_hook
 
+CORE = ("arithmetic", "bank", "bodies", "bypass", "edit", "edits", "fingerprint", "fold", "mixed")
 METRICS = ("metrics", "kernels", "neighbours", "similarity")
-CHECKED = ("core", "diffusion", "models", *(f"evaluation.{name}" for name in METRICS))
+CHECKED = (
+    *(f"core.{name}" for name in (*CORE, "tokens")),  # those with shapes: checking hooks is slow
+    *("diffusion", "models"),
+    *(f"evaluation.{name}" for name in METRICS),
+)
 
 install_import_hook([f"smidgen.{name}" for name in CHECKED], "beartype.beartype")

@@ -64,6 +64,19 @@ def test_sizes_are_those_of_the_activations(model):
     assert seen == dict(host.sizes)
 
 
+def test_every_linear_has_one_entry_for_an_image(sdxl):
+    """Also those of its six numbers of sizes, which a bank would otherwise mix up."""
+    host, entries = unet_host(sdxl), set()
+    for linear in host.linears:
+        layer = sdxl.get_submodule(linear.module)
+        layer.register_forward_hook(lambda m, x, y: entries.add(len(y)))
+    x, t, text = _inputs(torch.float32)
+    condition = {"text": text, "pooled": torch.randn(2, 5), "time_ids": torch.randn(2, 6)}
+    FAMILY.predict(sdxl, x, t, condition)
+    assert entries == {2}
+    assert {linear.repeats for linear in host.linears} == {1}
+
+
 def test_every_parameter_is_a_bias_a_norms_weight_or_a_linears(model, sdxl):
     for unet in (model, sdxl):
         host = unet_host(unet)

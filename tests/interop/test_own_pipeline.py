@@ -22,7 +22,7 @@ def case(cases):
 def plain(case):
     """The stock images, a delta of gains, offsets and LoRA, and the images with it."""
     pipeline = case.pipeline
-    deltas = (case.delta, lora(pipeline.unet, strength=0.1))
+    deltas = (case.delta, lora(pipeline.unet, share=0.5, strength=0.2))
     with deltas[0].attach(pipeline.unet), deltas[1].attach(pipeline.unet):
         expected = case.draw(pipeline)
     assert (expected - case.expected).abs().max() > 0.005, "the LoRA must show beside the rest"

@@ -4,14 +4,17 @@ A test that asks for `case` runs once for each pair that `tests.laws.refusals` d
 `@pytest.mark.excepting(table)` names the table of a single law, `labelled` keeps hosts with labels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
 
 from smidgen.core.delta import Delta
+from smidgen.core.edit import Edit
 from smidgen.methods import METHODS
 from tests.laws.refusals import REFUSED, reason
 from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, TinyBase, all_labels, tiny_base, tiny_delta
@@ -20,6 +23,7 @@ from tests.laws.tiny_host import TinyHost
 FULL_HOSTS = ("dit", "unet")  # by default: every method here,
 FULL_METHODS = ("difffit", "lora")  # and these on every host
 LABELLED = ("dit",)
+FEW = 8  # edits that a law goes through by default
 STD = {"full": 0.05}  # how far tensors are from their start; more would saturate a whole network
 
 
@@ -50,13 +54,41 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         and not (only and method not in only.args)
         and not (labelled and host not in LABELLED)
     ]
-    ids = [f"{method}-{host}" for method, host in pairs]
-    metafunc.parametrize("case", pairs, ids=ids, indirect=True)
+    if "first" in metafunc.fixturenames:  # compiling takes seconds, so by default fewer
+        runs = [
+            ((method, host), first)
+            for method, host in pairs
+            for first in ("eager", "compiled")
+            if every or (first == "compiled" and (host == "dit" or method == "difffit"))
+        ]
+        ids = ["-".join((*pair, first)) for pair, first in runs]
+        metafunc.parametrize(("case", "first"), runs, ids=ids, indirect=["case"])
+    else:
+        metafunc.parametrize("case", pairs, ids=["-".join(pair) for pair in pairs], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def hooks_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of a function's shapes is compiled when the function is made, which for the hooks
+    of an attachment took most of the time of these laws; functions of modules stay checked.
+    """
+    checked = jaxtyping.jaxtyped
+
+    def unless_inner(*, typechecker: Any) -> Any:
+        def decorate(target: Any) -> Any:
+            inner = "<locals>" in getattr(target, "__qualname__", "")
+            return target if inner else checked(target, typechecker=typechecker)
+
+        return decorate
+
+    monkeypatch.setattr(jaxtyping, "jaxtyped", unless_inner)
 
 
 @dataclass
 class Case:
-    """A base, a delta of one method with new classes, and inputs with every label."""
+    """A base, a delta of one method with new classes, and inputs with every label. `every`: whether
+    a law that goes through the edits takes all of them, as it does with --all-laws.
+    """
 
     tiny: TinyHost
     base: TinyBase
@@ -65,6 +97,7 @@ class Case:
     host: str
     delta: Delta
     inputs: tuple[Tensor, ...]
+    every: bool
 
     def call(self, model: nn.Module | None = None) -> Tensor:
         return self.tiny.call(self.model if model is None else model, *self.inputs)
@@ -73,6 +106,11 @@ class Case:
         """The output with a delta, without gradient."""
         with torch.no_grad(), (delta or self.delta).attach(self.model, strength):
             return self.call()
+
+    def some(self, edits: Mapping[str, Edit]) -> dict[str, Edit]:
+        """All edits, or a few from all over the network."""
+        step = 1 if self.every else max(1, len(edits) // FEW)
+        return dict(list(edits.items())[::step])
 
     def assert_close(self, output: Tensor, expected: Tensor, at_least: float = 0.0) -> None:
         """Equal but for the rounding of the family, or for more where more is allowed."""
@@ -101,4 +139,5 @@ def case(request: pytest.FixtureRequest) -> Case:
         host=host,
         delta=tiny_delta(base, method, std=STD.get(method, 0.2)),
         inputs=tiny.inputs(all_labels(NEW_CLASSES)),
+        every=request.config.getoption("--all-laws", default=False),
     )

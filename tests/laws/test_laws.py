@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.testing import CompileCounter
 
 from smidgen.core.bypass import Bypass
@@ -195,8 +195,8 @@ def shapes_unchecked():
 
 @pytest.mark.excepting(NOT_COMPILED)
 @pytest.mark.usefixtures("shapes_unchecked")
-@pytest.mark.parametrize("first", ["eager", "compiled"])
 def test_compiling_changes_nothing(case, first):
+    """Whether the network is called or compiled first."""
     torch._dynamo.reset()
     counter = CompileCounter()  # a backend that runs what it is given eagerly
     results = {}
@@ -264,7 +264,7 @@ def test_a_site_that_does_not_fire_raises(case):
 
 def test_removing_any_edit_changes_the_output(case):
     output = case.attached()
-    for name, edit in case.delta.edits.items():
+    for name, edit in case.some(case.delta.edits).items():
         tensors = {f"{name}.{key}": tensor for key, tensor in edit.tensors().items()}
         if name == "label_table":  # without it the new labels mean nothing
             continue
@@ -306,7 +306,7 @@ def test_what_does_not_compile_is_the_base_itself(host):
     torch._dynamo.reset()
     tiny, model = TINY_HOSTS[host], tiny_base(host).denoiser
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad(), pytest.raises(Unsupported, match=NOT_COMPILED[host]):
+    with torch.no_grad(), pytest.raises(TorchDynamoException, match=NOT_COMPILED[host]):
         tiny.call(compiled, *tiny.inputs(all_labels(KNOWN_CLASSES)))
 
 

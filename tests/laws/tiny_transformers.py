@@ -62,8 +62,10 @@ def make_flux(**config) -> nn.Module:
 
 
 def make_sana(**config) -> nn.Module:
-    """More channels than the others: the linear attention's ReLU is to let every query through."""
-    return SanaTransformer2DModel(
+    """More channels than the others, and tokens that differ more: the linear attention's ReLU is to
+    let something of every query and key through.
+    """
+    model = SanaTransformer2DModel(
         **HEADS,
         in_channels=8,
         out_channels=8,
@@ -76,6 +78,9 @@ def make_sana(**config) -> nn.Module:
         sample_size=4,
         **config,
     )
+    with torch.no_grad():
+        model.patch_embed.proj.weight.mul_(2)
+    return model
 
 
 def make_flux2(**config) -> nn.Module:

@@ -91,7 +91,7 @@ def read_lora(path: Path | str, base: Target) -> Delta:
     found = [
         factors
         for name, parts in _by_module(tensors, path).items()
-        for factors in _place(name, names, path).split(_factors(name, parts, alphas, path))
+        for factors in _split(name, parts, names, alphas, path)
     ]
     order = {name: index for index, name in enumerate(names.modules)}
     found.sort(key=lambda factors: (order[factors.module], factors.rows or (0, 0)))
@@ -237,6 +237,20 @@ def _factors(name: str, parts: Mapping[str, Tensor], alphas: Alphas, path: Path)
     return Factors(module=name, down=down.clone(), up=up.clone(), scale=scale)
 
 
+def _split(
+    name: str, parts: Mapping[str, Tensor], names: Names, alphas: Alphas, path: Path
+) -> list[Factors]:
+    """The LoRA of a name in the file as those of the model's modules."""
+    place, factors = _place(name, names, path), _factors(name, parts, alphas, path)
+    size = sum(part.size for part in place.parts)
+    if len(factors.up) != size:
+        raise SmidgenError(
+            f"{path}: the up of {name} has {len(factors.up)} rows, the base's needs {size}; "
+            "give the base that it was trained on"
+        )
+    return place.split(factors)
+
+
 def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypass:
     """The bypass of this LoRA; from half precision in float32, as it may be trained on."""
     down, up = (
@@ -245,27 +259,24 @@ def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypa
     conv, axis = None, -1
     if isinstance(module, CONVOLUTIONS):
         conv, axis = _geometry(module), 1
-        sizes, kernel = (module.in_channels, module.out_channels), tuple(module.kernel_size)
+        size_in, kernel = module.in_channels, tuple(module.kernel_size)
         if module.groups > 1:
             raise SmidgenError(f"{path} has a LoRA of {factors.module}, a grouped convolution")
     else:
         linear: Any = module  # quantised ones too
-        sizes, kernel = (linear.in_features, linear.out_features), ()
-    rows = factors.rows or (0, sizes[1])
+        size_in, kernel = int(linear.in_features), ()
     ones = (1,) * len(kernel)
     # a 1x1 convolution and a linear are one matrix, and files write it either way
     if math.prod(down.shape[2:]) == math.prod(kernel) == 1:
         down = down.reshape(*down.shape[:2], *kernel)
-    expected = (factors.rank, sizes[0], *kernel), (rows[1] - rows[0], factors.rank, *ones)
-    if math.prod(up.shape[2:]) == 1:
-        up = up.reshape(*up.shape[:2], *ones)
-    given = tuple(down.shape), tuple(up.shape)
-    if given != expected:
+    expected = (factors.rank, size_in, *kernel)
+    if down.shape != expected or math.prod(up.shape[2:]) != 1:
         raise SmidgenError(
-            f"{path}: the LoRA of {factors.module} has shapes {given[0]} and {given[1]}, the "
-            f"base's needs {expected[0]} and {expected[1]}; give the base that it was trained on"
+            f"{path}: the LoRA of {factors.module} has shape {tuple(down.shape)}, the base's needs "
+            f"{expected}; give the base that it was trained on"
         )
-    size_in, size_out = sizes[0], len(up)
+    up = up.reshape(*up.shape[:2], *ones)
+    size_out = up.shape[0]
     body = Bottleneck(size_in, factors.rank, size_out, activation="identity", bias=False, conv=conv)
     with torch.no_grad():
         body.down.weight.copy_(down)

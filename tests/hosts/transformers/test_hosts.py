@@ -10,6 +10,7 @@ from smidgen.core.fold import IntoLinear, IntoModulation, Refused
 from smidgen.core.sites import bind
 from smidgen.hosts.host import find_family, find_host
 from tests.hosts.transformers import written_out
+from tests.laws.tiny import tiny_base, tiny_delta
 from tests.laws.tiny_transformers import MAKERS, conditions, latents, random_model, times
 
 DUAL = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
@@ -59,6 +60,19 @@ def test_every_site_is_reached_with_its_channels(family, model, host):
         bind(model, site, lambda y, site=site: seen.update({site: y.shape[site.axis]}) or y)
     run(family, model)
     assert seen == dict(host.sizes)
+
+
+def test_what_belongs_to_one_image_is_as_much_as_its_site_says(family, model, host):
+    repeats = {linear.module: linear.repeats for linear in host.linears}
+    repeats |= {site.module: site.repeats for site in (*host.biases, *host.norms)}
+    entries = {}
+    for name in repeats:
+        module = model.get_submodule(name)
+        module.register_forward_hook(lambda m, x, y, name=name: entries.update({name: len(y)}))
+    run(family, model)
+    assert entries == {name: 3 * number for name, number in repeats.items()}
+    expected = [1, 2] if family == "pixart" else [1]  # its size is a height and a width
+    assert sorted(set(repeats.values())) == expected
 
 
 def test_every_tap_has_a_size_and_every_output_a_fold_target(host):
@@ -294,3 +308,25 @@ def test_a_sub_layers_output_is_that_of_the_linear_into_which_it_folds(family, m
     model.load_state_dict(state)
     torch.testing.assert_close(run(family, model), attached, **CLOSE)
     assert (attached - plain).abs().max() > 1e-2
+
+
+def test_what_sanas_feed_forward_returns_is_added_to_its_stream_token_by_token():
+    base = tiny_base("sana")
+    places = {"input_position": "FFN_out", "output_position": "Trans_out"}
+    delta = tiny_delta(base, "adapter", **places, activation="silu")
+    with delta.attach(base.denoiser):
+        output = run("sana", base.denoiser)
+    kept: dict[str, torch.Tensor] = {}
+    for block, edit in zip(base.host.blocks, delta.edits.values(), strict=True):
+        p = dict(edit.named_parameters())
+
+        def keep(module, arguments, y, name=block.module):
+            kept[name] = y.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
+
+        def add(module, arguments, y, name=block.module, p=p):
+            z = nn.functional.silu(kept[name] @ p["down.weight"].T + p["down.bias"])
+            return y + z @ p["up.weight"].T + p["up.bias"]
+
+        base.denoiser.get_submodule(f"{block.module}.ff").register_forward_hook(keep)
+        base.denoiser.get_submodule(block.module).register_forward_hook(add)
+    torch.testing.assert_close(run("sana", base.denoiser), output, **CLOSE)
