@@ -37,10 +37,10 @@ WEIGHTS = EMBEDDED / "glyphs" / "classifier.safetensors"
 class ClassifierConfig:
     """Settings of classifier.toml and its like.
 
-    `go_on`: from the shipped weights, heads of further scripts anew. `stretch` and `shear`: the largest change of scale and of
-    slant, as shares. `redraw`: weight of the error of drawing the image again from its features, by
-    a linear map that is not kept: without it they would forget all that tells no class, and
-    distances in them would not see style.
+    `go_on`: from the shipped weights, heads of further scripts anew. `stretch` and `shear`: the
+    largest change of scale and of slant, as shares. `redraw`: weight of the error of drawing the
+    image again from its features, by a linear map that is not kept: without it they would forget
+    all that tells no class, and distances in them would not see style.
     """
 
     go_on: bool = False

@@ -41,6 +41,12 @@ class FoldOptions:
     def __post_init__(self) -> None:
         if self.format == "single-file" and self.output.suffix != ".safetensors":
             raise UsageError(f"{self.output}: a single file must end in .safetensors")
+        if self.format != "diffusers" and self.output.is_dir():
+            raise UsageError(f"{self.output} is a folder; give the name of a file")
+        if self.format == "diffusers" and self.output.is_file():
+            raise UsageError(f"{self.output} is a file; give a folder")
+        if self.output.exists() and self.output.resolve() == self.delta.resolve():
+            raise UsageError(f"{self.output} is the delta itself; give another output")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -53,6 +59,10 @@ def run(argv: Sequence[str]) -> None:
     )
     base_options, options, switches = parsed["base"], parsed["fold"], parsed["switches"]
     check_file(options.delta, "delta")
+    if options.output.exists() and Path(base_options.base).exists():
+        base = Path(base_options.base).resolve()
+        if base == options.output.resolve():
+            raise UsageError(f"{options.output} is the base itself, which is never changed")
     check_output_folder(options.output.parent, options.output)
     if options.output.exists() and not switches.force and not _is_empty_folder(options.output):
         raise UsageError(f"{options.output} exists; --force replaces it")

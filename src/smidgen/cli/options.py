@@ -111,9 +111,9 @@ def check_base_name(name: str) -> None:
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith((".pt", ".safetensors"))
     if looks_like_path or not HUB_ID.fullmatch(name):
         near = difflib.get_close_matches(name, shipped_bases(), n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
+        hint = f' (did you mean "{near[0]}"?)' if near else ""
         raise UsageError(
-            f'no base "{name}"{hint} Shipped: {", ".join(shipped_bases()) or "none"}; '
+            f'no base "{name}"{hint}; shipped: {", ".join(shipped_bases()) or "none"}; '
             "else give a folder, a file or a hub id (owner/name)"
         )
 

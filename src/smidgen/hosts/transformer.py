@@ -206,7 +206,7 @@ def build_host(
             for index, block in enumerate(sheet.blocks)
             for leaf, _ in model.get_submodule(block.module).named_modules()
         }
-        | beside,
+        | dict(beside),
     )
     sizes, folds = parts.sizes, parts.folds
     for norm in parts.bare_norms:

@@ -43,6 +43,7 @@ LEGAL: Mapping[str, tuple[str, ...]] = {  # input -> its outputs, the nearest fi
     for number, place in enumerate(flow)
 }
 BEST_INPUTS = ("CA_out", "SA_out")  # section 4: read after the cross-attention
+WIDTH = 64
 NUM_GROUPS = 32  # of the GroupNorm of the convolutional form
 
 
@@ -52,7 +53,7 @@ class Config:
 
     `input_position`: where it reads, auto: CA_out, without cross-attention SA_out.
     `output_position`: where it adds, auto: the next place behind the input where something can be
-    added (FFN_in behind CA_out). `width` of the bottleneck, or instead `share`: the share of the
+    added (FFN_in behind CA_out). `width` of the bottleneck (64), or instead `share`: the share of the
     base's parameters that the adapters should have, which the nearest width gives. `scale` of what
     is added, fixed. `init`: zero starts without effect, pytorch with PyTorch's default for all
     weights, as the paper's authors do.
@@ -61,7 +62,7 @@ class Config:
     input_position: Place | Auto = "auto"
     output_position: Output | Auto = "auto"
     activation: Activation = "relu"
-    width: int = 64
+    width: int | None = None
     share: float | None = None
     scale: float = 1.0
     init: Literal["zero", "pytorch"] = "zero"
@@ -71,7 +72,9 @@ class Config:
         _check_choice("output_position", self.output_position, (*get_args(Output), "auto"))
         _check_choice("activation", self.activation, get_args(Activation))
         _check_choice("init", self.init, ("zero", "pytorch"))
-        if self.width < 1:
+        if self.width is not None and self.share is not None:
+            raise UsageError("width and share both say how wide the adapters are; give one")
+        if self.width is not None and self.width < 1:
             raise UsageError(f"width is {self.width}; expected at least 1")
         if self.share is not None and not 0 < self.share < 1:
             raise UsageError(f"share is {self.share}; expected a number between 0 and 1")
@@ -92,7 +95,7 @@ def build(
     refuse_where_impossible(host, "adapter")
     places = positions(host, config)
     with building(base):
-        width = config.width
+        width = config.width or WIDTH
         if config.share is not None:
             width = nearest_width(host, places, config, config.share * _num_parameters(base))
         adapters = {

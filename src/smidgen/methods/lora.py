@@ -14,7 +14,7 @@ from torch import nn
 from smidgen.core.bypass import Bottleneck, Bypass, Conv
 from smidgen.core.delta import Delta
 from smidgen.core.sites import Site
-from smidgen.errors import SmidgenError, UsageError, closest
+from smidgen.errors import UsageError, closest
 from smidgen.hosts.host import Host, Linear
 from smidgen.methods.bypass import building, start
 from smidgen.methods.label_table import label_edits
@@ -101,18 +101,18 @@ def chosen(host: Host, model: nn.Module, targets: Sequence[str]) -> list[Linear]
 
     Grouped convolutions have no low rank of their own: no word covers them.
 
-    Raises: SmidgenError for a target that names nothing in this base, or a grouped convolution.
+    Raises: UsageError for a target that names nothing in this base, or a grouped convolution.
     """
     usable = [one for one in host.linears if not _is_grouped(model, one)]
     picked: list[Linear] = []
     for target in targets:
         found = _matching(usable, target)
         if not found and any(one.module == target for one in host.linears):
-            raise SmidgenError(f"{target} is a grouped convolution, which LoRA cannot take")
+            raise UsageError(f"{target} is a grouped convolution, which LoRA cannot take")
         if not found:
             names = list(dict.fromkeys(one.role for one in usable))
             known = [*names, *(one.module for one in usable)] if "." in target else names
-            raise SmidgenError(
+            raise UsageError(
                 f'no linear "{target}" in a {host.family} base'
                 f"{closest(target, dict.fromkeys((*known, *GROUPS)))}"
             )
