@@ -53,7 +53,7 @@ class Config:
 
     `input_position`: where it reads, auto: CA_out, without cross-attention SA_out.
     `output_position`: where it adds, auto: the next place behind the input where something can be
-    added (FFN_in behind CA_out). `width` of the bottleneck, 64, or instead `share`: the share of the
+    added (FFN_in behind CA_out). `width` of the bottleneck (64) or instead `share`, the part of the
     base's parameters that the adapters should have, which the nearest width gives. `scale` of what
     is added, fixed. `init`: zero starts without effect, pytorch with PyTorch's default for all
     weights, as the paper's authors do.
