@@ -185,8 +185,8 @@ def write_grid(name: str, embedded: EmbeddedSet, before: np.ndarray, after: np.n
 
 def short_name(name: str) -> str:
     """A class's name over a column: "capital-chi" is "Chi"."""
-    kind, _, letter = name.rpartition("-")
-    return letter.capitalize() if kind == "capital" else name
+    kind, _, letter = name.partition("-")
+    return {"capital": letter.capitalize(), "small": letter}.get(kind, name)
 
 
 def header() -> dict[str, Any]:
@@ -207,7 +207,7 @@ def header() -> dict[str, Any]:
     }
 
 
-def write_page(found: Mapping[str, Mapping[str, Any]]) -> None:
+def write_page(found: Mapping[str, Mapping[str, Any]], note: str) -> None:
     """docs/domains.md: the table and the grids."""
     lines = [
         "# Eight sets of letters, learned from a base that knows only Latin",
@@ -219,16 +219,17 @@ def write_page(found: Mapping[str, Mapping[str, Any]]) -> None:
         "Distances are Frechet distances in the shipped classifier's features to font families "
         "that no training saw; beside them that of as many real images of the training families. "
         "Agreement is the share of samples that the classifier takes for the class asked for, "
-        "beside chance and that of real images of unseen families.",
+        "beside chance and that of real images of unseen families." + (f" {note}" if note else ""),
         "",
-        "| set | classes | images | seconds | distance before | after | real images | ratio "
-        "| agreement | chance | real images |",
+        "| set | classes | images | seconds (threads) | distance before | after | real images "
+        "| ratio | agreement | chance | real images |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         lines.append(
             f"| {name} | {row['num_classes']} | {row['num_training_images']:,} "
-            f"| {row['training_seconds']} | {row['distance_before']:.1f} "
+            f"| {row['training_seconds']} ({row['training_threads']}) "
+            f"| {row['distance_before']:.1f} "
             f"| {row['distance_after']:.1f} | {row['real_distance']:.1f} "
             f"| {row['of_real_distance']:.2f} | {row['class_agreement']:.1%} "
             f"| {1 / row['num_classes']:.1%} | {row['real_agreement']:.1%} |"
@@ -243,6 +244,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
     parser.add_argument("--output", type=Path, default=Path("runs/domains"))
     parser.add_argument("--train-only", action="store_true", help="measure in a later call")
+    parser.add_argument("--note", default="", help="a sentence for the page")
     parser.add_argument("--again", action="store_true", help="measure sets that are done again")
     arguments = parser.parse_args()
     document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sets": {}}
@@ -258,7 +260,7 @@ def main() -> None:
         print(name, json.dumps(found[name]), flush=True)
         found = {key: found[key] for key in SETS if key in found}
         RESULTS.write_text(json.dumps(header() | {"sets": found}, indent=2) + "\n")
-        write_page(found)
+        write_page(found, arguments.note)
 
 
 if __name__ == "__main__":
