@@ -1,4 +1,3 @@
-import os
 import signal
 import threading
 
@@ -12,16 +11,16 @@ def test_a_signal_is_noted_and_the_old_handlers_return(number):
     before = [signal.getsignal(one) for one in SIGNALS]
     with stop_requests() as stop:
         assert stop.signal is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop.signal == number
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
 def test_a_second_ctrl_c_does_not_wait():
     with stop_requests():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_in_another_thread_nothing_is_collected_and_nothing_breaks():
