@@ -13,31 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.packing import grid, pack, unpack
 from smidgen.hosts.transformer import (
     SELF_ATTENTION,
     Joint,
     Sheet,
     build_host,
-    grid,
     model_taps,
     model_width,
     modulation,
     named,
     names,
-    needed,
-    pack,
-    unpack,
 )
 
-PARTS = Joint(
-    norm1="norm1.norm",
-    norm2="norm2",
-    ff="ff",
-    text_ff="ff_context",
-    last="net.2",
-    ff_roles={"net.0.proj": "ff1", "net.2": "ff2"},
-)
+PARTS = Joint()
 SINGLE = named("attn", SELF_ATTENTION) | {"proj_mlp": "ff1", "proj_out": "o"}
 
 

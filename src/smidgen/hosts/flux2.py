@@ -13,23 +13,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.packing import grid
 from smidgen.hosts.transformer import (
     Joint,
     Sheet,
     build_host,
-    grid,
     model_taps,
     model_width,
     names,
-    needed,
 )
 
 PARTS = Joint(
     norm1="norm1",
-    norm2="norm2",
-    ff="ff",
-    text_ff="ff_context",
     last="linear_out",
     ff_roles={"linear_in": "ff1", "linear_out": "ff2"},
 )

@@ -183,6 +183,14 @@ def class_path(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
+def needed(condition: Condition, key: str, family: str) -> Tensor:
+    """`condition[key]`. Raises: SmidgenError if the condition lacks it."""
+    if key not in condition:
+        given = ", ".join(condition) or "nothing"
+        raise SmidgenError(f'a {family} base needs "{key}" in the condition, which has: {given}')
+    return condition[key]
+
+
 def _look_up(taps: Mapping[str, Site], name: str, where: str) -> Site:
     if name not in taps:
         raise SmidgenError(f'{where} has no tap "{name}"; it has: {", ".join(taps)}')

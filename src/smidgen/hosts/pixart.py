@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.host import Condition, Family, Host, needed
 from smidgen.hosts.modules import Role
 from smidgen.hosts.transformer import (
+    FEED_FORWARD,
     SELF_ATTENTION,
     Sheet,
     build_host,
@@ -23,14 +24,13 @@ from smidgen.hosts.transformer import (
     model_width,
     named,
     names,
-    needed,
 )
 
 PIXELS_PER_LATENT = 8  # of Stable Diffusion's codec, which PixArt uses
 ROLES = (
     named("attn1", SELF_ATTENTION)
     | named("attn2", SELF_ATTENTION, "cross.")
-    | {"ff.net.0.proj": "ff1", "ff.net.2": "ff2"}
+    | named("ff", FEED_FORWARD)
 )
 # An image's height and width go through these as two entries of a batch; its aspect ratio is one.
 RESOLUTION = tuple(f"adaln_single.emb.resolution_embedder.linear_{n}" for n in (1, 2))

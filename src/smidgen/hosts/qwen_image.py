@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.packing import pack, unpack
 from smidgen.hosts.transformer import (
     Joint,
     Sheet,
@@ -22,9 +23,6 @@ from smidgen.hosts.transformer import (
     model_width,
     modulation,
     names,
-    needed,
-    pack,
-    unpack,
 )
 
 PARTS = Joint(
@@ -32,8 +30,6 @@ PARTS = Joint(
     norm2="img_norm2",
     ff="img_mlp",
     text_ff="txt_mlp",
-    last="net.2",
-    ff_roles={"net.0.proj": "ff1", "net.2": "ff2"},
 )
 EDITING = "an editing variant of Qwen-Image tells image from reference token by token"
 

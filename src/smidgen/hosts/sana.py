@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
-from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.host import Condition, Family, Host, needed
 from smidgen.hosts.transformer import (
     NUM_TIMESTEPS,
     SELF_ATTENTION,
@@ -26,7 +26,6 @@ from smidgen.hosts.transformer import (
     model_width,
     named,
     names,
-    needed,
 )
 
 ROLES = (

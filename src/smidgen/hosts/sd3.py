@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host
+from smidgen.hosts.host import Condition, Family, Host, needed
 from smidgen.hosts.transformer import (
     NUM_TIMESTEPS,
     SELF_ATTENTION,
@@ -24,17 +24,9 @@ from smidgen.hosts.transformer import (
     modulation,
     named,
     names,
-    needed,
 )
 
-PARTS = Joint(
-    norm1="norm1.norm",
-    norm2="norm2",
-    ff="ff",
-    text_ff="ff_context",
-    last="net.2",
-    ff_roles={"net.0.proj": "ff1", "net.2": "ff2"},
-)
+PARTS = Joint()
 
 
 def host(model: nn.Module) -> Host:

@@ -1,7 +1,5 @@
 """What the hosts of diffusers' transformers share: a host from a table of block parts and the
-model's own modules, and the packing of latents into tokens.
-
-B is the batch, C channels, H and W rows and columns of a latent, D the width of the tokens.
+model's own modules. D is the width of the tokens.
 """
 
 from __future__ import annotations
@@ -11,12 +9,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smidgen.core.fold import IntoModulation, Refused, Target
 from smidgen.core.sites import Site
-from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Block, Host, Linear, Position
 from smidgen.hosts.modules import Role, read_modules
 
@@ -31,6 +27,8 @@ TEXT_ATTENTION = {
     "to_add_out": "text.o",
 }
 
+FEED_FORWARD = MappingProxyType({"net.0.proj": "ff1", "net.2": "ff2"})
+
 
 def named(part: str, roles: Mapping[str, str], prefix: str = "") -> dict[str, str]:
     """The roles of the linears of one part of a block, by their name below the block."""
@@ -41,15 +39,15 @@ def named(part: str, roles: Mapping[str, str], prefix: str = "") -> dict[str, st
 class Joint:
     """What the parts of a block with two streams, image and text, are called.
 
-    `last` and `roles` are the feed-forwards' last linear and their linears' roles.
+    `last` and `ff_roles` are the feed-forwards' last linear and their linears' roles.
     """
 
-    norm1: str
-    norm2: str
-    ff: str
-    text_ff: str
-    last: str
-    ff_roles: Mapping[str, str]
+    norm1: str = "norm1.norm"
+    norm2: str = "norm2"
+    ff: str = "ff"
+    text_ff: str = "ff_context"
+    last: str = "net.2"
+    ff_roles: Mapping[str, str] = field(default_factory=lambda: FEED_FORWARD)
 
     def roles(self) -> dict[str, str]:
         """The roles of all linears of the block."""
@@ -265,33 +263,6 @@ def model_taps(patch: Site, time: str, norm: str) -> dict[str, Site]:
         "norm.out": Site(norm),
         "final.out": Site("proj_out"),
     }
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Squares of 2 x 2 latents as tokens: (B, C, H, W) -> (B, H/2 * W/2, 4C), C outermost."""
-    batch, channels, height, width = latents.shape
-    squares = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack` for latents of H = `height` and W = `width`."""
-    batch, _, channels = tokens.shape
-    squares = tokens.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
-    return squares.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
-
-
-def grid(*sizes: int, device: torch.device) -> Tensor:
-    """All integer coordinates of a grid, the last axis fastest: (product of sizes, axes)."""
-    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
-
-
-def needed(condition: Mapping[str, Tensor], key: str, family: str) -> Tensor:
-    """`condition[key]`. Raises: SmidgenError if the condition lacks it."""
-    if key not in condition:
-        given = ", ".join(condition) or "nothing"
-        raise SmidgenError(f'a {family} base needs "{key}" in the condition, which has: {given}')
-    return condition[key]
 
 
 def _projections(attention: str) -> dict[str, Site]:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from smidgen.core.fold import IntoLinear, Target
 from smidgen.core.sites import Site
-from smidgen.errors import SmidgenError
-from smidgen.hosts.host import Block, Condition, Family, Host, Position, class_path
+from smidgen.hosts.host import Block, Condition, Family, Host, Position, class_path, needed
 from smidgen.hosts.modules import Role, read_modules
 
 TRANSFORMER = "diffusers.models.attention.BasicTransformerBlock"
@@ -81,10 +80,10 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     added = None
     if cast(Any, network).config.addition_embed_type == "text_time":
         added = {
-            "text_embeds": _needed(condition, "pooled"),
-            "time_ids": _needed(condition, "time_ids"),
+            "text_embeds": needed(condition, "pooled", "unet"),
+            "time_ids": needed(condition, "time_ids", "unet"),
         }
-    text = _needed(condition, "text")
+    text = needed(condition, "text", "unet")
     return network(x_t, t, text, added_cond_kwargs=added, return_dict=False)[0]
 
 
@@ -237,10 +236,3 @@ def _folds(block: Block, module: nn.Module, folds: dict[Site, Target]) -> dict[S
         if isinstance(target, IntoLinear) and not rescaled and not residual:
             found[Site(f"{block.module}.{part}")] = target
     return found
-
-
-def _needed(condition: Condition, key: str) -> Tensor:
-    if key not in condition:
-        given = ", ".join(condition) or "nothing"
-        raise SmidgenError(f'a UNet needs "{key}" in its condition, which has: {given}')
-    return condition[key]
