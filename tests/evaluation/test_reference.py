@@ -201,18 +201,20 @@ def test_arrays_that_are_no_images_are_refused(array, message, tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_truncated_arrays_are_refused(save, tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+def test_truncated_and_damaged_arrays_are_refused(save, tmp_path):
+    images = np.random.default_rng(0).integers(0, 4, (50, 8, 8, 3), np.uint8)
     path = tmp_path / "batch.npz"
     save(path, arr_0=images)
     content = bytearray(path.read_bytes())
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(SmidgenError, match="not a readable"):
         folder_statistics(path, colour_extractor())
-    content[len(content) // 2] ^= 255  # whole, but another byte in the middle
-    path.write_bytes(content)
-    with pytest.raises(SmidgenError, match="not a readable"):
-        folder_statistics(path, colour_extractor())
+    for place in range(158, len(content) - 200, 199):  # whole, but another byte in the array
+        damaged = bytearray(content)
+        damaged[place] ^= 255
+        path.write_bytes(damaged)
+        with pytest.raises(SmidgenError, match="not a readable"):
+            folder_statistics(path, colour_extractor())
 
 
 def test_other_arrays_of_another_program_are_left_alone(tmp_path):

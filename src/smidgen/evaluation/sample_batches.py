@@ -7,7 +7,9 @@ the samples of ADM's and DiT's scripts. Gigabytes are read a batch at a time.
 from __future__ import annotations
 
 import hashlib
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,11 @@ from smidgen.errors import SmidgenError
 
 ARRAY = "arr_0"
 READ_BYTES = 2**20
+# What reading a damaged or foreign archive raises; RuntimeError: encrypted, or packed otherwise.
+DAMAGED = (
+    *(ValueError, OSError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ def open_sample_batch(path: Path) -> SampleBatch | None:
                 return None
             with archive.open(f"{ARRAY}.npy") as file:
                 shape, fortran, dtype = _header(file, path)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise unreadable(path, error) from error
     if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise SmidgenError(
@@ -98,6 +105,6 @@ def _exactly(file: IO[bytes], count: int, path: Path) -> bytes:
                 raise EOFError(f"{missing} bytes are missing")
             parts.append(part)
             missing -= len(part)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except DAMAGED as error:
         raise unreadable(path, error) from error
     return b"".join(parts)

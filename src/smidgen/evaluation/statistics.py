@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.features import Extractor
 from smidgen.evaluation.metrics import Gaussian
-from smidgen.evaluation.sample_batches import ARRAY, file_identity, unreadable
+from smidgen.evaluation.sample_batches import ARRAY, DAMAGED, file_identity, unreadable
 
 FORMAT_VERSION = 2
 Arrays = Mapping[str, NDArray[Any]]
@@ -144,7 +142,7 @@ def _read_arrays(path: Path, skip: tuple[str, ...] = ()) -> dict[str, NDArray[An
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("one array, not an archive")
             return {name: file[name] for name in file.files if name not in skip}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise unreadable(path, error) from error
 
 
