@@ -43,7 +43,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 
 ONE_DOOR = {
-    "diffusers": "models/pretrained.py",
+    "diffusers": "models/components.py",
     "transformers": "models/vision.py",
     "accelerate": "training/runtime.py",
     "datasets": "data/hub_images.py",
@@ -139,7 +139,7 @@ PLANTED = [
     ("data/folder.py", "from smidgen import sample", "data may not import __init__"),
     ("data/folder.py", "from importlib import import_module\nimport_module('smidgen.api')", "api"),
     ("core/fold.py", "from .sites import Site", "imports are absolute"),
-    ("models/dit_weights.py", "from diffusers import AutoencoderKL", "only models/pretrained.py"),
+    ("models/dit_weights.py", "from diffusers import AutoencoderKL", "only models/components.py"),
     ("api.py", "def f():\n    import transformers.models", "only models/vision.py"),
     ("training/loop.py", "import accelerate", "only training/runtime.py"),
     ("novel/thing.py", "import torch", "in no layer"),
@@ -159,7 +159,7 @@ def test_a_planted_violation_is_found(tmp_path, path, source, reason):
 
 def test_what_the_picture_allows_passes(tmp_path):
     _write(
-        tmp_path / "models/pretrained.py", "import diffusers\nfrom smidgen.hosts.host import Host"
+        tmp_path / "models/components.py", "import diffusers\nfrom smidgen.hosts.host import Host"
     )
     _write(tmp_path / "training/runtime.py", "from accelerate import Accelerator")
     _write(tmp_path / "hosts/dit.py", "def f():\n    from smidgen.models.dit import DiT")

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from smidgen.errors import SmidgenError
+from smidgen.models.components import diffusers_class
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
-from smidgen.models.pretrained import diffusers_class, meta_denoiser, on_hub
+from smidgen.models.pretrained import meta_denoiser, on_hub
 
 FILES = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 CONFIGS = Path(__file__).parent / "architectures"

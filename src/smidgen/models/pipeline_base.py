@@ -1,7 +1,4 @@
-"""A base from the folder of a diffusers pipeline that reads prompts.
-
-What diffusers does is handed in: `network` and `encoders` load a denoiser and text encoders.
-"""
+"""A base from the folder of a diffusers pipeline that reads prompts."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import Family, find_family, find_host
 from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
+from smidgen.models.components import load_encoders, load_network
 from smidgen.models.conditioner import Conditioner
 from smidgen.models.files import read_json
 from smidgen.models.pipelines import (
@@ -32,11 +30,6 @@ from smidgen.models.pipelines import (
 )
 from smidgen.models.schedulers import Objective, diffusion_of, flow_of
 
-# (folder, class, precision) -> the network
-LoadNetwork = Callable[[Path, str, torch.dtype], nn.Module]
-# (folder, class of the pipeline, precision, components instead of those of the folder) -> pipeline
-LoadEncoders = Callable[[Path, str, torch.dtype, Mapping[str, Any]], Any]
-
 
 def load_pipeline(
     name: str,
@@ -44,8 +37,6 @@ def load_pipeline(
     index: Mapping[str, Any],
     codec: Callable[[], AutoencoderCodec],
     *,
-    network: LoadNetwork,
-    encoders: LoadEncoders,
     device: str | torch.device,
     dtype: torch.dtype,
     image_size: int | None,
@@ -67,7 +58,7 @@ def load_pipeline(
     pixels = image_size or trained_pixels(config, autoencoder.factor)
     _check_size(pixels, autoencoder.factor * pipeline.patch)
     _check_channels(config, autoencoder, name)
-    denoiser = network(source / pipeline.denoiser, pipeline.network, dtype)
+    denoiser = load_network(source / pipeline.denoiser, pipeline.network, dtype)
     denoiser.to(device).requires_grad_(False).eval()
     family = _family(denoiser, index)
     objective, schedule = _process(source, pipeline, family)
@@ -86,7 +77,7 @@ def load_pipeline(
     )
     base.family = family
     assert family.encode is not None, "the family of such a pipeline reads prompts"
-    load = partial(_encoders, source, index, pipeline, base, encoders)
+    load = partial(_encoders, source, index, pipeline, base)
     base.conditioner = Conditioner(load, family.encode, pixels)
     return base
 
@@ -117,9 +108,7 @@ def _process(
     )
 
 
-def _encoders(
-    source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: Base, load: LoadEncoders
-) -> Any:
+def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: Base) -> Any:
     """The pipeline with what reads prompts, and the base's own transformer, of which some ask for
     sizes; nothing else.
     """
@@ -127,7 +116,7 @@ def _encoders(
     if pipeline.denoiser == "transformer":
         parts["transformer"] = base.denoiser
     dtype = next(base.denoiser.parameters()).dtype
-    return load(source, str(index["_class_name"]), dtype, parts).to(base.device)
+    return load_encoders(source, str(index["_class_name"]), dtype, parts).to(base.device)
 
 
 def _check_transformers(name: str) -> None:

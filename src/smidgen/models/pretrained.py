@@ -1,28 +1,19 @@
-"""Bases by name: shipped ones, folders, files, the hub. The only importer of diffusers.
-
-diffusers is imported when the first image is encoded or decoded, or for a base of one of its own
-classes; no earlier: that takes seconds.
-"""
+"""Bases by name: shipped ones, folders, files, the hub."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
+from smidgen.models.components import load_autoencoder
 from smidgen.models.dit import DiT, DiTConfig, preset
 from smidgen.models.dit_folder import class_names_of, schedule_of
 from smidgen.models.dit_weights import build_dit, config_of_folder, read_config, read_dit
@@ -70,8 +61,6 @@ def load_base(
             source,
             described,
             lambda: load_codec(_codec_source(name, source, codec), device=device),
-            network=load_network,
-            encoders=_load_encoders,
             device=device,
             dtype=dtype,
             image_size=image_size,
@@ -114,7 +103,7 @@ def load_codec(source: str | Path, *, device: str | torch.device = "cpu") -> Aut
             f"{folder} is no codec: expected a folder with config.json and "
             "diffusion_pytorch_model.safetensors, or one that holds it as vae/"
         )
-    return AutoencoderCodec(folder, _load_autoencoder).to(device)
+    return AutoencoderCodec(folder, load_autoencoder).to(device)
 
 
 def architecture(name: str | Path, num_classes: int | None = None) -> DiTConfig:
@@ -241,86 +230,3 @@ def _refuse_dit_settings(num_classes: Any, frequency_shift: Any, num_heads: Any)
             raise UsageError(
                 f"{name} is for a DiT, and this base is another pipeline; leave it out"
             )
-
-
-def _load_encoders(folder: Path, kind: str, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
-    """A pipeline of diffusers with these components instead of the folder's, None for without."""
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True} | dict(parts)
-    bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
-    with bars, _quiet(), _readable(folder, "no pipeline"):
-        return diffusers_class(kind).from_pretrained(str(folder), torch_dtype=dtype, **options)
-
-
-def diffusers_class(name: str) -> Any:
-    """A class that diffusers offers, by its name.
-
-    Raises:
-        SmidgenError: it has none of this name.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import diffusers
-
-        try:
-            return getattr(diffusers, name)
-        except AttributeError as error:
-            raise SmidgenError(f"diffusers {diffusers.__version__} has no {name}") from error
-
-
-def load_network(folder: Path, kind: str, dtype: torch.dtype) -> nn.Module:
-    """A network of diffusers from a checked folder, without its notices.
-
-    Raises:
-        SmidgenError: it cannot be loaded, or weights are missing or unknown.
-    """
-    return _load_complete(diffusers_class(kind), folder, f"no {kind}", dtype)
-
-
-def _load_autoencoder(folder: Path) -> nn.Module:
-    """The codec of a checked folder, by diffusers, without its notices."""
-    kind = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
-    return _load_complete(diffusers_class(kind), folder, "no codec", torch.float32)
-
-
-def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn.Module:
-    with _quiet(), _readable(folder, what):
-        loaded: Any = kind.from_pretrained(
-            str(folder),
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=dtype,
-            output_loading_info=True,
-        )
-    network, found = loaded
-    # diffusers would leave what is missing at random values.
-    wrong = [f"{key} is missing" for key in found["missing_keys"]]
-    wrong += [f"{key} is unknown" for key in found["unexpected_keys"]]
-    if wrong:
-        raise SmidgenError(f"{folder} does not fit its config.json: {'; '.join(wrong[:3])}")
-    return network
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notices of diffusers and transformers."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextmanager
-def _readable(folder: Path, what: str) -> Iterator[None]:
-    """Turn what diffusers raises for a folder into one line."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise SmidgenError(f"{folder} is {what} that diffusers can load: {reason}") from error

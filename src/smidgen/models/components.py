@@ -1,0 +1,107 @@
+"""Components of diffusers from checked folders: networks, autoencoders, text encoders. The only
+importer of diffusers, which takes seconds: it is imported when the first of them is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smidgen.errors import SmidgenError
+from smidgen.models.files import read_json
+
+
+def load_encoders(folder: Path, kind: str, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
+    """A pipeline of diffusers with these components instead of the folder's, None for without.
+
+    Raises:
+        SmidgenError: it cannot be loaded.
+    """
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True} | dict(parts)
+    bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
+    with bars, _quiet(), _readable(folder, "no pipeline"):
+        return diffusers_class(kind).from_pretrained(str(folder), torch_dtype=dtype, **options)
+
+
+def diffusers_class(name: str) -> Any:
+    """A class that diffusers offers, by its name.
+
+    Raises:
+        SmidgenError: it has none of this name.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import diffusers
+
+        try:
+            return getattr(diffusers, name)
+        except AttributeError as error:
+            raise SmidgenError(f"diffusers {diffusers.__version__} has no {name}") from error
+
+
+def load_network(folder: Path, kind: str, dtype: torch.dtype) -> nn.Module:
+    """A network of diffusers from a checked folder, without its notices.
+
+    Raises:
+        SmidgenError: it cannot be loaded, or weights are missing or unknown.
+    """
+    return _load_complete(diffusers_class(kind), folder, f"no {kind}", dtype)
+
+
+def load_autoencoder(folder: Path) -> nn.Module:
+    """The codec in a folder of diffusers, without its notices. Raises: as `load_network`."""
+    kind = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
+    return _load_complete(diffusers_class(kind), folder, "no codec", torch.float32)
+
+
+def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn.Module:
+    with _quiet(), _readable(folder, what):
+        loaded: Any = kind.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=dtype,
+            output_loading_info=True,
+        )
+    network, found = loaded
+    # diffusers would leave what is missing at random values.
+    wrong = [f"{key} is missing" for key in found["missing_keys"]]
+    wrong += [f"{key} is unknown" for key in found["unexpected_keys"]]
+    if wrong:
+        raise SmidgenError(f"{folder} does not fit its config.json: {'; '.join(wrong[:3])}")
+    return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notices of diffusers and transformers."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _readable(folder: Path, what: str) -> Iterator[None]:
+    """Turn what diffusers raises for a folder into one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise SmidgenError(f"{folder} is {what} that diffusers can load: {reason}") from error
