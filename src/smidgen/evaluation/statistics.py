@@ -102,7 +102,7 @@ def read_statistics(path: Path, extractor: Extractor, *, features: bool = True) 
     for name in ("mu", "sigma"):
         if name not in arrays:
             raise SmidgenError(f'{path} lacks "{name}"; it has: {", ".join(arrays) or "nothing"}')
-    gaussian = _gaussian(path, arrays, extractor, int(meta.get("count", 0)))
+    gaussian = _gaussian(path, arrays, extractor, meta.get("count", 0))
     _check_meta(path, meta, extractor)
     if "format_version" not in meta:
         arrays = {name: arrays[name] for name in ("mu", "sigma", "features") if name in arrays}
@@ -153,6 +153,14 @@ def _read_meta(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
         raise unreadable(path, error) from error
     if not isinstance(meta, dict):
         raise unreadable(path, f'its "meta" is {meta!r}')
+    version, count = meta.get("format_version", 0), meta.get("count", 0)
+    if not isinstance(version, int) or not isinstance(count, int):
+        raise unreadable(path, f"its version is {version!r} and its count {count!r}")
+    if version > FORMAT_VERSION:
+        raise SmidgenError(
+            f"{path} has format version {version} and this smidgen reads up to {FORMAT_VERSION}: "
+            "take a newer one, or compute the file again from its images"
+        )
     return meta
 
 
