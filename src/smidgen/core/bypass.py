@@ -3,6 +3,7 @@
 What it computes in between is in bodies.py.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, final
@@ -12,20 +13,56 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smidgen.core.bodies import Bottleneck, Conv, ConvBottleneck, body_from_spec
-from smidgen.core.edit import Edit
+from smidgen.core.edit import Acting, Edit
 from smidgen.core.sites import Function, Site, misfit, module_at, num_channels
 from smidgen.errors import SmidgenError
 
-__all__ = ["Bottleneck", "Bypass", "Conv", "ConvBottleneck", "add"]
+__all__ = ["Adding", "Bottleneck", "Bypass", "Conv", "ConvBottleneck"]
+
+
+class Adding(Acting):
+    """Reads at its first site and adds at each of the others, in the order in which the network
+    reaches them; what is to be added is kept from the read to the last write and no longer.
+    """
+
+    rows: tuple[int, int] | None
+    kept: Tensor | None = None
+
+    @abstractmethod
+    def read(self, h: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Keep what is to be added; `h` itself is returned."""
+
+    def write(self, number: int, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Add at the site of this number (the first write is 1); the last write forgets."""
+        kept, first, site = self.kept, self.sites[0], self.sites[number]
+        if kept is None:
+            raise SmidgenError(
+                f"{site} came without {first} before it: nothing was read to be added; "
+                "what lies between the two must run in one call of the network"
+            )
+        if number == len(self.sites) - 1:
+            self.kept = None
+        return add(y, kept, site.axis, first.axis, self.rows)
+
+    def forget(self) -> None:
+        if self.kept is not None:
+            self.kept = None
+
+    def actions(self) -> tuple[tuple[Site, Function], ...]:
+        writes = enumerate(self.sites[1:], start=1)
+        return (
+            (self.sites[0], self.read),
+            *((site, partial(self.write, number)) for number, site in writes),
+        )
 
 
 @final
-class Bypass(Edit):
-    """Reads h at `read` and adds scale * body(h) at each of `writes`, which come in the order in
-    which the network reaches them; with `rows`, to the channels from `rows[0]` to `rows[1]` there.
+class Bypass(Adding, Edit):
+    """Reads h at `read` and adds scale * body(h) at each of `writes`; with `rows`, to the channels
+    from `rows[0]` to `rows[1]` there.
 
-    The result is kept from the read to the last write and no longer. `scale` is a fixed number. The
-    tensors of the body are those of the edit: `down.weight`, `down.bias`, `up.weight`, ...
+    `scale` is a fixed number. The tensors of the body are those of the edit: `down.weight`,
+    `down.bias`, `up.weight`, ...
     """
 
     kind = "bypass"
@@ -51,7 +88,6 @@ class Bypass(Edit):
         self._body = (body,)
         for name, layer in body.named_children():
             self.add_module(name, layer)
-        self.kept: Tensor | None = None
 
     @property
     def body(self) -> Bottleneck | ConvBottleneck:
@@ -65,29 +101,6 @@ class Bypass(Edit):
         output = self.body(h, self.sites[0].axis)
         self.kept = output if self.scale == 1 else self.scale * output
         return h
-
-    def write(self, number: int, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Add at the site of this number (the first write is 1); the last write forgets."""
-        kept, site = self.kept, self.sites[number]
-        if kept is None:
-            raise SmidgenError(
-                f"{site} came without {self.sites[0]} before it: nothing was read to be added; "
-                "what lies between the two must run in one call of the network"
-            )
-        if number == len(self.sites) - 1:
-            self.kept = None
-        return add(y, kept, site.axis, self.sites[0].axis, self.rows)
-
-    def forget(self) -> None:
-        if self.kept is not None:
-            self.kept = None
-
-    def actions(self) -> tuple[tuple[Site, Function], ...]:
-        writes = enumerate(self.sites[1:], start=1)
-        return (
-            (self.sites[0], self.read),
-            *((site, partial(self.write, number)) for number, site in writes),
-        )
 
     def sizes(self) -> dict[Site, int]:
         written = {} if self.rows else dict.fromkeys(self.sites[1:], self.body.size_out)

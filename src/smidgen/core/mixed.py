@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.core.bodies import ACTIVATIONS, CONVOLUTIONS, Bottleneck
-from smidgen.core.bypass import Bypass, add
+from smidgen.core.bypass import Adding, Bypass
 from smidgen.core.edit import Acting, Edit, behind
 from smidgen.core.edits import Scale, Shift, Table
 from smidgen.core.sites import Function, Site
@@ -195,14 +195,14 @@ class MixedTokens(Mixed):
 
 
 @final
-class MixedBypass(Mixed):
+class MixedBypass(Adding, Mixed):
     """Bypasses of any scale and, beside each other, any width: what is missing is zero, and so is
     what it adds.
     """
 
-    def __init__(self, template: Bypass, num: int, choice: Choice, like: Tensor) -> None:
-        super().__init__(template, num, choice, like)
-        self.kept: Tensor | None = None
+    @property
+    def rows(self) -> tuple[int, int] | None:
+        return self.template.rows
 
     def values(self, edit: Bypass) -> Mapping[str, Tensor]:
         up = {"up.weight", "up.bias"}
@@ -219,25 +219,6 @@ class MixedBypass(Mixed):
         else:
             self.kept = _linear(h, own, site.axis, body.activation)
         return h
-
-    def write(self, number: int, y: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        kept, site = self.kept, self.sites[number]
-        if kept is None:
-            raise SmidgenError(f"{site} came without {self.sites[0]}: nothing was read to be added")
-        if number == len(self.sites) - 1:
-            self.kept = None
-        return add(y, kept, site.axis, self.sites[0].axis, self.template.rows)
-
-    def forget(self) -> None:
-        if self.kept is not None:
-            self.kept = None
-
-    def actions(self) -> tuple[tuple[Site, Function], ...]:
-        writes = enumerate(self.sites[1:], start=1)
-        return (
-            (self.sites[0], self.read),
-            *((site, partial(self.write, number)) for number, site in writes),
-        )
 
 
 MIXED: Mapping[type[Edit], type[Mixed]] = {
