@@ -63,6 +63,25 @@ def test_agreement_counts_the_images_that_show_what_their_name_says(tmp_path):
     assert document["agreement_by_class"] == {"blue": 1, "green": 0, "red": 1}
 
 
+def test_of_heads_that_share_names_the_one_of_the_reference_judges(tmp_path, monkeypatch):
+    """Drawn are two classes of three; a smaller head has these two as well."""
+
+    def two_heads(device):
+        whole = colour_extractor()
+
+        def run(images):
+            values, logits = whole.run(images)
+            return values, {**logits, "pair": -logits["colours"][:, :2]}  # always wrong
+
+        return dataclasses.replace(whole, heads={**whole.heads, "pair": COLOURS[:2]}, run=run)
+
+    monkeypatch.setattr(features, "EXTRACTORS", {"colours": two_heads})
+    folder = samples(tmp_path / "flat", ["red", "green"], ["red", "green"])
+    document = evaluate(folder, class_folder(tmp_path / "reference", 5), features="colours")
+    assert (document["head"], document["metrics"]["class_agreement"]) == ("colours", 1)
+    assert document["baselines"]["class_agreement_of_reference"] == 1
+
+
 def test_the_sampling_record_goes_before_the_file_name_and_into_the_protocol(tmp_path):
     reference = class_folder(tmp_path / "reference", 5)
     folder = samples(tmp_path / "flat", ["x_y", "red"], ["green", "red"])

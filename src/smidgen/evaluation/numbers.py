@@ -116,11 +116,14 @@ def agreement(
 ) -> dict[str, Any]:
     """Class agreement with its baselines and by class.
 
+    Scripts share names of letters: a head that knows the reference's other classes too comes first.
+
     Raises: Unknown if nothing says what the images were meant to show, or no head knows it.
     """
     if intended is None:
         raise Unknown("nothing says what each image was meant to show")
-    head = extractor.head_for(set(intended))
+    drawn = set(intended)
+    head = extractor.head_for(drawn | set(known.classes)) or extractor.head_for(drawn)
     if head is None:
         raise Unknown(f'"{extractor.name}" has no head for the classes')
     index = {name: number for number, name in enumerate(extractor.heads[head])}
