@@ -96,6 +96,10 @@ def test_sigmas_are_those_of_the_schedulers(num_steps):
     torch.testing.assert_close(ours.float(), stock.sigmas, rtol=0, atol=1e-6)
 
 
+def test_a_single_step_begins_at_noise_whatever_the_terminal():
+    assert FlowSchedule(shift=3.0, terminal=0.02).sigmas(1, 1024).tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(("tokens", "steps"), [(1024, 50), (4096, 4), (5000, 50)])
 def test_the_fitted_shift_is_that_of_the_pipeline(tokens, steps):
     from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu

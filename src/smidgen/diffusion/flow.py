@@ -67,7 +67,7 @@ class FlowSchedule:
 
     `shift` is the factor of `shift_sigmas`, or says it for an image. Sampling walks from `first` to
     `last` in even steps (None: to the n-th part of `first` in n steps), which are then shifted, and
-    with `terminal` stretched so that the last one is that.
+    with `terminal` stretched so that the last one is that; a single step is at `first` only.
     """
 
     shift: float | Shift = 1.0
@@ -90,7 +90,7 @@ class FlowSchedule:
         last = self.first / num_steps if self.last is None else self.last
         even = torch.linspace(self.first, last, num_steps, dtype=torch.float64)
         sigmas = shift_sigmas(even, self.factor(num_tokens, num_steps))
-        if self.terminal is not None:
+        if self.terminal is not None and num_steps > 1:
             sigmas = 1 - (1 - sigmas) * ((1 - self.terminal) / (1 - sigmas[-1]))
         return torch.cat([sigmas, sigmas.new_zeros(1)])
 
