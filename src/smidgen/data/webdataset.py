@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,13 +87,15 @@ def read_shards(root: Path, split: str | None) -> ImageFolder:
         name = root.resolve().name or "images"
         samples = [s._replace(found={"none": name}) for s in samples]
         return _folder(root, samples, "none", [name], bad)
-    values = {sample.found[source] for sample in samples if source in sample.found}
-    if source == "txt" and len(samples) > 1 and len(values) == len(samples):
+    counts = Counter(sample.found[source] for sample in samples if source in sample.found)
+    single = sum(count == 1 for count in counts.values())
+    if source == "txt" and len(samples) > 1 and 2 * single > counts.total():
         raise SmidgenError(
-            f'the texts in the shards of "{root}" are captions, not classes: all {len(values):,} '
-            "differ; expected .cls, .json with a label, or folders in the names"
+            f'the texts in the shards of "{root}" are captions, not classes: {single:,} of '
+            f"{counts.total():,} occur once; expected .cls, .json with a label, or folders in the "
+            "names"
         )
-    return _folder(root, samples, source, sorted(values, key=_order), bad)
+    return _folder(root, samples, source, sorted(counts, key=_order), bad)
 
 
 def _order(value: str) -> tuple[bool, int, str]:
