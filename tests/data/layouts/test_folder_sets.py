@@ -61,3 +61,7 @@ def test_artbench_10_without_splits_needs_its_table(tmp_path: Path) -> None:
     train = open_images(tmp_path, layout="artbench-10")
     assert {file.path.name for file in train.files} == {"one, two.jpg"}
     assert sorted(train.labels) == list(range(10))
+    for wrong in ("c.jpg,somebody,cubism,train", ",somebody,baroque,train"):
+        (tmp_path / "ArtBench-10.csv").write_text("\n".join([*rows, wrong]), encoding="utf-8")
+        with pytest.raises(SmidgenError, match=r"line 22 of .*ArtBench-10.csv names no image"):
+            open_images(tmp_path, layout="artbench-10")

@@ -153,6 +153,24 @@ def test_df20m_reads_its_tables_and_finds_the_capital_suffix(tmp_path: Path) -> 
         open_images(tmp_path, layout="df20m")
 
 
+def test_df20m_names_rows_without_a_class_and_refuses_those_without_an_image(
+    tmp_path: Path,
+) -> None:
+    make_df20m(tmp_path)
+    table = tmp_path / "DF20M-metadata" / "DF20M-train_metadata_PROD.csv"
+    lines = table.read_text(encoding="utf-8")
+    table.write_text(lines + "1, ,,22378-lost.jpg,x,0\n", encoding="utf-8")
+    found = open_images(tmp_path, layout="df20m")
+    assert len(found.files) == 2
+    assert [(bad.path.name, bad.kind, bad.counts) for bad in found.bad] == [
+        ("22378-lost.jpg", "no class", True)
+    ]
+    for short in ("1,Boletus edulis Bull.\n", "1,Boletus edulis Bull.,Boletus,,x,0\n"):
+        table.write_text(lines + short, encoding="utf-8")
+        with pytest.raises(SmidgenError, match=r"line 4 of .*train_metadata.* names no image"):
+            open_images(tmp_path, layout="df20m")
+
+
 def make_cub(root: Path) -> Path:
     images = {
         "1": ("001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg", "1", "0"),

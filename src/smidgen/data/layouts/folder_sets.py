@@ -83,7 +83,7 @@ def _read_artbench(root: Path, split: str | None) -> ImageFolder:
     items = [
         (root / row["label"] / row["name"], numbers[row["label"]])
         for row in _artbench_rows(table)
-        if row["split"] == split and row["label"] in numbers
+        if row["split"] == split
     ]
     return listed(root, list(STYLES.values()), items)
 
@@ -98,9 +98,13 @@ def _artbench_rows(path: Path) -> list[dict[str, str]]:
             lacking = {"name", "label", "split"} - set(table.fieldnames or ())
             if lacking:
                 raise SmidgenError(f"{path} has no column {' or '.join(sorted(lacking))}")
-            return list(table)
+            rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SmidgenError(f"cannot read {path}: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if not row["name"] or row["label"] not in STYLES:
+            raise SmidgenError(f"line {number} of {path} names no image of one of the ten styles")
+    return rows
 
 
 CALTECH_101 = Layout(

@@ -18,6 +18,7 @@ from smidgen.data.layout import (
     read_lines,
     spaced,
 )
+from smidgen.data.listing import BadFile
 from smidgen.errors import SmidgenError
 
 
@@ -76,20 +77,18 @@ DF20M_PLACES = ("", "DF20M-metadata/", "metadata/")
 def _read_df20m(root: Path, split: str | None) -> ImageFolder:
     """The metadata of both splits name the classes, so that a label means the same in each."""
     tables = {name: _df20m_table(root, file) for name, file in DF20M_FILES.items()}
-    names = sorted({species for rows in tables.values() for _, species in rows})
+    names = sorted({species for rows in tables.values() for _, species in rows if species})
     numbers = {name: number for number, name in enumerate(names)}
     folder = root / "DF20M"
     # The tables write .jpg where the archive has .JPG.
     real = {name.lower(): name for name in names_in(folder)}
-    items = (
-        (folder / real.get(image.lower(), image), numbers[species])
-        for image, species in tables[str(split)]
-    )
-    return listed(root, names, items)
+    rows = [(folder / real.get(image.lower(), image), name) for image, name in tables[str(split)]]
+    bad = [BadFile(path=path, reason="no class: its row has no name") for path, n in rows if not n]
+    return listed(root, names, ((path, numbers[name]) for path, name in rows if name), bad)
 
 
 def _df20m_table(root: Path, name: str) -> list[tuple[str, str]]:
-    """(image, scientific name) of every row."""
+    """(image, scientific name) of every row; the name may be empty."""
     path = first_of(root, *(f"{place}{name}" for place in DF20M_PLACES))
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -98,13 +97,15 @@ def _df20m_table(root: Path, name: str) -> list[tuple[str, str]]:
             lacking = [field for field in ("image_path", "scientificName") if field not in fields]
             if lacking:
                 raise SmidgenError(f"{path} has no column {' or '.join(lacking)}")
-            return [
-                (Path(row["image_path"]).name, row["scientificName"].strip())
+            found = [
+                (Path(row["image_path"] or "").name, (row["scientificName"] or "").strip())
                 for row in rows
-                if row["scientificName"]
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SmidgenError(f"cannot read {path}: {error}") from error
+    if nameless := [number for number, (image, _) in enumerate(found, start=2) if not image]:
+        raise SmidgenError(f"line {nameless[0]} of {path} names no image")
+    return found
 
 
 def _read_cub(root: Path, split: str | None) -> ImageFolder:
