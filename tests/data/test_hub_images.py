@@ -46,6 +46,19 @@ def test_rows_keep_their_bytes_and_classes(tmp_path: Path, pictures: list[Path])
     ]
 
 
+def test_plain_numbers_are_classes_and_minus_one_is_none(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    columns = {"image": cells(pictures[:4]), "label": [10, -1, 9, 10]}
+    made = table(columns, image=datasets.Image(), label=datasets.Value("int64"))
+    made.save_to_disk(tmp_path / "set")
+    found = open_images(tmp_path / "set", layout="hf")
+    assert (found.classes, found.labels) == (("9", "10"), (1, 0, 1))
+    assert [(found.name(bad.path), bad.kind) for bad in found.bad] == [
+        ("rows/00000001", "no class")
+    ]
+
+
 def test_latents_are_those_of_the_same_files(tmp_path: Path, pictures: list[Path]) -> None:
     for number, path in enumerate(pictures):
         target = tmp_path / "plain" / f"c{number // 3}" / path.name

@@ -58,7 +58,7 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
         SmidgenError: the library is missing, there is no such data set or split, or no column of
             images.
     """
-    table = _split_of(_load(root, split), root, split)
+    table = _split_of(_load(root), root, split)
     image, label = _columns(table, root)
     names, labels = _labels(table, label, root.name)
     cells = table.select_columns([image]).cast_column(image, _library().Image(decode=False))
@@ -95,7 +95,7 @@ def _library() -> Any:
     return datasets
 
 
-def _load(root: Path, split: str | None) -> Any:
+def _load(root: Path) -> Any:
     """A Dataset, or a DatasetDict of splits."""
     saved = any((root / name).is_file() for name in ("dataset_dict.json", "state.json"))
     if not saved and (root.exists() or not HUB_ID.fullmatch(root.as_posix())):
@@ -176,7 +176,7 @@ def _labels(table: Any, column: str | None, fallback: str) -> tuple[list[str], l
     kind = table.features[column]
     if isinstance(kind, _library().ClassLabel):
         return list(kind.names), [None if v is None or v < 0 else v for v in values]
-    known = sorted({value for value in values if value not in (None, "")})
+    known = sorted({value for value in values if value not in (None, "", -1)})
     numbers = {value: number for number, value in enumerate(known)}
     return [str(value) for value in known], [numbers.get(value) for value in values]
 
