@@ -99,6 +99,14 @@ def test_unpacking_again_changes_nothing(small_set, tmp_path):
     assert picture.read_bytes() == b"kept"
 
 
+def test_a_folder_that_lost_pictures_is_refused(small_set, tmp_path):
+    folder = unpack("greek", tmp_path / "greek")
+    count = len(small_set.label)
+    next((folder / "train").rglob("*.png")).unlink()
+    with pytest.raises(SmidgenError, match=f"has {count - 1} of the {count} pictures of greek"):
+        unpack("greek", folder)
+
+
 def test_an_interrupted_unpacking_leaves_nothing_and_can_be_repeated(
     small_set, tmp_path, monkeypatch
 ):

@@ -117,15 +117,16 @@ def name_reference(reference: Path | str) -> str:
 def unpack(name: str, folder: Path) -> Path:
     """Writes a shipped set as folder/{train,test}/<class>/NNNNN.png and returns the folder.
 
-    Does nothing if the folder already holds the set. The pictures are written beside it first and
-    moved in one step, so an interrupted call leaves no half-filled folder.
+    Does nothing if the folder already holds the set, every picture of it. The pictures are written
+    beside it first and moved in one step, so an interrupted call leaves no half-filled folder.
 
     Raises:
         UsageError: no set has this name.
-        SmidgenError: the folder has other contents, or cannot be written.
+        SmidgenError: the folder has other contents, or lacks pictures, or cannot be written.
     """
     folder = Path(folder).absolute()
     if read_marker(folder) == {"set": name}:
+        check_whole(name, folder)
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SmidgenError(f"{folder} has other contents; give a new or an empty folder")
@@ -147,6 +148,20 @@ def unpack(name: str, folder: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def check_whole(name: str, folder: Path) -> None:
+    """Raises: SmidgenError if pictures of the set that was unpacked here are missing, or too many.
+
+    Counts them and looks into none.
+    """
+    expected = len(load_set(name).label)
+    found = sum(1 for split in SPLITS for _ in (folder / split).glob("*/*.png"))
+    if found != expected:
+        raise SmidgenError(
+            f"{folder} has {found:,} of the {expected:,} pictures of {name}; remove it, or give a "
+            "new folder"
+        )
 
 
 def read_marker(folder: Path) -> dict[str, str] | None:
