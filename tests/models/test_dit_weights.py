@@ -259,7 +259,7 @@ def test_what_is_no_dit_is_refused_with_the_reason(tmp_path):
         "other.safetensors": "tensors of a DiT",
         "pytorch_model.bin": 'not ".bin"',
         "absent.pt": "no such file",
-        "empty": "holds no DiT",
+        "empty": "holds no base",
     }
     for name, message in expected.items():
         with pytest.raises(SmidgenError, match=message):

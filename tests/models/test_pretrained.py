@@ -14,6 +14,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.models import pretrained
 from smidgen.models.dit import DiTConfig
 from smidgen.models.dit_weights import write_diffusers, write_original_pt, write_safetensors
+from smidgen.models.files import write_safetensors_file
 from smidgen.models.pretrained import architecture, load_base, load_codec, meta_denoiser
 from tests.models.conftest import TINY, inputs, random_dit
 
@@ -73,6 +74,30 @@ def test_a_file_takes_its_codec_and_numbers_its_classes(places, vae_folder):
 def test_a_file_without_codec_says_how_to_give_one(places):
     with pytest.raises(UsageError, match="add --codec FOLDER"):
         load_base(places / "model.pt", num_heads=4)
+
+
+def diffusers_component(path):
+    path.mkdir()
+    (path / "config.json").write_text('{"_class_name": "SD3Transformer2DModel"}')
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "holds no base: expected a pipeline"),
+        (diffusers_component, "is a SD3Transformer2DModel alone; give the folder of its whole"),
+        (lambda path: path.write_text("note"), "weights are read from .safetensors"),
+        (lambda path: write_safetensors_file({"a": torch.ones(1)}, path), "no.* tensors of a DiT"),
+    ],
+)
+@pytest.mark.parametrize("with_codec", [False, True])
+def test_what_is_no_base_is_called_so_with_and_without_a_codec(
+    vae_folder, tmp_path, make, message, with_codec
+):
+    path = tmp_path / ("base.safetensors" if "tensors of" in message else "base")
+    make(path)
+    with pytest.raises(SmidgenError, match=message):
+        load_base(path, codec=vae_folder if with_codec else None)
 
 
 def test_a_given_codec_replaces_that_of_the_folder(places, vae_folder, tmp_path):
@@ -140,6 +165,11 @@ def test_an_architectures_name_is_never_asked_of_the_hub(no_hub):
     for name in ("DiT-XL/2", "DiT-S/8", "DiT-XL/2-512", "DiT-Other/model"):
         with pytest.raises(UsageError, match="--codec FOLDER"):
             load_base(name)
+    for name in ("sd-1.4", "sdxl"):
+        with pytest.raises(UsageError, match="without weights; give its folder of diffusers"):
+            load_base(name)
+        with pytest.raises(UsageError):
+            architecture(name)
 
 
 def test_paths_that_do_not_exist_are_never_asked_of_the_hub(no_hub, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from smidgen.cli.options import (
     at_least,
     check_base_name,
     fact_lines,
+    is_architecture,
     quiet_stdout,
 )
 
@@ -28,7 +28,6 @@ examples:
   smidgen inspect DiT-XL/2 --num-classes 101 --method difffit --json
   smidgen inspect sd-1.4 --method adapter --width 256
   smidgen inspect runs/photos/delta.safetensors"""
-ARCHITECTURES = Path(str(files("smidgen.models") / "architectures"))
 COLUMNS = ("site", "edit", "shape", "times", "count")
 
 
@@ -48,7 +47,7 @@ class InspectOptions:
     def __post_init__(self) -> None:
         if self.num_classes is not None:
             at_least("num_classes", self.num_classes, 1)
-        if not (self.model.startswith("DiT-") or (ARCHITECTURES / f"{self.model}.json").is_file()):
+        if not is_architecture(self.model):
             check_base_name(self.model)
 
 

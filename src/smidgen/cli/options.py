@@ -42,6 +42,7 @@ LAYOUT_NAMES = Literal[
     "hf",
 ]
 EMBEDDED = Path(str(files("smidgen.models") / "embedded"))
+ARCHITECTURES = Path(str(files("smidgen.models") / "architectures"))
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -96,6 +97,11 @@ def shipped_bases() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
 
 
+def is_architecture(name: str) -> bool:
+    """Whether this may be the name of an architecture, which has no weights."""
+    return name.startswith("DiT-") or (ARCHITECTURES / f"{name}.json").is_file()
+
+
 def check_base_name(name: str) -> None:
     """Refuse early what can be no base: neither shipped, nor a path, nor the form of a hub id.
 
@@ -103,9 +109,10 @@ def check_base_name(name: str) -> None:
     """
     if Path(name).exists() or name in shipped_bases():
         return
-    if name.startswith("DiT-"):
+    if is_architecture(name):
+        file = "a file" if name.startswith("DiT-") else "a hub id"
         raise UsageError(
-            f'"{name}" is an architecture without weights; give --base a folder or a file '
+            f'"{name}" is an architecture without weights; give --base a folder or {file} '
             f"with its weights (smidgen inspect {name} needs none)"
         )
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith((".pt", ".safetensors"))

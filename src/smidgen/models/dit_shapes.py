@@ -35,7 +35,8 @@ def infer_config(
         grid_size = math.isqrt(state["pos_embed"].shape[1])
     except (KeyError, ValueError, IndexError) as error:
         raise SmidgenError(
-            f"{source} does not hold the tensors of a DiT: {error} is missing or has another shape"
+            f"{source} does not hold the tensors of a DiT ({error} is missing or has another "
+            "shape); give a base of another kind as its diffusers folder"
         ) from error
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     heads = {family_width: count for family_width, _, count in DIT_SIZES.values()}

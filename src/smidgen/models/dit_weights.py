@@ -81,8 +81,8 @@ def read_dit(
             config, state = _read_diffusers(transformer)
         else:
             raise SmidgenError(
-                f"{path} holds no DiT: expected {WEIGHTS} with config.json, or a diffusers folder "
-                f"with transformer/config.json and {DIFFUSERS_WEIGHTS}"
+                f"{path} holds no base: expected a pipeline of diffusers (model_index.json), or "
+                f"{WEIGHTS} with config.json"
             )
     else:
         state = read_tensors(path)

@@ -16,13 +16,20 @@ from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.components import load_autoencoder
 from smidgen.models.dit import DiT, DiTConfig, preset
 from smidgen.models.dit_folder import class_names_of, schedule_of
-from smidgen.models.dit_weights import build_dit, config_of_folder, read_config, read_dit
+from smidgen.models.dit_weights import (
+    DIFFUSERS_CLASSES,
+    build_dit,
+    config_of_folder,
+    read_config,
+    read_dit,
+)
 from smidgen.models.files import read_json
 from smidgen.models.hub import download, is_hub_id
 from smidgen.models.pipeline_base import load_pipeline
-from smidgen.models.pipelines import is_pipeline
+from smidgen.models.pipelines import INDEX, is_pipeline
 
 EMBEDDED = Path(__file__).parent / "embedded"
+ARCHITECTURES = Path(__file__).parent / "architectures"
 FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
 
 
@@ -65,6 +72,9 @@ def load_base(
             dtype=dtype,
             image_size=image_size,
         )
+    _refuse_component(source, described)
+    if codec is None and not (source / "vae" / "config.json").is_file():
+        read_config(source, num_heads=num_heads)  # which says so if this is no base at all
     autoencoder = load_codec(_codec_source(name, source, codec), device=device)
     latent_size = None if image_size is None else _latent_size(image_size, autoencoder.factor)
     config, state = read_dit(
@@ -151,7 +161,9 @@ def on_hub(name: str | Path) -> bool:
 
 
 def _is_architecture(name: str | Path) -> bool:
-    return isinstance(name, str) and name.startswith("DiT-") and not Path(name).exists()
+    if not isinstance(name, str) or Path(name).exists():
+        return False
+    return name.startswith("DiT-") or (ARCHITECTURES / f"{name}.json").is_file()
 
 
 def _locate(name: str | Path) -> Path:
@@ -162,10 +174,10 @@ def _locate(name: str | Path) -> Path:
     if path.exists():
         return path
     if _is_architecture(name):
-        raise UsageError(
-            f'"{name}" is an architecture without weights; give the file and its codec: '
-            "--base DiT-XL-2-256x256.pt --codec FOLDER"
-        )
+        remedy = "its folder of diffusers, or a hub id as owner/name"
+        if str(name).startswith("DiT-"):
+            remedy = "the file and its codec: --base DiT-XL-2-256x256.pt --codec FOLDER"
+        raise UsageError(f'"{name}" is an architecture without weights; give {remedy}')
     if on_hub(name):
         return download(str(name))
     raise UsageError(
@@ -176,7 +188,7 @@ def _locate(name: str | Path) -> Path:
 
 def _describe(source: Path) -> Mapping[str, Any]:
     """What a folder says about its base: our config.json, or the model_index.json of diffusers."""
-    for name in ("model_index.json", "config.json"):
+    for name in (INDEX, "config.json"):
         if source.is_dir() and (source / name).is_file():
             return read_json(source / name)
     return {}
@@ -191,6 +203,15 @@ def _codec_source(name: str | Path, source: Path, codec: str | Path | None) -> s
         f'"{name}" has no codec: add --codec FOLDER (codec=... in Python), a diffusers vae folder '
         "such as that of stabilityai/sd-vae-ft-ema"
     )
+
+
+def _refuse_component(source: Path, described: Mapping[str, Any]) -> None:
+    kind = described.get("_class_name", "DiTPipeline")
+    if kind not in ("DiTPipeline", *DIFFUSERS_CLASSES):
+        raise SmidgenError(
+            f"{source} is a {kind} alone; give the folder of its whole pipeline, the one with "
+            f"{INDEX}"
+        )
 
 
 def _check_device(device: str | torch.device) -> None:
