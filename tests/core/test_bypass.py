@@ -300,7 +300,45 @@ def test_a_deep_copy_is_a_bypass_of_its_own():
     assert torch.equal(other.body.down.weight, edit.body.down.weight)
 
 
+def test_a_call_that_breaks_off_leaves_nothing():
+    network = layers()
+    edit = bypass(Site("0", "in"), (Site("2"),))
+    with attach(edit, network):
+        network[1].forward = lambda x: x @ normal(2, 2)
+        with pytest.raises(RuntimeError, match="shapes"):
+            network(normal(5, 3))
+        assert edit.kept is None
+
+
+def test_detaching_leaves_nothing():
+    network = layers()
+    edit = bypass(Site("0", "in"), (Site("2"),))
+    with attach(edit, network):
+        network[0](normal(5, 3))
+        assert edit.kept is not None
+    assert edit.kept is None
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("rows", [None, (1, 4)])
+def test_parts_of_a_batch_that_are_read_one_by_one_are_not_added_to_the_whole(rows):
+    class Chunked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return torch.cat([self.inner(part) for part in x.split(1)])
+
+    body = Bottleneck(4, 2, 3 if rows else 4, activation="relu", bias=True)
+    edit = bypass(Site("inner"), (Site(""),), body, rows=rows)
+    network = Chunked().double()
+    with attach(edit, network):
+        network(normal(1, 3))
+        with pytest.raises(SmidgenError, match=r"gives \(1, .\) and cannot be added to \(2, "):
+            network(normal(2, 3))
 
 
 def test_a_bypass_of_other_sizes_is_refused():

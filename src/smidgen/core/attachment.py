@@ -51,6 +51,8 @@ class Attachment:
     def detach(self) -> None:
         """Remove the edits; a second time does nothing."""
         self._undo.close()
+        for edit in self.delta.edits.values():
+            edit.forget()
         others = tuple(other for other in _attachments(self._root) if other is not self)
         self._root.__dict__[_ATTACHED] = others
         if not others:
@@ -118,7 +120,9 @@ def _check_claims(root: nn.Module, delta: HasEdits) -> None:
 
 
 def _forget_at_the_end(root: nn.Module, edits: Mapping[str, Acting]) -> Iterator[Removable]:
-    """What edits keep between their sites must not outlive a call that ran past the last one."""
+    """What edits keep between their sites must not outlive a call that ran past the last one or
+    broke off.
+    """
     keeping = [edit for edit in edits.values() if len(edit.sites) > 1]
 
     def forget(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -126,7 +130,7 @@ def _forget_at_the_end(root: nn.Module, edits: Mapping[str, Acting]) -> Iterator
             edit.forget()
 
     if keeping:
-        yield root.register_forward_hook(forget)
+        yield root.register_forward_hook(forget, always_call=True)
 
 
 def _verify_first_forward(root: nn.Module, edits: Mapping[str, Acting]) -> Iterator[Removable]:

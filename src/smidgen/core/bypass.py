@@ -42,7 +42,18 @@ class Adding(Acting):
             )
         if number == len(self.sites) - 1:
             self.kept = None
-        return add(y, kept, site.axis, first.axis, self.rows)
+        term = aligned(kept, first.axis, y, site.axis)
+        start, stop = self.rows or (0, y.shape[site.axis])
+        part = y if self.rows is None else y.narrow(site.axis, start, stop - start)
+        if term.shape != part.shape:  # broadcasting would mix images or tokens
+            raise SmidgenError(
+                f"what was read at {first} gives {tuple(term.shape)} and cannot be added to "
+                f"{tuple(part.shape)} at {site}; switch off what splits the batch or the tokens "
+                "between the two, such as a chunked feed-forward"
+            )
+        if self.rows is None:
+            return y + term
+        return torch.slice_scatter(y, part + term, site.axis, start, stop)
 
     def forget(self) -> None:
         if self.kept is not None:
@@ -128,22 +139,14 @@ class Bypass(Adding, Edit):
         return cls(read, tuple(writes), body, scale=scale, rows=rows)
 
 
-def add(
-    y: Float[Tensor, "..."],
-    term: Float[Tensor, "..."],
-    axis: int,
-    term_axis: int,
-    rows: tuple[int, int] | None,
+def aligned(
+    term: Float[Tensor, "..."], term_axis: int, y: Float[Tensor, "..."], axis: int
 ) -> Float[Tensor, "..."]:
-    """y + term, whose channels are at `axis` and `term_axis`; `rows`: to these channels only.
+    """`term`, whose channels are at `term_axis`, as `y` has its own at `axis`, in its precision.
 
-    An image is added to tokens, (B, C, H, W) to (B, N, C), as the tokens of its rows one by one.
+    Beside tokens, (B, N, C), an image (B, C, H, W) is the tokens of its rows one by one.
     """
     if term.ndim == 4 and y.ndim == 3:
         term, term_axis = term.movedim(term_axis, -1).flatten(1, 2), -1
     axis, term_axis = axis % y.ndim, term_axis % term.ndim
-    term = term.to(y) if axis == term_axis else term.to(y).movedim(term_axis, axis)
-    if rows is None:
-        return y + term
-    part = y.narrow(axis, rows[0], rows[1] - rows[0]) + term
-    return torch.slice_scatter(y, part, axis, rows[0], rows[1])
+    return term.to(y) if axis == term_axis else term.to(y).movedim(term_axis, axis)
