@@ -1,4 +1,10 @@
-"""Shapes annotated in the source are enforced while the tests run."""
+"""Shapes annotated in the source are enforced while the tests run, and one thread computes: the
+networks are too small for several, which on a loaded machine wait for each other most of the time.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 from jaxtyping import install_import_hook
 
