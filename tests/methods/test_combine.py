@@ -72,6 +72,23 @@ def test_a_later_gamma_multiplies_what_an_earlier_lora_added_and_not_the_reverse
     torch.testing.assert_close(output, inside.detach())
 
 
+@pytest.mark.parametrize("host", ["dit", "unet"])
+@pytest.mark.parametrize("places", [("SA_out", "FFN_in"), ("SA_in", "Trans_out")])
+def test_adapters_see_added_tokens_from_the_first_to_the_last_in_either_order(host, places):
+    base, outputs = tiny_base(host), []
+    inputs = TINY_HOSTS[host].inputs(all_labels(NEW_CLASSES))
+    options = {"vpt": {"tokens": 2, "blocks": "all"}}
+    options["adapter"] = dict(zip(("input_position", "output_position"), places, strict=True))
+    classes = NEW_CLASSES if host == "dit" else ()
+    start = _build(base, "vpt+adapter", classes, std=0.1, **options)
+    for name in ("vpt+adapter", "adapter+vpt"):
+        delta = _build(base, name, classes, **options)
+        delta.load_state_dict(start.state_dict())
+        with torch.no_grad(), delta.attach(base.denoiser):
+            outputs.append(TINY_HOSTS[host].call(base.denoiser, *inputs))
+    assert torch.equal(*outputs)
+
+
 def test_edits_that_both_have_are_there_once():
     base = tiny_base("dit")
     assert _build(base, "difffit+bitfit").specs() == _build(base, "difffit").specs()

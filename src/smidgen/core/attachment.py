@@ -86,7 +86,7 @@ def attach(delta: HasEdits, model: nn.Module | HasDenoiser) -> Attachment:
     with ExitStack() as undo:
         for handle in _verify_first_forward(root, delta.edits):
             undo.callback(handle.remove)
-        for edit in delta.edits.values():
+        for edit in sorted(delta.edits.values(), key=lambda edit: edit.encloses):
             for handle in edit.attach(root):
                 undo.callback(handle.remove)
         for handle in _forget_at_the_end(root, delta.edits):

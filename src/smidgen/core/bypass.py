@@ -49,7 +49,8 @@ class Adding(Acting):
             raise SmidgenError(
                 f"what was read at {first} gives {tuple(term.shape)} and cannot be added to "
                 f"{tuple(part.shape)} at {site}; switch off what splits the batch or the tokens "
-                "between the two, such as a chunked feed-forward"
+                "between the two, such as a chunked feed-forward, and attach a delta that adds "
+                "tokens behind the others"
             )
         if self.rows is None:
             return y + term

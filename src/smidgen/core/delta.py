@@ -39,7 +39,8 @@ class Provenance:
 
 
 class Delta(nn.Module):
-    """Named edits and their provenance. At a site that edits share they act in this order.
+    """Named edits and their provenance. At a site that edits share they act in this order; but
+    tokens are added before all else and dropped behind it.
 
     A name is dotted ("blocks.3.attn.qkv.bias"), no path within another's and, followed by the name
     of a tensor of the edit, its key in the state dict and in the file.

@@ -28,6 +28,7 @@ class Acting(nn.Module, ABC):
     """
 
     sites: tuple[Site, ...]
+    encloses: ClassVar[bool] = False  # before all others at its inputs, behind them at its outputs
 
     def actions(self) -> tuple[tuple[Site, Function], ...]:
         """The functions, each with the site where it replaces the tensor; `forward` by default."""
@@ -55,7 +56,7 @@ class Acting(nn.Module, ABC):
     def attach(self, root: nn.Module) -> Iterator[Removable]:
         """Act in `root` from now on, piece by piece, yielding what takes each piece out again."""
         for site, function in self.actions():
-            yield bind(root, site, function)
+            yield bind(root, site, function, first=self.encloses and site.end == "in")
 
 
 class Edit(Acting):

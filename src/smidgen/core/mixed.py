@@ -179,6 +179,8 @@ class MixedTable(Mixed):
 
 @final
 class MixedTokens(Mixed):
+    encloses = Tokens.encloses
+
     def prepend(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B M C"]:
         return torch.cat([self.picked("tokens", self.slots(x, self.sites[0]), x), x], dim=1)
 

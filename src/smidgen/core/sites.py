@@ -51,11 +51,13 @@ class Site:
         return f"{self.module or 'root'}.{self.end}" + "".join(f"[{part}]" for part in parts)
 
 
-def bind(root: nn.Module, site: Site, function: Function) -> RemovableHandle:
+def bind(
+    root: nn.Module, site: Site, function: Function, *, first: bool = False
+) -> RemovableHandle:
     """Let `function` replace the tensor at `site` in every call from now on; `remove()` ends it.
 
-    Functions at one site run in the order in which they were bound. An argument or output that is
-    absent or None is left alone.
+    Functions at one site run in the order in which they were bound, or this one before those, if
+    `first`. An argument or output that is absent or None is left alone.
 
     Raises: SmidgenError if `root` has no such module or its `forward` no such argument; in a call,
         if there is something other than a tensor at the site.
@@ -63,8 +65,8 @@ def bind(root: nn.Module, site: Site, function: Function) -> RemovableHandle:
     module = module_at(root, site.module)
     if site.end == "in":
         hook = _input_hook(module, site, function)
-        return module.register_forward_pre_hook(hook, with_kwargs=True)
-    return module.register_forward_hook(_output_hook(site, function))
+        return module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
+    return module.register_forward_hook(_output_hook(site, function), prepend=first)
 
 
 def module_at(root: nn.Module, name: str) -> nn.Module:

@@ -29,6 +29,7 @@ class Tokens(Edit):
     """
 
     kind = "tokens"
+    encloses = True  # others see the same sequence wherever they read and add
 
     def __init__(
         self,
