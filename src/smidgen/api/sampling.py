@@ -63,7 +63,7 @@ def sample(
     images do not depend on `batch_size`, and the first n do not depend on `num_images`.
 
     Raises: UsageError for an unknown class or sampler or a number that makes no sense, SmidgenError
-        for a file that is no delta, or a delta of another base.
+        for a file that is no delta, a delta of another base, or a base that no host calls.
     """
     batches = sample_arrays(
         base,
@@ -259,6 +259,7 @@ def _check(
     seed: int,
     batch_size: int,
 ) -> None:
+    _ = base.family  # says so if no host calls this network
     counts = {"num_images": num_images, "steps": steps, "batch_size": batch_size}
     for name, value in counts.items():
         if value is not None and value < 1:

@@ -28,7 +28,7 @@ from smidgen.models.pipelines import (
     pipeline_of,
     trained_pixels,
 )
-from smidgen.models.schedulers import Objective, diffusion_of, flow_of
+from smidgen.models.schedulers import Objective, diffusion_of, flow_of, is_of_flow
 
 
 def load_pipeline(
@@ -43,7 +43,8 @@ def load_pipeline(
 ) -> Base:
     """The base in a folder of diffusers' `save_pretrained`; its text encoders wait for a prompt.
 
-    Everything is checked before the network is loaded.
+    Everything is checked before the network is loaded. A base of a class that no host calls has no
+    conditioner, and asking for its family is an error.
 
     Raises:
         UsageError: an image size that does not fit.
@@ -51,7 +52,8 @@ def load_pipeline(
             transformers is not installed.
     """
     pipeline = pipeline_of(index, source)
-    _check_transformers(name)
+    if pipeline.prompts:
+        _check_transformers(name)
     check_files(source, index, pipeline)
     autoencoder = codec()
     config = read_json(source / pipeline.denoiser / "config.json")
@@ -60,7 +62,7 @@ def load_pipeline(
     _check_channels(config, autoencoder, name)
     denoiser = load_network(source / pipeline.denoiser, pipeline.network, dtype)
     denoiser.to(device).requires_grad_(False).eval()
-    family = _family(denoiser, index)
+    family = _family(denoiser, index) if pipeline.prompts else None
     objective, schedule = _process(source, pipeline, family)
     base = Base(
         name=name,
@@ -75,6 +77,8 @@ def load_pipeline(
         patch=pipeline.patch,
         source=source.absolute(),
     )
+    if family is None:
+        return base
     base.family = family
     assert family.encode is not None, "the family of such a pipeline reads prompts"
     load = partial(_encoders, source, index, pipeline, base)
@@ -94,11 +98,12 @@ def _family(denoiser: nn.Module, index: Mapping[str, Any]) -> Family:
 
 
 def _process(
-    source: Path, pipeline: Pipeline, family: Family
+    source: Path, pipeline: Pipeline, family: Family | None
 ) -> tuple[Objective, Schedule | FlowSchedule]:
     path = source / "scheduler" / "scheduler_config.json"
     config = read_json(path)
-    if family.parameterisation == "scheduler":
+    is_flow = is_of_flow(config) if family is None else family.parameterisation == "flow"
+    if not is_flow:
         return diffusion_of(config, path)
     return "flow", flow_of(
         config,

@@ -1,4 +1,5 @@
-"""The diffusers pipelines that can be trained: what their folders hold, read before anything loads.
+"""Pipelines of diffusers, those that can be trained above all: what their folders hold, read before
+anything loads.
 
 Pure functions of paths and dicts: nothing here imports diffusers.
 """
@@ -101,17 +102,19 @@ def is_pipeline(index: Mapping[str, Any]) -> bool:
 def pipeline_of(index: Mapping[str, Any], source: Path) -> Pipeline:
     """The pipeline that an index describes, its components' classes checked.
 
+    Of an unknown pipeline of an unknown network, which nobody here can call, prompts are not read.
+
     Raises:
-        SmidgenError: an unknown pipeline, a network of another class, or a component that is
-            missing or comes with code of its own.
+        SmidgenError: an unknown pipeline of a known network, a network of another class, or a
+            component that is missing or comes with code of its own.
     """
     kind = str(index.get("_class_name"))
-    if kind not in PIPELINES:
+    pipeline = PIPELINES.get(kind) or _unknown(index)
+    if pipeline is None:
         raise SmidgenError(
             f"{source}/{INDEX}: a {kind} cannot be trained here; known: DiTPipeline, "
             f"{', '.join(PIPELINES)}"
         )
-    pipeline = PIPELINES[kind]
     for name in (pipeline.denoiser, "vae", "scheduler", *pipeline.prompts):
         library, component = _entry(index, name)
         if component is None and name in pipeline.optional:
@@ -130,6 +133,16 @@ def pipeline_of(index: Mapping[str, Any], source: Path) -> Pipeline:
             f"{pipeline.network}"
         )
     return pipeline
+
+
+def _unknown(index: Mapping[str, Any]) -> Pipeline | None:
+    """A pipeline by its index alone, if it has one denoiser and that is of no known class."""
+    known = {pipeline.network for pipeline in PIPELINES.values()}
+    parts: tuple[Literal["unet", "transformer"], ...] = ("unet", "transformer")
+    found = [(part, kind) for part in parts if (kind := _entry(index, part)[1])]
+    if len(found) != 1 or found[0][1] in known:
+        return None
+    return Pipeline(denoiser=found[0][0], network=found[0][1], tokenizers=(), encoders=())
 
 
 def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> None:

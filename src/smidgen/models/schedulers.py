@@ -54,6 +54,11 @@ def diffusion_of(config: Mapping[str, Any], source: Path) -> tuple[Objective, Sc
     return OBJECTIVES[predicted], schedule
 
 
+def is_of_flow(config: Mapping[str, Any]) -> bool:
+    """Whether this is the scheduler of a flow-matching model, where nothing else tells."""
+    return "FlowMatch" in str(config.get("_class_name")) or bool(config.get("use_flow_sigmas"))
+
+
 def flow_of(
     config: Mapping[str, Any], source: Path, *, even_to_fraction: bool, fitted_shift: bool
 ) -> FlowSchedule:
