@@ -138,11 +138,12 @@ def pipeline_of(index: Mapping[str, Any], source: Path) -> Pipeline:
 def _unknown(index: Mapping[str, Any]) -> Pipeline | None:
     """A pipeline by its index alone, if it has one denoiser and that is of no known class."""
     known = {pipeline.network for pipeline in PIPELINES.values()}
-    parts: tuple[Literal["unet", "transformer"], ...] = ("unet", "transformer")
-    found = [(part, kind) for part in parts if (kind := _entry(index, part)[1])]
-    if len(found) != 1 or found[0][1] in known:
+    unet, transformer = (_entry(index, part)[1] for part in ("unet", "transformer"))
+    network = transformer or unet
+    if network is None or network in known or (unet and transformer):
         return None
-    return Pipeline(denoiser=found[0][0], network=found[0][1], tokenizers=(), encoders=())
+    denoiser = "unet" if unet else "transformer"
+    return Pipeline(denoiser=denoiser, network=network, tokenizers=(), encoders=())
 
 
 def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> None:
