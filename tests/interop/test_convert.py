@@ -66,6 +66,7 @@ def test_misuse_is_answered_in_one_line(folder, tmp_path, capsys):
         (("--file", delta, "--output", tmp_path / "x.pt"), "must end in"),
         (("--file", delta, "--output", delta, "--force"), "is the file to convert"),
         (("--file", delta, "--output", out, "--format", "delta"), "is a delta already"),
+        (("--file", delta, "--output", out, "--device", "cuda"), 'unknown flag "--device"'),
     ]:
         assert smidgen(*common, *arguments) == 2
         error = capsys.readouterr().err
@@ -87,6 +88,8 @@ def test_a_file_that_is_no_lora_does_not_wait_for_the_base(folder, tmp_path, cap
 def test_folding_a_dit_into_a_file_that_it_has_not_is_refused(folder, tmp_path, capsys):
     common = ("fold", "--base", folder / "base", "--delta", folder / "delta.safetensors")
     single = ("--format", "single-file", "--output", tmp_path / "x.safetensors")
+    assert smidgen(*common, *single, "--device", "cpu") == 2
+    assert 'unknown flag "--device"' in capsys.readouterr().err, "folding is done on the CPU"
     assert smidgen(*common, *single) == 2
     assert "a DiT is not written as single-file; choose from: dit, diffusers" in (
         capsys.readouterr().err

@@ -80,12 +80,7 @@ def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any
         if is_delta(options.file):
             raise UsageError(f"{options.file} is a delta already; choose --format peft or kohya")
         read_lora_file(options.file)
-    base = api.load_base(
-        base_options.base,
-        codec=base_options.codec,
-        image_size=base_options.image_size,
-        frequency_shift=base_options.frequency_shift,
-    )
+    base = base_options.load()
     if delta is None:
         delta = api.import_lora(options.file, base)
         delta.save(options.output)

@@ -147,7 +147,7 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     with clock.part("unpack", "unpacking the images of Greek letters"):
         unpack(SET, folder / SET)
     with clock.part("load", f'loading the base "{parsed["base"].base}"'):
-        base = train.load(parsed["base"])
+        base = parsed["base"].load()
     with clock.part("train", f"training with {options.method}"):
         trained = train.train(parsed, base=base)
         log(f"trained {trained['trainable']:,} parameters: {trained['share']:.2%} of the base")

@@ -80,12 +80,7 @@ def fold(base_options: BaseOptions, options: FoldOptions) -> dict[str, Any]:
     from smidgen.core.delta import Delta
 
     delta = Delta.load(options.delta)
-    base = api.load_base(
-        base_options.base,
-        codec=base_options.codec,
-        image_size=base_options.image_size,
-        frequency_shift=base_options.frequency_shift,
-    )
+    base = base_options.load()
     delta.check_base(base.fingerprint, base.name)
     written = api.fold(base, delta, format=options.format, output=options.output)
     return {

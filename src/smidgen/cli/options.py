@@ -17,12 +17,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff
 
 from smidgen.config import flatten, recipe_text, settings_of
 from smidgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from smidgen.models.base import Base
 
 DEVICES = Literal["auto", "cpu", "cuda"]
 PRECISIONS = Literal["fp32", "bf16", "fp16"]
@@ -58,8 +61,6 @@ class BaseOptions:
     """Side of the images in pixels; none: what the base was trained for."""
     frequency_shift: float | None = None
     """Shift of the timestep frequencies; none: 0, that of the released weights."""
-    device: DEVICES = "auto"
-    """auto: the accelerator if there is one."""
 
     def __post_init__(self) -> None:
         check_base_name(self.base)
@@ -67,6 +68,30 @@ class BaseOptions:
             at_least("image_size", self.image_size, 1)
         if self.frequency_shift is not None:
             finite("frequency_shift", self.frequency_shift)
+
+    def load(self, **more: Any) -> Base:
+        """The base that these options mean; `more` as `load_base` takes it."""
+        from smidgen import api
+
+        return api.load_base(
+            self.base,
+            codec=self.codec,
+            image_size=self.image_size,
+            frequency_shift=self.frequency_shift,
+            **more,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseOnDevice(BaseOptions):
+    """The pretrained base."""
+
+    device: DEVICES = "auto"
+    """auto: the accelerator if there is one."""
+
+    def load(self, **more: Any) -> Base:
+        """The base on its device."""
+        return super().load(device=resolve_device(self.device), **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

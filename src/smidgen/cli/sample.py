@@ -19,7 +19,7 @@ from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import (
     EMBEDDED,
     PRECISIONS,
-    BaseOptions,
+    BaseOnDevice,
     Switches,
     answer,
     answer_dry_run,
@@ -28,7 +28,6 @@ from smidgen.cli.options import (
     check_output_folder,
     log,
     quiet_stdout,
-    resolve_device,
     shipped_bases,
     write_json,
 )
@@ -97,7 +96,7 @@ def run(argv: Sequence[str]) -> None:
     """Parse, check, draw, answer."""
     parsed = parse(
         read_request("sample", argv),
-        {"base": BaseOptions, "sampling": SampleOptions},
+        {"base": BaseOnDevice, "sampling": SampleOptions},
         switches=Switches,
         description=DESCRIPTION,
     )
@@ -145,7 +144,7 @@ def check_classes_early(base: str, options: SampleOptions) -> None:
             raise UsageError(f'unknown class "{name}"{closest(name, known)}')
 
 
-def sampling_settings(base_options: BaseOptions, options: SampleOptions) -> dict[str, Any]:
+def sampling_settings(base_options: BaseOnDevice, options: SampleOptions) -> dict[str, Any]:
     """What the images depend on, as JSON: the delta by its content."""
     values = flatten(base_options, options)
     settings = {name: value for name, value in values.items() if name not in NOT_COMPARED}
@@ -250,7 +249,7 @@ def remove_images(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def load(base_options: BaseOptions, options: SampleOptions) -> tuple[Base, Delta | None]:
+def load(base_options: BaseOnDevice, options: SampleOptions) -> tuple[Base, Delta | None]:
     """The base on its device in the asked precision, and the delta, checked against the base.
 
     Raises: UsageError for an unknown class; SmidgenError for a delta of another base.
@@ -265,14 +264,7 @@ def load(base_options: BaseOptions, options: SampleOptions) -> tuple[Base, Delta
         known = options.prompt or delta.provenance.classes or prompted
         choose_classes(options.classes, known)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    base = api.load_base(
-        base_options.base,
-        codec=base_options.codec,
-        device=resolve_device(base_options.device),
-        dtype=dtypes[options.precision],
-        image_size=base_options.image_size,
-        frequency_shift=base_options.frequency_shift,
-    )
+    base = base_options.load(dtype=dtypes[options.precision])
     if delta is not None:
         delta.check_base(base.fingerprint, base.name)
     return base, delta

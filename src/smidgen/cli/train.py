@@ -14,7 +14,7 @@ from typing import Any, Literal
 from smidgen.cli.arguments import Request, parse, read_request
 from smidgen.cli.options import (
     LAYOUT_NAMES,
-    BaseOptions,
+    BaseOnDevice,
     Switches,
     answer,
     answer_dry_run,
@@ -22,7 +22,6 @@ from smidgen.cli.options import (
     check_images,
     check_output_folder,
     quiet_stdout,
-    resolve_device,
 )
 from smidgen.config import flatten, settings_of
 from smidgen.training.config import TrainingConfig
@@ -68,7 +67,7 @@ class TrainOptions:
 
 
 GROUPS: Mapping[str, type] = {
-    "base": BaseOptions,
+    "base": BaseOnDevice,
     "run": TrainOptions,
     "training": TrainingConfig,
 }
@@ -131,7 +130,7 @@ def train(parsed: Mapping[str, Any], *, base: Any = None) -> dict[str, Any]:
     from smidgen import api
 
     options = parsed["run"]
-    base = base or load(parsed["base"])
+    base = base or parsed["base"].load()  # in float32, as the delta is trained beside it
     delta = api.train(
         base,
         options.data,
@@ -160,19 +159,6 @@ def train(parsed: Mapping[str, Any], *, base: Any = None) -> dict[str, Any]:
         "steps": parsed["training"].steps,
         "run": run_report(options.output),
     }
-
-
-def load(options: BaseOptions) -> Any:
-    """The base in float32 on its device: the delta is trained beside it in that precision."""
-    from smidgen import api
-
-    return api.load_base(
-        options.base,
-        codec=options.codec,
-        device=resolve_device(options.device),
-        image_size=options.image_size,
-        frequency_shift=options.frequency_shift,
-    )
 
 
 def run_report(folder: Path) -> dict[str, Any]:
