@@ -5,6 +5,7 @@ K new classes, D channels of an embedding.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -72,6 +73,6 @@ def label_table(base: Tunable, classes: Sequence[str], generator: torch.Generato
 def _check(classes: Sequence[str]) -> None:
     if not classes:
         raise SmidgenError("no classes to train; give at least one class name")
-    repeated = sorted({name for name in classes if list(classes).count(name) > 1})
+    repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
     if repeated:
         raise SmidgenError(f"class names given twice: {', '.join(repeated)}; each must be unique")
