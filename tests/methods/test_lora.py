@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts import find_host
 from smidgen.methods.lora import Config, chosen
 from tests.laws.tiny import (
     NEW_CLASSES,
@@ -136,6 +138,31 @@ def test_words_cover_each_linear_once(host):
 def test_an_unknown_target_is_refused_with_the_known_ones():
     with pytest.raises(SmidgenError, match=r'no linear "values" in a dit base; .*"?q'):
         tiny_delta(tiny_base("dit"), "lora", targets=("values",))
+
+
+def test_the_known_ones_are_few_enough_to_read():
+    for target in ("cross.v", "blocks.0.attn.qvk", "blocks.0"):
+        with pytest.raises(UsageError) as refusal:
+            tiny_delta(tiny_base("dit"), "lora", targets=(target,))
+        assert len(str(refusal.value)) < 150, refusal.value
+        assert ('mean "blocks.0.attn.qkv"' in str(refusal.value)) == (target.endswith("qvk"))
+
+
+@pytest.mark.parametrize(
+    ("conv", "kind"),
+    [
+        (nn.Conv2d(4, 4, 1, groups=2), "grouped"),
+        (nn.ConvTranspose2d(4, 4, 2, stride=2), "transposed"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "padded by circular"),
+    ],
+)
+def test_a_convolution_without_a_low_rank_of_its_own_is_left_out_and_refused_by_name(conv, kind):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding="same"), conv)
+    host = find_host(model)
+    assert [one.module for one in chosen(host, model, ["all"])] == ["0"]
+    assert len(host.linears) == 2
+    with pytest.raises(UsageError, match=rf"^1 is a .*{kind}.*, which LoRA cannot take"):
+        chosen(host, model, ["1"])
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": 0.0}, {"targets": ()}])

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from smidgen.core.bypass import Bottleneck, Bypass, Conv
 from smidgen.core.delta import Delta
@@ -32,7 +34,7 @@ class Config:
     `alpha`: none means the rank, so a scale of 1. `targets`: roles of linears (q, k, v, o, ff1, ff2
     and others of the base, of every attention and stream; self.q, cross.q, text.q of one kind
     only), qkv (queries, keys and values, fused where the base has them so), linear (all linears),
-    conv (all convolutions), all, or exact module names.
+    conv (all convolutions but grouped ones), all, or exact module names.
     """
 
     rank: int = 8
@@ -99,23 +101,23 @@ def bypass_beside(model: nn.Module, linear: Linear, rank: int, scale: float) -> 
 def chosen(host: Host, model: nn.Module, targets: Sequence[str]) -> list[Linear]:
     """The linears of the host that `targets` name, each once, in module order.
 
-    Grouped convolutions have no low rank of their own: no word covers them.
+    No word covers the convolutions beside which there is no pair of matrices (`_obstacle`).
 
-    Raises: UsageError for a target that names nothing in this base, or a grouped convolution.
+    Raises: UsageError for a target that names nothing in this base, or such a convolution.
     """
-    usable = [one for one in host.linears if not _is_grouped(model, one)]
+    obstacles = {one.module: _obstacle(model, one) for one in host.linears if one.conv}
+    usable = [one for one in host.linears if obstacles.get(one.module) is None]
     picked: list[Linear] = []
     for target in targets:
         found = _matching(usable, target)
-        if not found and any(one.module == target for one in host.linears):
-            raise UsageError(f"{target} is a grouped convolution, which LoRA cannot take")
+        if not found and target in obstacles:
+            raise UsageError(f"{target} is {obstacles[target]}, which LoRA cannot take")
         if not found:
-            names = list(dict.fromkeys(one.role for one in usable))
-            known = [*names, *(one.module for one in usable)] if "." in target else names
-            raise UsageError(
-                f'no linear "{target}" in a {host.family} base'
-                f"{closest(target, dict.fromkeys((*known, *GROUPS)))}"
-            )
+            roles = (*dict.fromkeys(one.role for one in usable), *GROUPS)
+            modules = [one.module for one in usable]
+            near = "." in target and get_close_matches(target, modules, n=1, cutoff=0.9)
+            hint = closest(target, near or roles)
+            raise UsageError(f'no linear "{target}" in a {host.family} base{hint}')
         picked += found
     ids = {id(one) for one in picked}
     return [one for one in usable if id(one) in ids]
@@ -145,5 +147,11 @@ def _whole(linears: Sequence[Linear]) -> list[Linear]:
     return [one for one in linears if one.rows is None or one.module not in whole]
 
 
-def _is_grouped(model: nn.Module, linear: Linear) -> bool:
-    return linear.conv and cast(nn.Conv2d, model.get_submodule(linear.module)).groups != 1
+def _obstacle(model: nn.Module, linear: Linear) -> str | None:
+    """What kind of convolution this is, if not one beside which `bypass_beside` can stand."""
+    conv = cast(nn.Conv2d, model.get_submodule(linear.module))
+    if isinstance(conv, _ConvTransposeNd):
+        return "a transposed convolution"
+    if conv.groups != 1:
+        return "a grouped convolution"
+    return None if conv.padding_mode == "zeros" else f"a convolution padded by {conv.padding_mode}"
