@@ -217,8 +217,11 @@ def test_a_position_that_the_base_lacks_is_refused_by_name():
         tiny_delta(
             tiny_base("dit"), "adapter", ("bee",), input_position="SA_in", output_position="CA_in"
         )
-    with pytest.raises(SmidgenError, match="Res_in"):
+    with pytest.raises(SmidgenError, match="input Res_in"):
         tiny_delta(tiny_base("dit"), "adapter", ("bee",), input_position="Res_in")
+    for place in ("CA_in", "CA_c", "Res_in"):
+        with pytest.raises(SmidgenError, match=rf"output {place} .*: SA_in, FFN_in, Trans_out$"):
+            tiny_delta(tiny_base("dit"), "adapter", ("bee",), output_position=place)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1])
@@ -235,6 +238,11 @@ def test_a_share_gives_the_nearest_width(share, places):
     name = next(iter(delta.edits))
     width = trained_tensors(delta)[f"{name}.down.weight"].shape[0]
     assert all(distance(width=w)[0] >= nearest for w in (max(1, width - 1), width + 1))
+
+
+def test_a_share_without_a_width_is_refused():
+    with pytest.raises(UsageError, match=r"^share 1e-06 is .* of width 1 have [0-9,]+; give a"):
+        tiny_delta(tiny_base("unet"), "adapter", (), share=1e-6)
 
 
 def test_zero_starts_without_effect_and_pytorch_with_its_default_for_all():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 
@@ -20,7 +20,13 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import Block, Host, Position
 from smidgen.methods.bypass import building, start
 from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import Tunable, assemble, refuse_where_impossible
+from smidgen.methods.method import (
+    Tunable,
+    assemble,
+    check_scale,
+    check_size,
+    refuse_where_impossible,
+)
 
 Place = Literal[
     "SA_in", "SA_out", "CA_in", "CA_c", "CA_out", "FFN_in", "FFN_out", "Trans_out",
@@ -74,12 +80,11 @@ class Config:
         _check_choice("init", self.init, ("zero", "pytorch"))
         if self.width is not None and self.share is not None:
             raise UsageError("width and share both say how wide the adapters are; give one")
-        if self.width is not None and self.width < 1:
-            raise UsageError(f"width is {self.width}; expected at least 1")
+        if self.width is not None:
+            check_size("width", self.width)
         if self.share is not None and not 0 < self.share < 1:
             raise UsageError(f"share is {self.share}; expected a number between 0 and 1")
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise UsageError(f"scale is {self.scale}; expected a number other than 0")
+        check_scale(self.scale)
         if "auto" not in (self.input_position, self.output_position):
             check_pair(self.input_position, self.output_position)
 
@@ -89,7 +94,8 @@ def build(
 ) -> Delta:
     """One adapter in each block that has both positions, and the label table if there is one.
 
-    Raises: SmidgenError if no block has them; UsageError if the output is not behind the input.
+    Raises: SmidgenError if no block has them; UsageError if the output is not behind the input, or
+        the share is too small for any width.
     """
     host = base.host
     refuse_where_impossible(host, "adapter")
@@ -128,14 +134,17 @@ def positions(host: Host, config: Config) -> tuple[str, str]:
     read, write = config.input_position, config.output_position
     if read == "auto":
         inputs = (*BEST_INPUTS, *(() if write == "auto" else (write,)), *LEGAL)
-        fits = (i for i in inputs if next(_both(host, i, write), None) is not None)
-        read = next(fits, BEST_INPUTS[-1])
+        fits = [i for i in inputs if next(_both(host, i, write), None) is not None]
+        if not fits:
+            _refuse(host, *(("input", BEST_INPUTS[-1]) if write == "auto" else ("output", write)))
+        read = fits[0]
     if write == "auto":
         outputs = (o for o in LEGAL[read] if next(_both(host, read, o), None) is not None)
         write = next(outputs, LEGAL[read][0])
     check_pair(read, write)
     if next(_both(host, read, write), None) is None:
-        _refuse(host, read, write)
+        known = any(read in block.positions for block in host.blocks)
+        _refuse(host, *(("output", write) if known else ("input", read)))
     return read, write
 
 
@@ -149,15 +158,13 @@ def _both(host: Host, read: str, write: str) -> Iterator[tuple[Block, Position, 
                 break
 
 
-def _refuse(host: Host, read: str, write: str) -> None:
-    """Raises: SmidgenError that says which of the two positions this host does not have."""
-    inputs = dict.fromkeys(place for block in host.blocks for place in block.positions)
-    outputs = [p for p in inputs if any(_writable(block, p) for block in host.blocks)]
-    if not inputs:
+def _refuse(host: Host, role: str, place: str) -> NoReturn:
+    """Raises: SmidgenError that says that this host has no such input or output."""
+    known = list(dict.fromkeys(place for block in host.blocks for place in block.positions))
+    if role == "output":
+        known = [p for p in known if any(_writable(block, p) for block in host.blocks)]
+    if not known:
         raise SmidgenError(f"adapter has no positions in a {host.family} base; use another method")
-    role, place, known = ("input", read, list(inputs))
-    if read in inputs:
-        role, place, known = "output", write, outputs
     why = "no cross-attention" if place.startswith("CA_") else "no such place"
     raise SmidgenError(
         f"{role} {place} has no block: a {host.family} base has {why}; "
@@ -170,9 +177,10 @@ def _writable(block: Block, place: str) -> bool:
 
 
 def nearest_width(host: Host, places: tuple[str, str], config: Config, target: float) -> int:
-    """The width whose adapters have the number of parameters nearest to `target`, at least 1.
+    """The width whose adapters have the number of parameters nearest to `target`; the count is
+    linear in the width.
 
-    The count is linear in the width.
+    Raises: UsageError if that would be no width at all.
     """
     with torch.device("meta"):
         one, two = (
@@ -183,7 +191,14 @@ def nearest_width(host: Host, places: tuple[str, str], config: Config, target: f
             )
             for width in (1, 2)
         )
-    return max(1, round(1 + (target - one) / (two - one)))
+    width = round(1 + (target - one) / (two - one))
+    if width < 1:
+        raise UsageError(
+            f"share {config.share} is {target:,.0f} parameters, but adapters of width 1 have "
+            f"{one:,}; give a larger share or another position"
+        )
+    check_size("width", width)
+    return width
 
 
 def _body(

@@ -4,7 +4,6 @@ behind each feed-forward, s * up(relu(down(h))), in the two forms of the DiffFit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +15,13 @@ from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods.bypass import building, start
 from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import Tunable, assemble, refuse_where_impossible
+from smidgen.methods.method import (
+    Tunable,
+    assemble,
+    check_scale,
+    check_size,
+    refuse_where_impossible,
+)
 
 READ_TAP = {"parallel": "ff.in", "sequential": "ff.out"}
 WRITE_TAP = "ff.out"  # before the gate, where the block has one
@@ -37,10 +42,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.form not in READ_TAP:
             raise UsageError(f'form is "{self.form}"; choose from: {", ".join(READ_TAP)}')
-        if self.width < 1:
-            raise UsageError(f"width is {self.width}; expected at least 1")
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise UsageError(f"scale is {self.scale}; expected a number other than 0")
+        check_size("width", self.width)
+        check_scale(self.scale)
 
 
 def build(

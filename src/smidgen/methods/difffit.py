@@ -66,7 +66,8 @@ class Config:
         if len(set(self.gammas)) < len(self.gammas):
             raise UsageError(f"gammas names a location twice: {', '.join(self.gammas)}")
         if "auto" in self.gammas and len(self.gammas) > 1:
-            raise UsageError(f'gammas "auto" stands alone, not with {", ".join(self.gammas)}')
+            others = ", ".join(name for name in self.gammas if name != "auto")
+            raise UsageError(f'gammas "auto" stands alone, not with {others}')
         if self.blocks not in WORDS:
             range_ends(self.blocks, *WORDS)
 

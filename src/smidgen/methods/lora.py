@@ -20,7 +20,7 @@ from smidgen.errors import UsageError, closest
 from smidgen.hosts.host import Host, Linear
 from smidgen.methods.bypass import building, start
 from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import Tunable, assemble, refuse_where_impossible
+from smidgen.methods.method import Tunable, assemble, check_size, refuse_where_impossible
 
 SELF = "self."  # before a role: of self- or joint attention only, not of every attention
 FUSED = "qkv"
@@ -42,8 +42,7 @@ class Config:
     targets: tuple[str, ...] = ("q", "v")
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"rank is {self.rank}; expected at least 1")
+        check_size("rank", self.rank)
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise UsageError(f"alpha is {self.alpha}; expected a number above 0")
         if not words(self.targets):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +15,8 @@ from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit
 from smidgen.errors import SmidgenError, UsageError, closest
 from smidgen.hosts.host import Host
+
+MAX_SIZE = 2**20  # of an option: wider than any network, and no count of parameters overflows
 
 
 class Tunable(Protocol):
@@ -118,6 +121,19 @@ def range_ends(blocks: str, *words: str) -> tuple[int, int]:
         expected = f"{choices} or a range" if words else "a range"
         raise UsageError(f'blocks is "{blocks}"; expected {expected} such as "1-14"')
     return min(int(match[1]), int(match[2])), max(int(match[1]), int(match[2]))
+
+
+def check_size(name: str, value: int) -> None:
+    """Raises: UsageError for an option that is no number of channels or tokens."""
+    if not 1 <= value <= MAX_SIZE:
+        expected = "at least 1" if value < 1 else f"at most {MAX_SIZE}"
+        raise UsageError(f"{name} is {value}; expected {expected}")
+
+
+def check_scale(value: float) -> None:
+    """Raises: UsageError for a scale with which nothing, or nothing finite, is added."""
+    if not math.isfinite(value) or value == 0:
+        raise UsageError(f"scale is {value}; expected a finite number other than 0")
 
 
 def trained_dtype(weight: Tensor) -> torch.dtype:

@@ -21,6 +21,7 @@ from smidgen.methods.method import (
     Tunable,
     assemble,
     block_range,
+    check_size,
     range_ends,
     refuse_where_impossible,
 )
@@ -49,8 +50,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.depth not in get_args(Depth):
             raise UsageError(f'depth is "{self.depth}"; choose from: {", ".join(get_args(Depth))}')
-        if self.tokens < 1:
-            raise UsageError(f"tokens is {self.tokens}; expected at least 1")
+        check_size("tokens", self.tokens)
         if self.blocks not in WORDS:
             range_ends(self.blocks, *WORDS)
         if self.depth == "shallow" and self.blocks != "auto":
