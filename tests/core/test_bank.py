@@ -98,6 +98,18 @@ def test_a_mixed_batch_equals_one_by_one():
         torch.testing.assert_close(model(x[3:4], LABELS[3:4]), expected[3:4])
 
 
+def test_a_bank_and_a_delta_may_be_kept_on_another_device_than_the_network():
+    """The meta device computes shapes only, and refuses tensors of others as any device does."""
+    model, each = network().to("meta"), deltas()
+    x, y = images(3).to("meta"), torch.zeros(3, dtype=torch.long, device="meta")
+    bank = Bank(each)
+    bank.choose(torch.tensor([2, -1, 0]))
+    with torch.no_grad():
+        for adaptable in (bank, each[0]):
+            with adaptable.attach(model):
+                assert model(x, y).device.type == "meta"
+
+
 def test_every_edit_takes_part():
     model, each, x = network(), deltas(), images(6)
     expected = alone(model, each, x, LABELS, SLOTS)

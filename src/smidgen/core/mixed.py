@@ -164,9 +164,9 @@ class MixedTable(Mixed):
         ids, self.ids = self.ids, None
         if ids is None:
             raise SmidgenError(f"{self.sites[1]} came without {self.sites[0]}: the ids are unknown")
-        slots = self.slots(ids, self.sites[0]).view(-1, *(1,) * (ids.ndim - 1))
+        slots = self.slots(ids, self.sites[0]).to(ids.device).view(-1, *(1,) * (ids.ndim - 1))
         idle = slots == self.num
-        rows = self.get_parameter("rows")[slots, ids.masked_fill(idle, 0)]
+        rows = self.get_parameter("rows").to(ids.device)[slots, ids.masked_fill(idle, 0)]
         return torch.where(idle[..., None], output, rows.to(output))
 
     def forget(self) -> None:
