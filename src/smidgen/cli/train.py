@@ -173,12 +173,15 @@ def plan(parsed: Mapping[str, Any]) -> dict[str, Any]:
     """What the run would train and need, from the names of the images and the shape of the base."""
     from smidgen import api
     from smidgen.data.layouts import open_images
+    from smidgen.hosts.host import find_host
+    from smidgen.models.architectures import meta_network
 
-    options = parsed["run"]
+    base, options = parsed["base"].base, parsed["run"]
     images = open_images(options.data, layout=options.layout, split=options.split, decode=False)
+    has_labels = find_host(meta_network(base)).has_labels  # else classes are prompts
     facts = api.inspect(
-        parsed["base"].base,
-        num_classes=len(images.classes),
+        base,
+        num_classes=len(images.classes) if has_labels else None,
         method=options.method,
         method_config=dataclasses.asdict(parsed["method"]),
         **dataclasses.asdict(parsed["training"]),

@@ -1,0 +1,160 @@
+"""The verbs on pipelines of diffusers that read prompts: from images to folded weights."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smidgen.diffusion.sampler import draw_noise, sample_generator
+from tests.interop.test_folding import _widths_of
+from tests.models.tiny_pipelines import save_stable_diffusion_3
+from tests.models.tiny_prompt_pipelines import TINY_PIPELINES, lively
+
+from .conftest import train_arguments
+
+PROMPTS = ("a red fox", "an owl")
+DRAW = {"steps": 4, "guidance": 2.0, "seed": 7}
+SIZE = 16
+# what diffusers wants to be told of that is not there
+ABSENT = {"sd3": {"text_encoder_3": None, "tokenizer_3": None}, "flux": {}}
+ENCODERS = ("text_encoder", "text_encoder_2")  # which a single file does not have
+
+
+@pytest.fixture(scope="module", params=ABSENT)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipelines") / family
+    if family == "flux":
+        TINY_PIPELINES["flux"].save(folder)
+    else:
+        save_stable_diffusion_3(folder, shift=3.0)
+    for name in ("transformer", "vae"):
+        lively(getattr(stock(folder, family), name)).save_pretrained(folder / name)
+    return folder
+
+
+def stock(folder, family):
+    """The pipeline of diffusers in a folder."""
+    return diffusers.DiffusionPipeline.from_pretrained(folder, **ABSENT[family])
+
+
+def pictures(images) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).int()
+
+
+def stock_images(pipeline) -> torch.Tensor:
+    """By diffusers, from the noise that smidgen draws."""
+    pipeline.set_progress_bar_config(disable=True)
+    shape = (pipeline.vae.config.latent_channels, SIZE // 2, SIZE // 2)
+    images = []
+    for number, prompt in enumerate(PROMPTS):
+        noise = draw_noise(shape, [sample_generator(DRAW["seed"], number)])
+        if isinstance(pipeline, diffusers.FluxPipeline):
+            noise = TINY_PIPELINES["flux"].latents(pipeline, noise)
+        images += pipeline(
+            prompt=prompt,
+            latents=noise,
+            num_inference_steps=DRAW["steps"],
+            guidance_scale=DRAW["guidance"],
+            height=SIZE,
+            width=SIZE,
+        ).images
+    return pictures(images)
+
+
+@pytest.fixture
+def drawn(smidgen, tmp_path):
+    """The images that `smidgen sample` draws of a base."""
+
+    def draw(base, *more) -> torch.Tensor:
+        output = tmp_path / f"drawn-{len(list(tmp_path.glob('drawn-*')))}"
+        settings = [word for name, v in DRAW.items() for word in (f"--{name}", v)]
+        places = ("--base", base, "--image-size", SIZE, "--output", output)
+        outcome = smidgen("sample", *places, "--prompt", *PROMPTS, *settings, *more)
+        assert outcome.code == 0, outcome.err
+        return pictures([Image.open(path) for path in sorted(output.glob("*.png"))])
+
+    return draw
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    # rounding to 256 levels of values that differ by float32 alone
+    assert (found - expected).abs().max() <= 1
+
+
+@pytest.fixture
+def delta(smidgen, family, folder, photos, tmp_path):
+    """A LoRA that two large steps have taken far from the base."""
+    large = ("--method", "lora", "--lr", "2", "--image-size", str(SIZE))
+    outcome = smidgen(*train_arguments(folder, photos, tmp_path / "run", *large))
+    assert outcome.code == 0, outcome.err
+    return tmp_path / "run" / "delta.safetensors"
+
+
+def test_a_trained_delta_folds_into_what_stock_diffusers_draws(
+    smidgen, drawn, family, folder, delta, tmp_path, monkeypatch
+):
+    expected = drawn(folder, "--delta", delta)
+    assert (expected - drawn(folder)).abs().max() > 20
+    common = ("fold", "--base", folder, "--delta", delta, "--format")
+    out, file = tmp_path / "folded", tmp_path / "folded.safetensors"
+    for form, output in (("diffusers", out), ("single-file", file)):
+        outcome = smidgen(*common, form, "--output", output)
+        assert (outcome.code, outcome.out.splitlines()[-1]) == (0, str(output))
+    close(drawn(out), expected)
+    read = stock(out, family)
+    close(stock_images(read), expected)
+
+    if family == "flux":
+        _widths_of(read.transformer, monkeypatch)
+    beside = ABSENT[family] | {name: getattr(read, name) for name in ENCODERS}
+    single = type(read).from_single_file(
+        str(file), config=str(folder), local_files_only=True, **beside
+    )
+    close(stock_images(single), expected)
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+def test_a_trained_lora_goes_to_other_programs_and_back(
+    smidgen, drawn, family, folder, delta, tmp_path, form
+):
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    common = ("convert", "--base", folder)
+    assert smidgen(*common, "--file", delta, "--format", form, "--output", there).code == 0
+    assert smidgen(*common, "--file", there, "--format", "delta", "--output", back).code == 0
+    expected = drawn(folder, "--delta", delta)
+    close(drawn(folder, "--delta", back), expected)
+    if form == "peft":
+        read = stock(folder, family)
+        read.load_lora_weights(str(there))
+        close(stock_images(read), expected)
+
+
+def test_a_run_is_measured_with_the_sampler_of_its_base(smidgen, delta, photos, tmp_path):
+    draw = ("--num-images", 4, "--steps", 2)
+    common = ("evaluate", delta.parent, "--reference", photos, *draw)
+    named = smidgen(*common, "--sampler", "euler")
+    assert named.code == 0, named.err
+    document = json.loads((delta.parent / "result.json").read_text())
+    assert document["protocol"]["sampling"]["sampler"] == "euler"
+    assert smidgen(*common).code == 0, "no sampler means the base's own"
+    other = smidgen(*common, "--sampler", "ddim", "--output", tmp_path / "other.json")
+    assert other.code == 2
+    assert "ddim does not sample" in other.err
+    assert len(other.complaint) == 1
+
+
+def test_a_dry_run_counts_what_is_then_trained(smidgen, folder, photos, delta, tmp_path):
+    arguments = train_arguments(folder, photos, tmp_path / "other", "--method", "lora")
+    outcome = smidgen(*arguments, "--dry-run", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document["num_classes"] is None
+    header = smidgen("inspect", delta, "--json").document
+    assert outcome.document["trainable"] == header["trainable"]
