@@ -128,6 +128,18 @@ def test_excluded_tensors_do_not_count():
     assert not match(computed, state)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_weights_are_refused_by_name(value):
+    with pytest.raises(SmidgenError, match=r"blocks\.2\.weight has numbers that are not finite"):
+        fingerprint(weights() | {"blocks.2.weight": torch.tensor([1.0, value])})
+
+
+def test_an_empty_tensor_counts_by_its_name():
+    state = weights() | {"nothing": torch.empty(0, 3)}
+    assert match(state, state)
+    assert not match(state, weights())
+
+
 def test_a_fingerprint_is_a_short_text_that_never_changes():
     state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([0.5, -0.5])}
     text = fingerprint(state)

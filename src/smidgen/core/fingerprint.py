@@ -32,6 +32,8 @@ def fingerprint(state: Mapping[str, Shaped[Tensor, "..."]], exclude: Collection[
     300 by 7 %, one of 300 replaced. It does not notice rounding to bfloat16 or float16, smaller
     changes, and changes of elements that are not read, which are all but 65,536 of a larger tensor,
     evenly spaced. `exclude` names tensors that are computed and not learned.
+
+    Raises: SmidgenError for a tensor with numbers that are not finite.
     """
     names = sorted(set(state) - set(exclude))
     total = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
@@ -72,9 +74,15 @@ def _parse(text: str) -> tuple[str, tuple[int, ...]]:
 def _sketch(name: str, tensor: Shaped[Tensor, "..."]) -> Float64[Tensor, "buckets"]:
     """The tensor's direction and the logarithm of its RMS, in buckets with random signs."""
     flat = tensor.detach().reshape(-1)
+    if not flat.numel():
+        return torch.zeros(NUM_BUCKETS, dtype=torch.float64)
     step = math.ceil(flat.numel() / MAX_ELEMENTS) | 1  # odd: no column of a matrix is left out
     values = flat[::step].to("cpu", torch.float64)
     rms = values.square().mean().sqrt() + FLOOR
+    if not rms.isfinite():
+        raise SmidgenError(
+            f"{name} has numbers that are not finite: the weights are damaged; get them anew"
+        )
     values = torch.cat([values / (rms * math.sqrt(values.numel())), (rms / 0.01).log()[None]])
     bits = _hash(name, values.numel())
     signs = 1 - 2 * (bits >> 6 & 1)
