@@ -237,3 +237,15 @@ def test_unlike_deltas_are_refused_with_what_differs(other, why):
 def test_a_weight_for_each_delta_is_needed():
     with pytest.raises(SmidgenError, match="1 deltas and 2 weights"):
         combine([delta()], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(weight):
+    one = delta({"edit": Shift(Site("head"), 3)})
+    for attempt in (
+        lambda: scaled(one, weight),
+        lambda: combine([one, one], [1.0, weight]),
+        lambda: interpolate(one, one, weight),
+    ):
+        with pytest.raises(SmidgenError, match="give finite numbers"):
+            attempt()

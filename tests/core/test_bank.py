@@ -281,6 +281,8 @@ def test_slots_that_are_not_there_are_refused():
     for slot in (3, -2):
         with pytest.raises(SmidgenError, match=f"slot {slot} of a bank with slots -1 to 2"):
             bank.choose(torch.tensor([0, slot]))
+    with pytest.raises(SmidgenError, match="give one for each image"):
+        bank.choose(torch.tensor([], dtype=torch.long))
     with pytest.raises(SmidgenError, match="slot -1 of a bank with slots 0 to 2"):
         bank.replace(-1, deltas()[0])
 

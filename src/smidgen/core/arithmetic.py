@@ -1,4 +1,4 @@
-"""Arithmetic of deltas: strength, interpolation, weighted sums. All give new deltas.
+"""Arithmetic of deltas: strength, interpolation, weighted sums. None changes a delta.
 
 s is a strength, w the weights of a sum; R rows of a table. At strength 0 a delta does nothing, at 1
 it is itself.
@@ -32,10 +32,11 @@ def scaled(delta: Delta, strength: float, base_rows: Rows | None = None) -> Delt
     `base_rows`: the base's own table, for a delta that has one (`base_rows_of`).
 
     Raises: SmidgenError for added tokens, for copies of weights, and for a table with a class that
-        the base lacks: none of them has a half.
+        the base lacks: none of them has a half; for a strength that is not finite.
     """
     if strength == 1:
         return delta
+    _check_finite(strength)
     edits = {
         name: _summed(name, [(edit, strength)], delta, base_rows)
         for name, edit in delta.edits.items()
@@ -60,10 +61,11 @@ def combine(
     sum of w * (row - base row), for which `base_rows` is needed unless the weights sum to 1.
 
     Raises: SmidgenError if the deltas are not of one method, one base, the same edits and classes,
-        or hold what has no sum; it says which.
+        or hold what has no sum; it says which. Or if a weight is not finite.
     """
     if not deltas or len(deltas) != len(weights):
         raise SmidgenError(f"{len(deltas)} deltas and {len(weights)} weights; give one for each")
+    _check_finite(*weights)
     for number, other in enumerate(deltas[1:], start=2):
         _check_alike(deltas[0], other, number)
     kept = [(delta, w) for delta, w in zip(deltas, weights, strict=True) if w != 0]
@@ -180,6 +182,12 @@ def _rebuilt(edit: Any, values: dict[str, Tensor], **changes: Any) -> Any:
         other = edit_from_spec(edit.spec() | changes)
     other.load_state_dict({key: value.to(dtype) for key, value in values.items()}, assign=True)
     return other
+
+
+def _check_finite(*weights: float) -> None:
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise SmidgenError(f"strength or weight {weight}; give finite numbers")
 
 
 def _check_alike(one: Delta, other: Delta, number: int) -> None:

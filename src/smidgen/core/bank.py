@@ -64,10 +64,13 @@ class Bank(nn.Module):
         """The slot of each image in the calls that follow; -1 is the base. Where a call has several
         times as many images, as with guidance, the slots are repeated as a whole.
 
-        Raises: SmidgenError for a slot that is not there, or -1 with added tokens, which an image
-            of a batch cannot be without; in a call whose images are no multiple of the slots.
+        Raises: SmidgenError for no slot at all or one that is not there, or -1 with added tokens,
+            which an image of a batch cannot be without; in a call whose images are no multiple of
+            the slots.
         """
         chosen = self._checked(slots)
+        if not len(chosen):
+            raise SmidgenError("no slots were given; give one for each image")
         has_tokens = any(isinstance(edit.template, Tokens) for edit in self.edits.values())
         if has_tokens and bool((chosen < 0).any()):
             raise SmidgenError(
