@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from smidgen.errors import SmidgenError
 from smidgen.methods.full import by_owner
 from tests.laws.tiny import NEW_CLASSES, tiny_base, tiny_delta, trained_tensors
 
@@ -29,6 +30,13 @@ def test_without_labels_every_parameter_has_a_copy(host):
     assert {name.removeprefix("root.") for name in tensors} == set(state)
     for name, tensor in tensors.items():
         assert torch.equal(tensor, state[name.removeprefix("root.")])
+
+
+def test_one_parameter_in_two_places_is_refused():
+    base = tiny_base("unet")
+    base.denoiser.conv_out.bias = base.denoiser.conv_in.bias
+    with pytest.raises(SmidgenError, match=r"conv_in\.bias and conv_out\.bias are one parameter"):
+        tiny_delta(base, "full", ())
 
 
 def test_a_module_with_raw_parameters_keeps_those_within_it():

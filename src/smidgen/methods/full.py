@@ -10,6 +10,7 @@ from torch import Tensor
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
+from smidgen.errors import SmidgenError
 from smidgen.methods.label_table import label_edits
 from smidgen.methods.method import Tunable, assemble
 
@@ -24,7 +25,10 @@ def build(
 ) -> Delta:
     """A copy of each module's own parameters, except the fixed ones; the label table as in all
     methods. The copies are named like the base's tensors.
+
+    Raises: SmidgenError for a base that uses one parameter in two places.
     """
+    _check_untied(base)
     fixed = set(base.host.fixed)
     if base.host.has_labels:
         module = base.host.tap("label.out").module
@@ -40,6 +44,17 @@ def build(
     }
     tables = label_edits(base, classes, generator)
     return assemble(base, "full", config, classes, edits, tables)
+
+
+def _check_untied(base: Tunable) -> None:
+    names = {name for name, _ in base.denoiser.named_parameters()}
+    for name, parameter in base.denoiser.named_parameters(remove_duplicate=False):
+        if name not in names:
+            same = next(one for one, p in base.denoiser.named_parameters() if p is parameter)
+            raise SmidgenError(
+                f"full does not work on a base where {same} and {name} are one parameter, of "
+                "which there would be two copies; use another method"
+            )
 
 
 def by_owner(parameters: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
