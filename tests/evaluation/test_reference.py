@@ -10,7 +10,7 @@ from smidgen.data.folder import scan
 from smidgen.data.images import load_image
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.metrics import frechet_distance
-from smidgen.evaluation.reference import compute_statistics, folder_statistics
+from smidgen.evaluation.reference import compute_statistics, content_key, folder_statistics
 from smidgen.evaluation.statistics import read_statistics, write_statistics
 
 from .conftest import class_folder, colour_extractor, write_image
@@ -56,6 +56,18 @@ def test_a_folder_is_read_once_and_again_when_anything_that_counts_changes(tmp_p
     assert calls.count == 3
     folder_statistics(folder, colour_extractor(sha256="colours-2", on_run=calls))
     assert calls.count == 4
+    folder_statistics(folder, replace(colour_extractor(on_run=calls), resize="squash"))
+    assert calls.count == 5
+    folder_statistics(folder, colour_extractor(on_run=calls))  # kept beside the other
+    assert calls.count == 5
+
+
+def test_a_list_that_gives_an_image_another_class_is_another_reference(tmp_path):
+    listed = scan(class_folder(tmp_path / "images", 2))
+    first, *rest = listed.files
+    moved = replace(listed, files=(replace(first, label=1), *rest))
+    keys = [content_key(images, colour_extractor(), ["hash"] * 6) for images in (listed, moved)]
+    assert keys[0] != keys[1]
 
 
 def test_a_damaged_cache_entry_is_computed_anew(tmp_path):

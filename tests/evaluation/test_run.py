@@ -79,6 +79,7 @@ def test_of_heads_that_share_names_the_one_of_the_reference_judges(tmp_path, mon
     folder = samples(tmp_path / "flat", ["red", "green"], ["red", "green"])
     document = evaluate(folder, class_folder(tmp_path / "reference", 5), features="colours")
     assert (document["head"], document["metrics"]["class_agreement"]) == ("colours", 1)
+    assert document["baselines"]["class_agreement_by_chance"] == pytest.approx(1 / 3)
     assert document["baselines"]["class_agreement_of_reference"] == 1
 
 
