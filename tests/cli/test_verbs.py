@@ -10,6 +10,8 @@ from PIL import Image
 
 from smidgen.cli.sample import split_classes
 from smidgen.core.delta import Delta
+from smidgen.models.dit_weights import write_original_pt
+from smidgen.models.pretrained import load_base
 
 from .conftest import train_arguments
 
@@ -69,6 +71,26 @@ def test_the_recipe_that_a_run_leaves_trains_the_same_delta(smidgen, base, photo
     assert smidgen("train", first / "recipe.toml", "--output", second).code == 0
     deltas = [(run / "delta.safetensors").read_bytes() for run in (first, second)]
     assert deltas[0] == deltas[1]
+
+
+def test_the_recipe_of_a_file_has_its_codec_and_shift(smidgen, base, photos, tmp_path):
+    file, shifted = tmp_path / "base.pt", ("--frequency-shift", "1", "--lr", "0.1")
+    write_original_pt(load_base(base).denoiser, file)
+    plain, first, second = (tmp_path / name for name in ("plain", "first", "second"))
+    codec = ("--codec", str(base / "vae"))
+    assert smidgen(*train_arguments(file, photos, plain, *codec, "--lr", "0.1")).code == 0
+    assert smidgen(*train_arguments(file, photos, first, *codec, *shifted)).code == 0
+    assert smidgen("train", first / "recipe.toml", "--output", second).code == 0
+    runs = (plain, first, second)
+    deltas = [(run / "delta.safetensors").read_bytes() for run in runs]
+    assert deltas[0] != deltas[1] == deltas[2]
+    refused = smidgen(*train_arguments(file, photos, first, *codec, "--lr", "0.1"))
+    assert (refused.code, "frequency_shift 1.0" in refused.err) == (2, True)
+
+    draw = ("--reference", photos, "--num-images", 2, "--steps", 2)
+    measured = [smidgen("evaluate", run, *draw, "--json") for run in (plain, first)]
+    assert [outcome.code for outcome in measured] == [0, 0], measured[0].err
+    assert measured[0].document["metrics"] != measured[1].document["metrics"]
 
 
 def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path, trained):

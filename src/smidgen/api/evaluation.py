@@ -66,10 +66,10 @@ def evaluate(
     """The metrics of a run's folder, a delta's file or a folder of images, as result.json has them.
 
     Of a run and a delta, samples are drawn as `sampling` says (None: as its defaults do), of the
-    classes that it was trained on, in their prompts if the base reads such. `base`
-    None: the one that the run's recipe or the delta's header names; `codec`, `image_size` and
-    `frequency_shift` are as in `load_base`. `reference`, `settings` (features, metrics, batch_size,
-    device, cache_dir, weights, resize, layout, split, prompt) and the result are as in
+    classes that it was trained on, in their prompts if the base reads such. `base` None: the one
+    that the run's recipe or the delta's header names; `codec`, `image_size` and `frequency_shift`
+    are as in `load_base`, None: as the recipe has them. `reference`, `settings` (features, metrics,
+    batch_size, device, cache_dir, weights, resize, layout, split, prompt) and the result are as in
     `smidgen.evaluation.run.evaluate`; progress(done, total) is called as images are read or drawn.
 
     Raises: UsageError for a setting that makes no sense, or sampling asked of images that are drawn
@@ -90,13 +90,15 @@ def evaluate(
     sampling = sampling or SamplingConfig()
     if not isinstance(base, Base):
         recipe = recipe_of(source)
+        given = {"codec": codec, "frequency_shift": frequency_shift}
+        if base is None:  # then all that goes with it is the recipe's too
+            given = {name: recipe.get(name) if v is None else v for name, v in given.items()}
         base = load_base(
             base or recipe.get("base") or delta.provenance.base,
-            codec=codec,
             device=config.device,
             dtype=DTYPES[sampling.precision],
             image_size=image_size or recipe.get("image_size"),
-            frequency_shift=frequency_shift,
+            **given,
         )
     sampling = _resolved(base, delta, sampling)
     batches = _batches(base, delta, sampling, config.batch_size)

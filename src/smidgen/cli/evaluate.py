@@ -103,11 +103,11 @@ class DrawOptions:
     base: str | None = None
     """The base; none: that of the run's recipe, or of the delta's header."""
     codec: str | None = None
-    """Codec (VAE) folder or hub id, for a base file that has none of its own."""
+    """Codec (VAE) folder or hub id; none: the recipe's, else the base's own."""
     image_size: int | None = None
     """Side of the images in pixels; none: as trained."""
     frequency_shift: float | None = None
-    """Shift of the timestep frequencies; none: 0, that of the released weights."""
+    """Shift of the timestep frequencies; none: the recipe's, else that of the base."""
     num_images: int = 10_000
     """Samples in total, image i of class i mod K."""
     steps: int = 50

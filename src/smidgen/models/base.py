@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,8 @@ class Base:
     last, the null label; a base with a `conditioner` reads prompts and has none. `objective` is
     what the denoiser was trained for, on the `schedule`. A token of the denoiser is `patch` latent
     pixels wide. `source` is the folder or file that the weights were read from, None if they were
-    made in this process.
+    made in this process; `given` is what `load_base` must be given besides the name, and the image
+    size, to load the same again.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Base:
     conditioner: Conditioner | None = None
     patch: int = 1
     source: Path | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def family(self) -> Family:

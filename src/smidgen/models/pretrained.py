@@ -63,7 +63,7 @@ def load_base(
     described = _describe(source)
     if is_pipeline(described):
         _refuse_dit_settings(num_classes, frequency_shift, num_heads)
-        return load_pipeline(
+        base = load_pipeline(
             str(name),
             source,
             described,
@@ -72,6 +72,8 @@ def load_base(
             dtype=dtype,
             image_size=image_size,
         )
+        base.given = _given(codec=codec)
+        return base
     _refuse_component(source, described)
     if codec is None and not (source / "vae" / "config.json").is_file():
         read_config(source, num_heads=num_heads)  # which says so if this is no base at all
@@ -95,6 +97,7 @@ def load_base(
         fingerprint=base_fingerprint(denoiser),
         image_size=config.image_size * autoencoder.factor,
         source=source.absolute(),
+        given=_given(codec=codec, frequency_shift=frequency_shift),
     )
 
 
@@ -192,6 +195,15 @@ def _describe(source: Path) -> Mapping[str, Any]:
         if source.is_dir() and (source / name).is_file():
             return read_json(source / name)
     return {}
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """What a recipe says besides the name: settings that are there, in the types of TOML."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in settings.items()
+        if value is not None
+    }
 
 
 def _codec_source(name: str | Path, source: Path, codec: str | Path | None) -> str | Path:

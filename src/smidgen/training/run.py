@@ -72,7 +72,7 @@ class RunConfig:
 
     def recipe(self, base: Base) -> dict[str, Any]:
         """All settings in one flat table."""
-        values: dict[str, Any] = {"base": base.name, "data": str(self.data)}
+        values: dict[str, Any] = {"base": base.name, **base.given, "data": str(self.data)}
         values |= {"layout": self.layout, "split": self.split, "method": self.method}
         values |= dataclasses.asdict(self.method_config)
         for name in ("image_size", "resize", "flip", "max_bad_share"):
