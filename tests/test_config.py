@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from smidgen.config import check_values, flatten, read_recipe, recipe_text, settings_of
+from smidgen.config import check_values, describe, flatten, read_recipe, recipe_text, settings_of
 from smidgen.errors import UsageError
 
 
@@ -101,6 +101,22 @@ def test_a_wrong_recipe_is_refused_with_the_reason_in_one_line(text, message, tm
     with pytest.raises(UsageError, match=message) as refusal:
         read_recipe(write(tmp_path, text), SETTINGS)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Literal["a", "b"], "one of: a, b"),
+        (Literal["a", "b"] | Literal["auto"], "one of: a, b, auto"),
+        (Literal["a", "b"] | None, "one of: a, b, none"),
+        (int | Literal["auto"], 'an integer or "auto"'),
+        (float | None, 'a number or "none"'),
+        (int | str | None, 'an integer or text or "none"'),
+        (tuple[Literal["a", "b"], ...], "a list, each one of: a, b"),
+    ],
+)
+def test_all_choices_are_listed_once(annotation, words):
+    assert describe(annotation) == words
 
 
 def test_a_recipe_that_is_absent_a_folder_or_no_text_is_refused(tmp_path):

@@ -20,6 +20,7 @@ L3 = ("training", "evaluation", "interop")
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
     "errors": (),
+    "toml": (),
     "core": ("errors",),
     # L1
     "diffusion": (),
@@ -30,14 +31,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # L2
     "methods": L1,
     # L3
-    "training": (*L1, "methods"),
+    "training": (*L1, "methods", "toml"),
     "evaluation": (*L1, "methods"),
     "interop": (*MODELS, "models"),
     # L4
     "api": (*L1, "methods", *L3),
     "__init__": ("errors", "api"),
     # L5
-    "config": (*L1, "methods", *L3, "api"),
+    "config": (*L1, "methods", *L3, "api", "toml"),
     "cli": (*L1, "methods", *L3, "api", "config"),
     "__main__": ("cli",),
 }

@@ -8,18 +8,15 @@ in a table `[lora]`. TOML has no null: "none" stands for it. No command line her
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from smidgen.errors import UsageError, closest
-
-NONE = "none"
+from smidgen.toml import NONE, toml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     """
     converted = _convert(value, annotation)
     if converted is _WRONG:
-        raise UsageError(f"{name} is {_toml(value)}; expected {describe(annotation)}")
+        raise UsageError(f"{name} is {toml(value)}; expected {describe(annotation)}")
     return converted
 
 
@@ -142,7 +139,7 @@ def _convert(value: Any, annotation: Any) -> Any:
     if origin in (Union, types.UnionType):
         if type(None) in get_args(annotation) and value in (None, NONE):
             return None
-        results = [_convert(value, one) for one in _alternatives(annotation)]
+        results = [_convert(value, one) for one in _alternatives(get_args(annotation))]
         return next((result for result in results if result is not _WRONG), _WRONG)
     if origin is Literal:
         return value if value in get_args(annotation) else _WRONG
@@ -158,22 +155,30 @@ def _convert(value: Any, annotation: Any) -> Any:
     return value if type(value) is annotation else _WRONG
 
 
-def _alternatives(annotation: Any) -> list[Any]:
-    return [one for one in get_args(annotation) if one is not type(None)]
+def _alternatives(parts: Iterable[Any]) -> list[Any]:
+    return [part for part in parts if part is not type(None)]
 
 
 def describe(annotation: Any) -> str:
     """What a value of this type looks like to a person, e.g. `a number or "none"`."""
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        names = [describe(one) for one in _alternatives(annotation)]
-        return " or ".join([*names, f'"{NONE}"'] if type(None) in get_args(annotation) else names)
-    if origin is Literal:
-        return "one of: " + ", ".join(str(choice) for choice in get_args(annotation))
-    if origin is tuple:
-        return f"a list, each {describe(get_args(annotation)[0])}"
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    parts = get_args(annotation) if is_union else (annotation,)
+    choices = [str(one) for part in parts if get_origin(part) is Literal for one in get_args(part)]
+    words = [_word(part) for part in _alternatives(parts) if get_origin(part) is not Literal]
+    if type(None) in parts:
+        choices.append(NONE)
+    if len(choices) == 1:
+        words.append(f'"{choices[0]}"')
+    elif choices:
+        words.append(f"one of: {', '.join(choices)}")
+    return " or ".join(words)
+
+
+def _word(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return f"a list, each {describe(get_args(kind)[0])}"
     words = {bool: "true or false", int: "an integer", float: "a number", Path: "a path"}
-    return words.get(annotation, "text")
+    return words.get(kind, "text")
 
 
 def flatten(*configs: Any) -> dict[str, Any]:
@@ -193,21 +198,8 @@ def flatten(*configs: Any) -> dict[str, Any]:
 def recipe_text(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> str:
     """The TOML of all values; reading it back gives the same ones. A default None is left out."""
     lines = [
-        f"{name} = {_toml(NONE if value is None else value)}"
+        f"{name} = {toml(value)}"
         for name, value in values.items()
         if not (value is None and settings[name].default is None)
     ]
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # JSON's escapes are TOML's; only DEL is allowed raw in the one and not in the other.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -7,29 +7,27 @@ file reads as a recipe of the command line: a key a line, "none" for None.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from smidgen.errors import UsageError
+from smidgen.toml import NONE, toml
 from smidgen.training.state import checkpoints, step_of, writing
 
 RECIPE = "recipe.toml"
 FOLDERS = ("checkpoints", "deltas", "samples", "tensorboard")
 FILES = ("delta.safetensors", "log.jsonl", "run.json", "bad_files.json", "nonfinite.json")
 NOT_COMPARED = ("num_threads", "cache_dir", "device")  # where a run happens, not what it is
-NONE = "none"
 
 
 def recipe_text(settings: Mapping[str, Any]) -> str:
     """The settings as TOML, a line each; those of a group of settings under dotted names."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in _dotted(settings).items())
+    return "".join(f"{name} = {toml(value)}\n" for name, value in _dotted(settings).items())
 
 
 def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> None:
@@ -126,17 +124,4 @@ def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    return _toml(values.get(name, NONE))
-
-
-def _toml(value: Any) -> str:
-    if value is None:
-        value = NONE
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # JSON's escapes are TOML's, but for DEL, which only JSON leaves as it is
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
+    return toml(values.get(name, NONE))
