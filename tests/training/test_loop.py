@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from smidgen.core.delta import Delta
+from smidgen.core.file import read_file, write_file
 from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS
@@ -263,6 +264,43 @@ def test_what_a_kill_left_half_written_is_ignored_and_removed(tmp_path):
     (partial_checkpoint / "state.json").write_text("{")
     assert run(tmp_path).first_step == 4
     assert not partial_checkpoint.exists()
+
+
+def without_origin(path):
+    """The delta file as it was before tables knew which rows of the base theirs stand for."""
+    header, tensors = read_file(path)
+    assert [edit.pop("origin") for edit in header["edits"] if edit["kind"] == "table"]
+    del header["format_version"]
+    write_file(path, tensors, header)
+
+
+def test_what_was_written_before_a_field_was_there_is_gone_on_from(tmp_path):
+    run(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    with pytest.raises(Killed):
+        run(cut, on_step=stop_at(7))
+    state = cut / "checkpoints" / "step-4" / "state.json"
+    written = json.loads(state.read_text())
+    del written["seconds"], written["scaler"]
+    state.write_text(json.dumps(written))
+    without_origin(cut / "delta.safetensors")
+    assert run(cut).first_step == 4
+    assert final_files(cut) == final_files(tmp_path / "whole")
+
+    base, path = tiny_base(), cut / "delta.safetensors"
+    x, t, y = torch.randn(2, 4, 4, 4), torch.tensor([3, 700]), torch.tensor([0, 2])
+    with torch.no_grad(), Delta.load(path).attach(base):
+        expected = base.denoiser(x, t, y)
+    without_origin(path)
+    with torch.no_grad(), Delta.load(path).attach(base):
+        assert torch.equal(base.denoiser(x, t, y), expected)
+
+
+def test_a_checkpoint_of_other_edits_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(5))
+    with pytest.raises(SmidgenError, match=r"lacks delta/.*start over with force"):
+        run(tmp_path, method="lora")
 
 
 def test_a_damaged_checkpoint_and_other_data_are_refused(tmp_path):

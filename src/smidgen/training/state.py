@@ -99,7 +99,7 @@ def save_checkpoint(
 def restore_checkpoint(folder: Path, state: TrainingState, identity: Mapping[str, Any]) -> Position:
     """Put `state` where this checkpoint's was taken.
 
-    Raises: UsageError if base or data are not those of the checkpoint, SmidgenError if it is
+    Raises: UsageError if base, data or edits are not those of the checkpoint, SmidgenError if it is
         damaged.
     """
     try:
@@ -180,6 +180,11 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 @torch.no_grad()
 def _restore_tensors(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in state.delta.named_parameters():
+        if f"delta/{name}" not in tensors:
+            raise UsageError(
+                f"the checkpoint lacks delta/{name}: it is of another method or version; "
+                "give another output, or start over with force"
+            )
         parameter.copy_(tensors[f"delta/{name}"])
         # copies: a file's tensors lie at other alignments, on which last bits may depend
         moments = {key: tensors[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in tensors}
