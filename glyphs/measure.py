@@ -19,7 +19,8 @@ from glyphs.render import Glyphs, load_script
 from glyphs.samples import save_grid
 from smidgen.api import load_base, sample_arrays
 from smidgen.evaluation.features import Extractor, load_extractor
-from smidgen.evaluation.metrics import Gaussian, GaussianSum, frechet_distance
+from smidgen.evaluation.metrics import Gaussian, frechet_distance
+from smidgen.evaluation.stream import accumulate, array_batches
 
 NUM_REFERENCE = 65 * 62
 GUIDANCES = (1.0, 1.5, 4.0)
@@ -39,13 +40,11 @@ def draw_real(glyphs: Glyphs, test: bool, count: int, seed: int) -> tuple[np.nda
 
 def read(extractor: Extractor, images: np.ndarray, head: str) -> tuple[Gaussian, Tensor]:
     """Gaussian of the features of images (N, H, W, 3), and the classes (N,) that the head sees."""
-    total, seen = GaussianSum(extractor.dim), []
-    for first in range(0, len(images), 256):
-        batch = torch.stack([extractor.prepare(image) for image in images[first : first + 256]])
-        features, logits = extractor.read(batch)
-        total.update(features)
-        seen.append(logits[head].argmax(1))
-    return total.result(), torch.cat(seen)
+    starts = range(0, len(images), 256)
+    batches = array_batches(((i, images[i : i + 256], None) for i in starts), [extractor])
+    found = accumulate(batches, [extractor], {extractor.name: frozenset({"fd"})}, what="images")
+    seen = found.accumulated[extractor.name]
+    return seen.gaussian, seen.predictions[head]
 
 
 def distance(one: Gaussian, other: Gaussian) -> float:
