@@ -53,6 +53,16 @@ class Refused:
     reason: str
 
 
+def modulation(linear: str, width: int, *, shift: int, scale: int) -> IntoModulation:
+    """Chunks number `shift` and `scale` of this linear's output, each of `width` rows."""
+    return IntoModulation(
+        f"{linear}.weight",
+        f"{linear}.bias",
+        shift=(shift * width, (shift + 1) * width),
+        scale=(scale * width, (scale + 1) * width),
+    )
+
+
 # How a state dict shows a quantised tensor: parts of it under names of their own (quanto), another
 # type of numbers (bitsandbytes) or another class of tensor (torchao).
 QUANTISED_PARTS = ("_data", "_scale", "quant_state")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
-from smidgen.core.fold import IntoLinear, IntoModulation, IntoTable, Target
+from smidgen.core.fold import IntoLinear, IntoTable, Target, modulation
 from smidgen.core.sites import Site
 from smidgen.hosts.host import Block, Condition, Family, Host, Linear, Position
 
@@ -178,23 +178,13 @@ def _folds(names: tuple[str, ...], biases: Mapping[Site, int], width: int) -> di
         # a sub-layer's output is the output of its last linear
         folds[Site(f"{name}.attn")] = _into_linear(f"{name}.attn.proj")
         folds[Site(f"{name}.mlp")] = _into_linear(f"{name}.mlp.fc2")
-        modulation = f"{name}.adaLN_modulation.1"
-        folds[Site(f"{name}.norm1")] = _into_modulation(modulation, 0, 1, width)
-        folds[Site(f"{name}.norm2")] = _into_modulation(modulation, 3, 4, width)
-    folds[TAPS["norm.out"]] = _into_modulation("final_layer.adaLN_modulation.1", 0, 1, width)
+        linear = f"{name}.adaLN_modulation.1"
+        folds[Site(f"{name}.norm1")] = modulation(linear, width, shift=0, scale=1)
+        folds[Site(f"{name}.norm2")] = modulation(linear, width, shift=3, scale=4)
+    folds[TAPS["norm.out"]] = modulation("final_layer.adaLN_modulation.1", width, shift=0, scale=1)
     table = IntoTable("y_embedder.embedding_table.weight")
     return folds | {TAPS["label.in"]: table, TAPS["label.out"]: table}
 
 
 def _into_linear(module: str) -> IntoLinear:
     return IntoLinear(f"{module}.weight", f"{module}.bias")
-
-
-def _into_modulation(module: str, shift: int, scale: int, width: int) -> IntoModulation:
-    """Chunks `shift` and `scale`, each `width` rows, of the linear that modulates a norm."""
-    return IntoModulation(
-        f"{module}.weight",
-        f"{module}.bias",
-        shift=(shift * width, (shift + 1) * width),
-        scale=(scale * width, (scale + 1) * width),
-    )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smidgen.core.fold import modulation
 from smidgen.core.sites import Site
 from smidgen.hosts.host import Condition, Family, Host, needed
 from smidgen.hosts.packing import pack, unpack
@@ -21,7 +22,6 @@ from smidgen.hosts.transformer import (
     build_host,
     model_taps,
     model_width,
-    modulation,
     names,
 )
 

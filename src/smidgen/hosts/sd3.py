@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from smidgen.core.fold import modulation
 from smidgen.core.sites import Site
 from smidgen.hosts.host import Condition, Family, Host, needed
 from smidgen.hosts.transformer import (
@@ -21,7 +22,6 @@ from smidgen.hosts.transformer import (
     build_host,
     model_taps,
     model_width,
-    modulation,
     named,
     names,
 )

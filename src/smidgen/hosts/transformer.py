@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from smidgen.core.fold import IntoModulation, Refused, Target
+from smidgen.core.fold import Refused, Target
 from smidgen.core.sites import Site
 from smidgen.hosts.host import Block, Host, Linear, Position
 from smidgen.hosts.modules import Role, read_modules
@@ -86,75 +86,50 @@ class Sheet:
         text). `text`: whether the text's stream goes on behind the attention; `tokens`: whether
         the image's takes more tokens, and `companions` what else then has to grow.
         """
-        attention = Site(f"{name}.attn", index=0)
-        feed, norm2 = Site(f"{name}.{parts.ff}"), f"{name}.{parts.norm2}"
-        enter, leave = Site(name, "in", "hidden_states"), Site(name, index=1)
-        taps = {"block.in": enter, "norm1.out": Site(f"{name}.{parts.norm1}")}
-        taps |= _projections(f"{name}.attn") | {"attn.out": attention}
-        taps |= _feed_forward(norm2, feed) | {"block.out": leave}
-        self.outputs |= {attention: f"{name}.attn.to_out.0", feed: f"{feed.module}.{parts.last}"}
+        taps = {}
         if text:
-            text_attention = Site(f"{name}.attn", index=1)
-            text_feed = Site(f"{name}.{parts.text_ff}")
-            taps["text.attn.out"] = text_attention
-            taps |= {"text.ff.in": Site(text_feed.module, "in"), "text.ff.out": text_feed}
-            self.outputs[text_attention] = f"{name}.attn.to_add_out"
-            self.outputs[text_feed] = f"{text_feed.module}.{parts.last}"
-        stream = Site(norm2, "in")
-        positions = {
-            "SA_in": self._position(enter, enter),
-            "SA_out": self._position(attention),
-            "FFN_in": self._position(stream, stream, leave),
-            "FFN_out": self._position(feed),
-            "Trans_out": self._position(leave, leave),
-        }
-        self.blocks.append(
-            Block(
-                module=name,
-                kind="transformer",
-                taps=taps,
-                positions=positions,
-                tokens=(enter, leave) if tokens else None,
-                companions=companions if tokens else (),
-            )
+            attention = Site(f"{name}.attn", index=1)
+            feed = Site(f"{name}.{parts.text_ff}")
+            taps["text.attn.out"] = attention
+            taps |= {"text.ff.in": Site(feed.module, "in"), "text.ff.out": feed}
+            self.outputs[attention] = f"{name}.attn.to_add_out"
+            self.outputs[feed] = f"{feed.module}.{parts.last}"
+        self._add_stream(
+            name,
+            norms=(parts.norm1, parts.norm2),
+            attention=Site(f"{name}.attn", index=0),
+            ff=Site(f"{name}.{parts.ff}"),
+            last=parts.last,
+            leave=Site(name, index=1),
+            others=taps,
+            tokens=tokens,
+            companions=companions,
         )
 
     def add_cross(self, name: str, *, ff: Site, last: str, context: int, tokens: bool) -> None:
         """A block of self-attention `attn1`, cross-attention `attn2` to text of `context` channels
         and feed-forward, where `norm2` stands before the feed-forward (PixArt, Sana).
         """
-        enter, leave = Site(name, "in", "hidden_states"), Site(name)
-        attention, cross = Site(f"{name}.attn1"), Site(f"{name}.attn2")
+        leave, cross = Site(name), Site(f"{name}.attn2")
         before_cross = Site(cross.module, "in", "hidden_states")
-        text = Site(cross.module, "in", "encoder_hidden_states")
         before_ff = Site(f"{name}.norm2", "in")
-        taps = {"block.in": enter, "norm1.out": Site(f"{name}.norm1")}
-        taps |= _projections(attention.module) | {"attn.out": attention, "cross.out": cross}
-        taps |= _feed_forward(f"{name}.norm2", ff) | {"block.out": leave}
-        self.outputs |= {
-            attention: f"{name}.attn1.to_out.0",
-            cross: f"{name}.attn2.to_out.0",
-            ff: f"{ff.module}.{last}",
-        }
-        positions = {
-            "SA_in": self._position(enter, enter),
-            "SA_out": self._position(attention),
-            # behind the gate: no module returns the stream, so it is written where it is read
-            "CA_in": self._position(before_cross, before_cross, before_ff, leave),
-            "CA_c": Position(read=text, writes=(text,), size=context, form="tokens"),
-            "CA_out": self._position(cross),
-            "FFN_in": self._position(before_ff, before_ff, leave),
-            "FFN_out": self._position(ff),
-            "Trans_out": self._position(leave, leave),
-        }
-        self.blocks.append(
-            Block(
-                module=name,
-                kind="transformer",
-                taps=taps,
-                positions=positions,
-                tokens=(enter, leave) if tokens else None,
-            )
+        text = Site(cross.module, "in", "encoder_hidden_states")
+        self.outputs[cross] = f"{name}.attn2.to_out.0"
+        self._add_stream(
+            name,
+            norms=("norm1", "norm2"),
+            attention=Site(f"{name}.attn1"),
+            ff=ff,
+            last=last,
+            leave=leave,
+            others={"cross.out": cross},
+            between={
+                # behind the gate: no module returns the stream, so it is written where it is read
+                "CA_in": self._position(before_cross, before_cross, before_ff, leave),
+                "CA_c": Position(read=text, writes=(text,), size=context, form="tokens"),
+                "CA_out": self._position(cross),
+            },
+            tokens=tokens,
         )
 
     def add_single(self, name: str, *, norm: str, projection: str, leave: Site) -> None:
@@ -174,6 +149,56 @@ class Sheet:
         }
         self.blocks.append(
             Block(module=name, kind="single", taps=taps, positions=positions, tokens=None)
+        )
+
+    def _add_stream(
+        self,
+        name: str,
+        *,
+        norms: tuple[str, str],
+        attention: Site,
+        ff: Site,
+        last: str,
+        leave: Site,
+        others: Mapping[str, Site],
+        between: Mapping[str, Position] = MappingProxyType({}),
+        tokens: bool,
+        companions: tuple[Site, ...] = (),
+    ) -> None:
+        """A block by the image's way through it: norm, attention, norm, feed-forward, with the
+        positions `between` the two sub-layers, and `others`, the taps beside this way.
+        """
+        norm1, norm2 = (f"{name}.{norm}" for norm in norms)
+        enter, stream = Site(name, "in", "hidden_states"), Site(norm2, "in")
+        taps = {
+            "block.in": enter,
+            "norm1.out": Site(norm1),
+            **_projections(attention.module),
+            "attn.out": attention,
+            "norm2.out": Site(norm2),
+            "ff.in": Site(ff.module, "in", axis=ff.axis),
+            "ff.out": ff,
+            "block.out": leave,
+            **others,
+        }
+        self.outputs |= {attention: f"{attention.module}.to_out.0", ff: f"{ff.module}.{last}"}
+        positions = {
+            "SA_in": self._position(enter, enter),
+            "SA_out": self._position(attention),
+            **between,
+            "FFN_in": self._position(stream, stream, leave),
+            "FFN_out": self._position(ff),
+            "Trans_out": self._position(leave, leave),
+        }
+        self.blocks.append(
+            Block(
+                module=name,
+                kind="transformer",
+                taps=taps,
+                positions=positions,
+                tokens=(enter, leave) if tokens else None,
+                companions=companions if tokens else (),
+            )
         )
 
     def _position(self, read: Site, *writes: Site) -> Position:
@@ -245,16 +270,6 @@ def names(model: nn.Module, blocks: str) -> list[str]:
     return [f"{blocks}.{index}" for index in range(len(model.get_submodule(blocks)._modules))]
 
 
-def modulation(linear: str, width: int, *, shift: int, scale: int) -> IntoModulation:
-    """Chunks `shift` and `scale`, each `width` rows, of the linear that modulates a norm."""
-    return IntoModulation(
-        f"{linear}.weight",
-        f"{linear}.bias",
-        shift=(shift * width, (shift + 1) * width),
-        scale=(scale * width, (scale + 1) * width),
-    )
-
-
 def model_taps(patch: Site, time: str, norm: str) -> dict[str, Site]:
     """The taps of a whole model whose last layer is `proj_out`."""
     return {
@@ -271,14 +286,6 @@ def _projections(attention: str) -> dict[str, Site]:
         "attn.k.out": Site(f"{attention}.to_k"),
         "attn.v.out": Site(f"{attention}.to_v"),
         "attn.proj.out": Site(f"{attention}.to_out.0"),
-    }
-
-
-def _feed_forward(norm: str, feed: Site) -> dict[str, Site]:
-    return {
-        "norm2.out": Site(norm),
-        "ff.in": Site(feed.module, "in", axis=feed.axis),
-        "ff.out": feed,
     }
 
 
