@@ -154,9 +154,9 @@ def test_truncated_files_are_refused_whatever_the_user_told_pillow(
 
 @pytest.mark.parametrize("format", ["PNG", "GIF", "WEBP", "TIFF"])
 def test_several_frames_or_pages_are_refused(format: str) -> None:
-    frames = [Image.fromarray(noise(seed)) for seed in range(3)]
+    frames = [Image.fromarray(noise(seed)) for seed in range(2)]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
-    with pytest.raises(UnusableImage, match="animated: 3 frames"):
+    with pytest.raises(UnusableImage, match="animated: 2 frames"):
         decode(data, Path(f"x.{format.lower()}"))
 
 

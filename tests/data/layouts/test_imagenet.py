@@ -91,8 +91,12 @@ def test_a_tree_that_lacks_a_synset_or_the_devkit_is_refused(tmp_path: Path) -> 
 def test_a_validation_image_of_no_class_is_named(tmp_path: Path) -> None:
     images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
     write_image(images / "val" / "ILSVRC2012_val_00000001.JPEG", seed=1)
-    rows = "ImageId,PredictionString\nILSVRC2012_val_00000001,n00000000 1 2 3 4\nx, \n"
+    rows = "ImageId,PredictionString\nILSVRC2012_val_00000001,n00000000 1 2 3 4\n"
     (tmp_path / "LOC_val_solution.csv").write_text(rows)
     (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 tench\n")
     with pytest.raises(SmidgenError, match="n00000000, which is no class"):
         open_images(tmp_path, layout="imagenet", split="val")
+    for lacking in ("x, ", "x", ",n01440764 1 2 3 4"):
+        (tmp_path / "LOC_val_solution.csv").write_text(f"{rows}{lacking}\n")
+        with pytest.raises(SmidgenError, match=r"line 3 of .* lacks the image or its synset"):
+            open_images(tmp_path, layout="imagenet", split="val")

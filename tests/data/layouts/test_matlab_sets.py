@@ -88,6 +88,18 @@ def test_stanford_cars_reads_its_devkit(tmp_path: Path) -> None:
     assert found.files[0].path == root / "cars_test" / "00001.jpg"
 
 
+@pytest.mark.parametrize("row", [(2.0, 7.0), ("two", "00001.jpg"), ([1, 2], "00001.jpg")])
+def test_stanford_cars_with_other_annotations_are_refused(row: tuple, tmp_path: Path) -> None:
+    for name in ("cars_train", "devkit"):
+        (tmp_path / name).mkdir()
+    names = {"class_names": np.array(CARS, dtype=object)[None]}
+    scipy.io.savemat(tmp_path / "devkit" / "cars_meta.mat", names)
+    rows = {"annotations": annotations([row], "class", "fname")}
+    scipy.io.savemat(tmp_path / "devkit" / "cars_train_annos.mat", rows)
+    with pytest.raises(SmidgenError, match="no annotations with fname and class"):
+        open_images(tmp_path, layout="stanford-cars")
+
+
 def test_stanford_cars_in_its_older_form(tmp_path: Path) -> None:
     rows = [(f"car_ims/{n:06d}.jpg", 1 + n % 3, n // 3) for n in range(6)]
     for path, _, _ in rows:

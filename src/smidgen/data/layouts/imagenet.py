@@ -91,10 +91,13 @@ def _kaggle_truth(path: Path) -> list[tuple[str, str]]:
     """Rows `image,synset left top right bottom ...`: the first synset is the class."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [(row["ImageId"], row["PredictionString"]) for row in csv.DictReader(file)]
+            table = csv.DictReader(file)
+            rows = [(row["ImageId"], (row["PredictionString"] or "").strip()) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
         raise SmidgenError(f"cannot read {path}: {error}") from error
-    return sorted((name, truth.split()[0]) for name, truth in rows if truth and truth.strip())
+    if lacking := [number for number, row in enumerate(rows, start=2) if not all(row)]:
+        raise SmidgenError(f"line {lacking[0]} of {path} lacks the image or its synset")
+    return sorted((name, truth.split()[0]) for name, truth in rows)
 
 
 IMAGENET = Layout(

@@ -48,29 +48,27 @@ def _read_cars(root: Path, split: str | None) -> ImageFolder:
         # The devkit's own file for the test images has no classes.
         name = "cars_test_annos_withlabels.mat"
         path = first_of(root, name, f"devkit/{name}")
-    rows = _annotations(path, ("fname", "class"))
     folder = root / f"cars_{split}"
-    items = [(folder / row["fname"], int(row["class"].item()) - 1) for row in rows]
+    items = [(folder / name, label - 1) for name, label in _annotations(path, "fname", "class")]
     return _cars(root, names, items, meta)
 
 
 def _read_old_cars(root: Path, split: str | None) -> ImageFolder:
     path = root / "cars_annos.mat"
     wanted = int(split == "test")
-    rows = _annotations(path, ("relative_im_path", "class", "test"))
-    items = [
-        (root / row["relative_im_path"], int(row["class"].item()) - 1)
-        for row in rows
-        if int(row["test"].item()) == wanted
-    ]
+    rows = _annotations(path, "relative_im_path", "class", "test")
+    items = [(root / name, label - 1) for name, label, is_test in rows if is_test == wanted]
     return _cars(root, read_matlab(path).get("class_names"), items, path)
 
 
-def _annotations(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    rows = read_matlab(path).get("annotations")
-    if not isinstance(rows, list) or not all(set(fields) <= set(row) for row in rows):
-        raise SmidgenError(f"{path} has no annotations with {' and '.join(fields)}")
-    return rows
+def _annotations(path: Path, name: str, *numbers: str) -> list[tuple[Any, ...]]:
+    """The file name of every row, and its numbers."""
+    try:
+        rows = list(read_matlab(path)["annotations"])
+        return [(str(Path(r[name])), *(int(r[number].item()) for number in numbers)) for r in rows]
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        fields = " and ".join((name, *numbers))
+        raise SmidgenError(f"{path} has no annotations with {fields}") from error
 
 
 def _cars(root: Path, names: Any, items: list[tuple[Path, int]], origin: Path) -> ImageFolder:
