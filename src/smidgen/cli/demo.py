@@ -30,6 +30,7 @@ from smidgen.cli.options import (
     quiet_stdout,
     write_json,
 )
+from smidgen.cli.records import check_record, read_record
 from smidgen.config import read_recipe, settings_of
 from smidgen.data.embedded_sets import shipped_reference, unpack
 
@@ -214,8 +215,8 @@ def draw(parsed: Mapping[str, Any], base: Base, name: str, delta: Any) -> None:
     )
     settings = sample.sampling_settings(parsed["base"], options)
     settings["delta_sha256"] = fingerprint_of(delta)
-    record = sample.read_record(folder)
-    if not sample.check_record(folder, record, settings, force=True):
+    record = read_record(folder)
+    if not check_record(folder, record, settings, force=True):
         sample.draw(base, delta, options, settings)
 
 

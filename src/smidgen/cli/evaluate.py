@@ -6,7 +6,6 @@ What is measured and how is in evaluation/; how the samples of a run are drawn i
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -35,13 +34,12 @@ from smidgen.cli.options import (
     resolve_device,
     write_json,
 )
-from smidgen.cli.sample import same_setting
+from smidgen.cli.records import DELTA, default_output, finished_result, state_of
 from smidgen.config import flatten
 from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
 from smidgen.evaluation.names import PROMPT, check_names, split_names
 
-DELTA, RESULT = "delta.safetensors", "result.json"
 NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
 
 DESCRIPTION = """Measure a run, a delta or a folder of images against a reference.
@@ -212,13 +210,6 @@ def is_images(path: Path) -> bool:
     return path.suffix == ".npz" or (path.is_dir() and not (path / DELTA).is_file())
 
 
-def default_output(images: Path) -> Path:
-    """result.json in a folder or beside a run's delta; <name>.result.json beside another file."""
-    if images.is_dir():
-        return images / RESULT
-    return images.parent / (RESULT if images.name == DELTA else f"{images.stem}.{RESULT}")
-
-
 def request_of(options: EvaluateOptions, drawing: DrawOptions) -> dict[str, Any]:
     """What the result depends on: the settings, and a mark of the state of both inputs."""
     values = {n: v for n, v in flatten(options, drawing).items() if n not in NOT_COMPARED}
@@ -226,51 +217,6 @@ def request_of(options: EvaluateOptions, drawing: DrawOptions) -> dict[str, Any]
     values["images_state"] = state_of(delta if delta.is_file() else options.images)
     values["reference_state"] = state_of(locate_reference(options.reference))
     return json.loads(json.dumps(values, default=str))
-
-
-def state_of(path: Path) -> str:
-    """A hash of names, sizes and times of change of a file, or of all in a folder but results."""
-    total = hashlib.sha256()
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in found:
-        if file.is_file() and not file.name.endswith(RESULT):
-            facts = file.stat()
-            name = os.fsencode(file.relative_to(path))
-            total.update(name + f"/{facts.st_size}/{facts.st_mtime_ns}\n".encode())
-    return total.hexdigest()[:32]
-
-
-def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The document in `output` if it answers this very request, None if there is no file.
-
-    Raises: UsageError if the file holds something else, naming what differs.
-    """
-    if not output.exists():
-        return None
-    try:
-        document = json.loads(output.read_text(encoding="utf-8"))
-        before = dict(document["request"])
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UsageError(
-            f"{output} exists and is no result of evaluate; give another --output, or --force"
-        ) from None
-    changed = [
-        name
-        for name in {**before, **request}
-        if not same_setting(name, before.get(name), request.get(name))
-    ]
-    if not changed:
-        return document
-    words = (
-        f"{name.removesuffix('_state')} changed"
-        if name.endswith("_state")
-        else f"{name} {before.get(name)} -> {request.get(name)}"
-        for name in changed
-    )
-    raise UsageError(
-        f"{output} holds another result ({', '.join(words)}); give another --output, "
-        "or --force to replace it"
-    )
 
 
 def drawn_with(images: Path, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from smidgen.cli.options import (
     shipped_bases,
     write_json,
 )
+from smidgen.cli.records import RECORD, check_record, read_record, remove_images
 from smidgen.config import flatten
 from smidgen.errors import UsageError, closest
 
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
     from smidgen.core.delta import Delta
     from smidgen.models.base import Base
 
-RECORD = "sample.json"
 NOT_COMPARED = ("output", "batch_size", "device", "delta")  # these do not change the images
-DEFAULT_SAMPLERS = ("ddpm", "euler")  # what no sampler means, and what the record then says
 
 DESCRIPTION = """Draw images from a base, with or without a delta.
 
@@ -155,48 +154,6 @@ def sampling_settings(base_options: BaseOnDevice, options: SampleOptions) -> dic
     return settings
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The folder's sample.json, {} without a readable one."""
-    try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def check_record(
-    folder: Path, record: Mapping[str, Any], settings: Mapping[str, Any], *, force: bool
-) -> bool:
-    """Whether the folder already holds exactly these images.
-
-    Raises: UsageError if it holds other pictures, or images of other settings without `force`.
-    """
-    pictures = {path.name for path in folder.glob("*.png")} if folder.is_dir() else set()
-    ours = set(record.get("images", {}))
-    if pictures - ours:
-        raise UsageError(
-            f"{folder} holds other pictures, such as {min(pictures - ours)}; "
-            "give a new or an empty folder"
-        )
-    before = record.get("settings", settings)
-    different = [
-        name for name in settings if not same_setting(name, before.get(name), settings[name])
-    ]
-    if different and not force:
-        changes = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in different)
-        raise UsageError(
-            f"{folder} holds images of other settings ({changes}); "
-            "give another folder, or --force to replace them"
-        )
-    return bool(ours) and not different and bool(record.get("finished")) and pictures == ours
-
-
-def same_setting(name: str, before: Any, now: Any) -> bool:
-    """Whether a setting draws the same images; none at all is the same as an empty one."""
-    if name == "sampler" and now is None:
-        return before is None or before in DEFAULT_SAMPLERS
-    return (before or None) == (now or None)
-
-
 def draw(
     base: Base, delta: Delta | None, options: SampleOptions, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -240,13 +197,6 @@ def draw(
     record["finished"] = True
     write_json(record, options.output / RECORD)
     return record
-
-
-def remove_images(folder: Path) -> None:
-    """Remove the images that the folder's record lists, which lie in it and nowhere else."""
-    for name in read_record(folder).get("images", {}):
-        if Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
 
 
 def load(base_options: BaseOnDevice, options: SampleOptions) -> tuple[Base, Delta | None]:
