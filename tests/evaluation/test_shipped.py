@@ -28,7 +28,7 @@ def test_a_shipped_reference_is_that_of_the_shipped_unseen_families(extractor, n
     chosen = np.flatnonzero(letters.is_test)
     images = torch.from_numpy(letters.images(chosen)).permute(0, 3, 1, 2)
     total, seen = GaussianSum(extractor.dim), []
-    for batch in images.split(480):
+    for batch in images.split(64):
         features, logits = extractor.read(batch)
         total.update(features)
         seen.append(logits[name].argmax(1))

@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             ((method, host), first)
             for method, host in pairs
             for first in ("eager", "compiled")
-            if every or (first == "compiled" and (host == "dit" or method == "difffit"))
+            if every or (first == "compiled" and (host == "dit" or method == "lora"))
         ]
         ids = ["-".join((*pair, first)) for pair, first in runs]
         metafunc.parametrize(("case", "first"), runs, ids=ids, indirect=["case"])
