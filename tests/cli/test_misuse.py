@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -256,6 +257,26 @@ def test_wrong_evaluation_arguments_are_refused(smidgen, arguments, words):
 )
 def test_wrong_inspections_are_refused(smidgen, arguments, words):
     assert_refused(smidgen("inspect", *arguments), *words, codes=(2,))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"images": 3}', '{"settings": [], "images": {}}'])
+def test_a_record_of_another_program_is_never_replaced_unasked(smidgen, base, tmp_path, text):
+    (tmp_path / "sample.json").write_text(text)
+    arguments = ("sample", "--base", base, "--steps", 2, "--output", tmp_path)
+    assert_refused(smidgen(*arguments), "none of smidgen's", "--force", codes=(2,))
+    assert (tmp_path / "sample.json").read_text() == text
+    assert smidgen(*arguments, "--force").code == 0
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_a_description_of_the_wrong_type_is_refused_in_a_line(smidgen, base, tmp_path):
+    other = shutil.copytree(base, tmp_path / "base")
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(
+        re.sub(r'"class_names": \[.*?\]', '"class_names": 3', config)
+    )
+    outcome = smidgen("sample", "--base", other, "--output", tmp_path / "out")
+    assert_refused(outcome, "class_names")
 
 
 def raising(error):

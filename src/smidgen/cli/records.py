@@ -19,11 +19,13 @@ DEFAULT_SAMPLERS = ("ddpm", "euler")  # what no sampler means, and what the reco
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The folder's sample.json, {} without a readable one."""
+    """The folder's sample.json, {} without one of ours."""
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        parts = record["settings"], record["images"]
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
+    return record if all(isinstance(part, dict) for part in parts) else {}
 
 
 def check_record(
@@ -31,7 +33,8 @@ def check_record(
 ) -> bool:
     """Whether the folder already holds exactly these images.
 
-    Raises: UsageError if it holds other pictures, or images of other settings without `force`.
+    Raises: UsageError if it holds other pictures or, without `force`, images of other settings or
+        another program's record.
     """
     pictures = {path.name for path in folder.glob("*.png")} if folder.is_dir() else set()
     ours = set(record.get("images", {}))
@@ -39,6 +42,11 @@ def check_record(
         raise UsageError(
             f"{folder} holds other pictures, such as {min(pictures - ours)}; "
             "give a new or an empty folder"
+        )
+    if not record and (folder / RECORD).exists() and not force:
+        raise UsageError(
+            f"{folder / RECORD} exists and is none of smidgen's; give another folder, or --force "
+            "to replace it"
         )
     before = record.get("settings", settings)
     different = [

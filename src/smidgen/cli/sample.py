@@ -138,6 +138,8 @@ def check_classes_early(base: str, options: SampleOptions) -> None:
             known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["class_names"]
     except (OSError, ValueError, LookupError, TypeError):
         return
+    if not isinstance(known, list):
+        return
     for name in split_classes(options.classes, known):
         if name not in known:
             raise UsageError(f'unknown class "{name}"{closest(name, known)}')

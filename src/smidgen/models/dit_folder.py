@@ -20,10 +20,12 @@ def class_names_of(
     """One name for each class, from our config.json or a pipeline's index.
 
     Raises:
-        SmidgenError: names that do not fit the number of classes.
+        SmidgenError: names that are no list, or do not fit the number of classes.
     """
     if described.get("format") != FORMAT or "class_names" not in described:
         return class_names_of_index(described, config.num_classes)
+    if not isinstance(described["class_names"], list):
+        raise SmidgenError(f"{source}/config.json: class_names is no list; get the folder again")
     names = tuple(str(name) for name in described["class_names"])
     if len(names) != config.num_classes or len(set(names)) != len(names):
         raise SmidgenError(
