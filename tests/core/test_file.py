@@ -142,6 +142,16 @@ def test_a_header_that_does_not_fit_is_refused(path, changes):
         Delta.load(path)
 
 
+def test_a_convolution_in_no_groups_is_refused(path):
+    conv = {"kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 0}
+    sizes = {"form": "bottleneck", "size_in": 2, "width": 2, "size_out": 2}
+    body = sizes | {"activation": "relu", "bias": True, "conv": conv}
+    edit = {"name": "a", "kind": "bypass", "sites": [{"module": ""}] * 2, "shapes": {}}
+    rewrite(path, edits=[edit | {"body": body}])
+    with pytest.raises(SmidgenError, match="truncated or damaged"):
+        Delta.load(path)
+
+
 def test_a_header_that_is_no_json_is_refused(path):
     save_file(load_file(path), path, metadata={"smidgen": "{"})
     with pytest.raises(SmidgenError, match="truncated or damaged"):

@@ -128,7 +128,7 @@ class Bottleneck(Body):
         self.activation, self.conv = activation, conv
         down, up = (width, size_in), (size_out, width)
         if conv is not None:
-            if width % conv.groups:
+            if conv.groups < 1 or width % conv.groups:
                 raise ValueError(f"width {width} is no multiple of the {conv.groups} groups")
             down = (width, size_in // conv.groups, *conv.kernel)
             up = (size_out, width // conv.groups, *(1 for _ in conv.kernel))
