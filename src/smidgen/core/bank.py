@@ -26,7 +26,7 @@ class Bank(nn.Module):
     """K deltas of the same edits, stacked. Widths of bypasses and numbers of classes may differ.
 
     Slots count from 0; slot -1 is the base itself. The stacks are copies of the deltas' tensors,
-    and get gradients only if `trainable`.
+    and get gradients only if `trainable`; weight decay would change slot -1 as well.
 
     Raises: SmidgenError if there is no delta, one differs from the first in more than that or was
         made for another base, or one holds copies of weights, which a batch cannot mix.

@@ -92,7 +92,7 @@ def build(
 
 def norm_weights(host: Host) -> dict[str, Edit]:
     """A gain for every norm that has a weight. Before the shift of its bias b, so that the norm
-    returns z * (w * gain) + b * gain + offset: any weight and any bias.
+    returns z * (w * gain) + b * gain + offset: any bias, and any weight where w is not 0.
     """
     return {f"{site.module}.weight": Scale(site, host.sizes[site]) for site in host.norms}
 
