@@ -2,6 +2,7 @@
 networks are too small for several, which on a loaded machine wait for each other most of the time.
 """
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
@@ -17,3 +18,8 @@ CHECKED = (
 )
 
 install_import_hook([f"smidgen.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by then stays; no later search for garbage goes through it."""
+    gc.freeze()
