@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from smidgen.cli.main import main
 from smidgen.core.delta import Delta
+from smidgen.interop.lora import write_lora
 from smidgen.models.dit_weights import write_safetensors
 from smidgen.models.pretrained import load_base, load_codec
 from tests.interop import tiny
@@ -83,6 +84,25 @@ def test_a_file_that_is_no_lora_does_not_wait_for_the_base(folder, tmp_path, cap
     common = ("convert", "--base", folder / "base", "--format", "delta")
     assert smidgen(*common, "--file", path, "--output", tmp_path / "x.safetensors") == 1
     assert "theirs.safetensors is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fold", "--delta", "delta.safetensors", "--format", "dit"),
+        ("convert", "--file", "delta.safetensors", "--format", "peft"),
+        ("convert", "--file", "peft.safetensors", "--format", "delta"),
+    ],
+)
+def test_a_file_of_the_base_is_never_replaced(folder, arguments, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    ours, theirs = folder / "delta.safetensors", folder / "peft.safetensors"
+    write_lora(Delta.load(ours), theirs, load_base(folder / "base").denoiser, format="peft")
+    weights = folder / "base" / "dit.safetensors"
+    before = weights.read_bytes()
+    assert smidgen(*arguments, "--base", "base", "--output", weights, "--force") == 1
+    assert "is in the base, which stays as it is" in capsys.readouterr().err
+    assert weights.read_bytes() == before
 
 
 def test_folding_a_dit_into_a_file_that_it_has_not_is_refused(folder, tmp_path, capsys):

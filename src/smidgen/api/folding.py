@@ -14,6 +14,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.interop.lora import LoraFormat, read_lora, write_lora
 from smidgen.interop.pipeline_folder import (
     Pipeline,
+    check_apart,
     fold_into_folder,
     fold_into_single_file,
     open_pipeline,
@@ -32,13 +33,14 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
     `.safetensors` in the original code's names, for SD 1.x, 2.x, SDXL, SD3 and Flux.
 
     Raises: UsageError for another format, SmidgenError if the delta does not fold or is another
-        base's, the format cannot hold this base, or the disk refuses.
+        base's, the format cannot hold this base, `output` is in the base, or the disk refuses.
     """
     if format not in get_args(Format):
         raise UsageError(f'unknown format "{format}"; choose from: {", ".join(get_args(Format))}')
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
     output = Path(output)
+    _check_output(base, output)
     is_dit = isinstance(base.denoiser, DiT)
     if is_dit and format != "single-file":
         return _fold_dit(base, delta, format=format, output=output)
@@ -65,11 +67,18 @@ def export_lora(
 ) -> Path:
     """Write a LoRA delta for other programs: "peft" for diffusers and PEFT, "kohya" for ComfyUI.
 
-    Raises: UsageError for another format, SmidgenError if the delta is another base's or no LoRA.
+    Raises: UsageError for another format, SmidgenError if the delta is another base's or no LoRA,
+        or `output` is in the base.
     """
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
+    _check_output(base, Path(output))
     return write_lora(delta, Path(output), base.denoiser, format=format)
+
+
+def _check_output(base: Base, output: Path) -> None:
+    if base.source is not None:
+        check_apart(base.source, output)
 
 
 def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path:

@@ -73,6 +73,7 @@ def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any
     from smidgen.cli.inspect import is_delta
     from smidgen.core.delta import Delta
     from smidgen.interop.lora_files import read_lora_file
+    from smidgen.interop.pipeline_folder import check_apart
 
     # a file that cannot be read should not wait for the base
     delta = None if options.format == "delta" else Delta.load(options.file)
@@ -82,6 +83,7 @@ def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any
         read_lora_file(options.file)
     base = base_options.load()
     if delta is None:
+        check_apart(base.source or options.file, options.output)
         delta = api.import_lora(options.file, base)
         delta.save(options.output)
     else:

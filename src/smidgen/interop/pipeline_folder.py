@@ -71,7 +71,7 @@ def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path)
 
     Raises: SmidgenError if the delta does not fold, `output` is in the base, or the disk refuses.
     """
-    _check_apart(pipeline.folder, output)
+    check_apart(pipeline.folder, output)
     folded = fold(delta, component_state(pipeline.folder / pipeline.denoiser), host.folds)
     present = pipeline.components()
     for name in present:
@@ -92,7 +92,7 @@ def fold_into_single_file(delta: Delta, pipeline: Pipeline, host: Host, output: 
     Raises: SmidgenError if the delta does not fold, the family has no such file or it has no place
         for a tensor, `output` is in the base, or the disk refuses.
     """
-    _check_apart(pipeline.folder, output)
+    check_apart(pipeline.folder, output)
     configs = {
         name: read_json(pipeline.folder / name / "config.json")
         for name in pipeline.components()
@@ -156,8 +156,8 @@ def _remove_weights(folder: Path) -> None:
                 raise SmidgenError(f"cannot replace {path}: {error.strerror}") from error
 
 
-def _check_apart(source: Path, output: Path) -> None:
-    """Raises: SmidgenError if the output is the base itself, or in it."""
+def check_apart(source: Path, output: Path) -> None:
+    """Raises: SmidgenError if the output is the base at `source` itself, or in its folder."""
     source, output = source.resolve(), output.resolve()
     if output == source or source in output.parents:
         raise SmidgenError(f"{output} is in the base, which stays as it is; give another output")
