@@ -45,3 +45,12 @@ def test_texts_that_cannot_be_one_batch_are_refused():
         conditioner.encode(["a", "bc"])
     with pytest.raises(SmidgenError, match="no prompts"):
         conditioner.encode([])
+
+
+def test_encoders_that_fail_on_a_prompt_are_told_in_a_line():
+    def broken(pipeline, prompts, size):
+        raise OverflowError("int too big to convert\nwhile processing")
+
+    with pytest.raises(SmidgenError, match='fail on "a fox"') as caught:
+        Conditioner(lambda: [], broken, 64).encode(["a fox"])
+    assert "\n" not in str(caught.value)

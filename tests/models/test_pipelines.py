@@ -175,11 +175,19 @@ def damaged(folder, to, name="model_index.json", **changes):
         ),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "pure noise"),
         ("unet/config.json", {"in_channels": 9}, "9 latent channels, the codec gives 4"),
+        ("vae/config.json", {"block_out_channels": 8}, "get the codec again"),
+        ("vae/config.json", {"scaling_factor": "large"}, "get the codec again"),
     ],
 )
 def test_what_a_folder_says_is_checked(folder, tmp_path, name, changes, message):
     with pytest.raises(SmidgenError, match=message):
         load_base(damaged(folder, tmp_path / "pipeline", name, **changes))
+
+
+def test_a_shift_that_is_no_number_is_told_in_a_line(tmp_path):
+    folder = save_stable_diffusion_3(tmp_path / "sd3")
+    with pytest.raises(SmidgenError, match=r"scheduler_config.json: .*get the folder again"):
+        load_base(damaged(folder, tmp_path / "bad", "scheduler/scheduler_config.json", shift="x"))
 
 
 def test_weights_are_checked_before_any_are_loaded(folder, tmp_path):

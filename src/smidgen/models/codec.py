@@ -70,7 +70,7 @@ class AutoencoderCodec:
 
     def __init__(self, folder: Path, load: Callable[[Path], nn.Module]) -> None:
         config = read_json(folder / "config.json")
-        kind = config.get("_class_name", "AutoencoderKL")
+        kind = str(config.get("_class_name", "AutoencoderKL"))
         if kind not in CODECS:
             known = ", ".join(CODECS)
             raise SmidgenError(f"{folder} holds a {kind}, which is no known codec: {known}")
@@ -88,6 +88,10 @@ class AutoencoderCodec:
         self._kind = CODECS[kind]
         self._load = load
         self._device = torch.device("cpu")
+        try:
+            _ = self.factor, self.latent_channels, float(config.get("scaling_factor") or 1)
+        except (TypeError, ValueError) as error:
+            raise SmidgenError(f"{folder}/config.json: {error}; get the codec again") from error
 
     @property
     def factor(self) -> int:

@@ -48,8 +48,8 @@ class Conditioner:
         texts of fewer tokens are filled up with zeros that their mask leaves out.
 
         Raises:
-            SmidgenError: no prompts, encoders that cannot be loaded, or texts of different lengths
-                that have no mask.
+            SmidgenError: no prompts, encoders that cannot be loaded or that fail, or texts of
+                different lengths that have no mask.
         """
         if not prompts:
             raise SmidgenError("no prompts to encode; give at least one")
@@ -57,7 +57,14 @@ class Conditioner:
         if missing:
             pipeline = self._load()
             for prompt in missing:
-                found = self._encode(pipeline, [prompt], self._image_size)
+                try:
+                    found = self._encode(pipeline, [prompt], self._image_size)
+                except (TypeError, ValueError, OverflowError, IndexError) as error:
+                    reason = str(error).partition("\n")[0]
+                    raise SmidgenError(
+                        f'the tokenizers and text encoders fail on "{prompt}" ({reason}); '
+                        "get their folders again"
+                    ) from error
                 self._known[prompt] = {name: value.cpu() for name, value in found.items()}
             del pipeline
             gc.collect()

@@ -103,14 +103,17 @@ def _process(
     path = source / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     is_flow = is_of_flow(config) if family is None else family.parameterisation == "flow"
-    if not is_flow:
-        return diffusion_of(config, path)
-    return "flow", flow_of(
-        config,
-        path,
-        even_to_fraction=pipeline.even_to_fraction,
-        fitted_shift=pipeline.fitted_shift,
-    )
+    try:
+        if not is_flow:
+            return diffusion_of(config, path)
+        return "flow", flow_of(
+            config,
+            path,
+            even_to_fraction=pipeline.even_to_fraction,
+            fitted_shift=pipeline.fitted_shift,
+        )
+    except (TypeError, ValueError) as error:
+        raise SmidgenError(f"{path}: {error}; get the folder again") from error
 
 
 def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: Base) -> Any:

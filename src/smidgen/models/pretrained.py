@@ -219,7 +219,7 @@ def _codec_source(name: str | Path, source: Path, codec: str | Path | None) -> s
 
 def _refuse_component(source: Path, described: Mapping[str, Any]) -> None:
     kind = described.get("_class_name", "DiTPipeline")
-    if kind not in ("DiTPipeline", *DIFFUSERS_CLASSES):
+    if isinstance(kind, str) and kind not in ("DiTPipeline", *DIFFUSERS_CLASSES):
         raise SmidgenError(
             f"{source} is a {kind} alone; give the folder of its whole pipeline, the one with "
             f"{INDEX}"
