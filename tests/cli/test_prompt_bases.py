@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from smidgen.cli.main import main
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from tests.interop.test_folding import _widths_of
 from tests.models.tiny_pipelines import save_stable_diffusion_3
@@ -89,13 +90,15 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() <= 1
 
 
-@pytest.fixture
-def delta(smidgen, family, folder, photos, tmp_path):
+@pytest.fixture(scope="module")
+def delta(folder, photos, tmp_path_factory):
     """A LoRA that two large steps have taken far from the base."""
+    run = tmp_path_factory.mktemp("runs") / "run"
     large = ("--method", "lora", "--lr", "2", "--image-size", str(SIZE))
-    outcome = smidgen(*train_arguments(folder, photos, tmp_path / "run", *large))
-    assert outcome.code == 0, outcome.err
-    return tmp_path / "run" / "delta.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMIDGEN_CACHE", str(run.parent / "cache"))
+        assert main(train_arguments(folder, photos, run, *large)) == 0
+    return run / "delta.safetensors"
 
 
 def test_a_trained_delta_folds_into_what_stock_diffusers_draws(
