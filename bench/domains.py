@@ -210,7 +210,7 @@ def header() -> dict[str, Any]:
 def write_page(found: Mapping[str, Mapping[str, Any]], note: str) -> None:
     """docs/domains.md: the table and the grids."""
     lines = [
-        "# Eight sets of letters, learned from a base that knows only Latin",
+        "# Nine sets of letters, learned from a base that knows only Latin",
         "",
         f"`python bench/domains.py` made this page and [bench/results/domains.json]"
         f"(../bench/results/domains.json), which has machine, date and versions: DiffFit with "

@@ -31,6 +31,7 @@ PER_CLASS = {
     "hebrew": (150, 42),
     "arabic": (100, 42),
     "georgian": (14, 32),
+    "thai": (150, 30),
     "devanagari": (60, 40),
     "hiragana": (100, 40),
     "hangul": (40, 26),

@@ -20,7 +20,17 @@ from PIL import Image
 from smidgen.errors import SmidgenError, UsageError
 
 EMBEDDED = resources.files("smidgen.data") / "embedded"
-SETS = ("greek", "cyrillic", "hebrew", "arabic", "georgian", "devanagari", "hiragana", "hangul")
+SETS = (
+    "greek",
+    "cyrillic",
+    "hebrew",
+    "arabic",
+    "georgian",
+    "thai",
+    "devanagari",
+    "hiragana",
+    "hangul",
+)
 REFERENCES = ("latin", *SETS)  # statistics of unseen font families, of the base's script too
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
