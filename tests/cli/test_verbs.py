@@ -270,3 +270,12 @@ def test_unpack_writes_a_shipped_set_and_again_leaves_it(smidgen, tmp_path):
     misspelt = smidgen("unpack", "gorgian", "--output", tmp_path / "other")
     assert misspelt.code == 2
     assert 'did you mean "georgian"' in misspelt.err
+
+
+def test_unpack_into_a_folder_with_other_contents_is_refused_before_too(smidgen, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for extra in ((), ("--dry-run",)):
+        outcome = smidgen("unpack", "georgian", "--output", tmp_path, *extra)
+        assert outcome.code == 1
+        assert "has other contents" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -21,7 +21,7 @@ from smidgen.cli.arguments import Request, parse, read_request
 from smidgen.cli.demo_report import SET
 from smidgen.cli.evaluate import EvaluateOptions, measure
 from smidgen.cli.options import (
-    Switches,
+    OutputSwitches,
     answer,
     answer_dry_run,
     at_least,
@@ -120,7 +120,7 @@ def parse_demo(request: Request) -> dict[str, Any]:
     values = {**places, **recipe, **request.values}
     request = dataclasses.replace(request, recipe=request.recipe or RECIPE, values=values)
     groups = {"demo": DemoOptions, **train.GROUPS, "method": method.config}
-    return parse(request, groups, switches=Switches, description=DESCRIPTION)
+    return parse(request, groups, switches=OutputSwitches, description=DESCRIPTION)
 
 
 def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from smidgen.cli.options import (
     DEVICES,
     LAYOUT_NAMES,
     PRECISIONS,
-    Switches,
+    OutputSwitches,
     answer,
     answer_dry_run,
     at_least,
@@ -139,7 +139,7 @@ def run(argv: Sequence[str]) -> None:
     parsed = parse(
         read_request("evaluate", argv, positional="images"),
         {"evaluation": EvaluateOptions, "drawing": DrawOptions},
-        switches=Switches,
+        switches=OutputSwitches,
         description=DESCRIPTION,
     )
     options, drawing, switches = (parsed[name] for name in ("evaluation", "drawing", "switches"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import (
     BaseOptions,
-    Switches,
+    OutputSwitches,
     answer,
     answer_dry_run,
     check_file,
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
     parsed = parse(
         read_request("fold", argv),
         {"base": BaseOptions, "fold": FoldOptions},
-        switches=Switches,
+        switches=OutputSwitches,
         description=DESCRIPTION,
     )
     base_options, options, switches = parsed["base"], parsed["fold"], parsed["switches"]

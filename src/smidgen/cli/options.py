@@ -102,6 +102,12 @@ class Switches:
     """Check everything, print the resolved recipe and what it would do, and stop."""
     json: FlagCreatePairsOff[bool] = False
     """Answer with one JSON document on stdout and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputSwitches(Switches):
+    """Those of a verb whose output may be there already."""
+
     force: FlagCreatePairsOff[bool] = False
     """Start over where the output holds another run."""
 

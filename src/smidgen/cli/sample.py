@@ -20,7 +20,7 @@ from smidgen.cli.options import (
     EMBEDDED,
     PRECISIONS,
     BaseOnDevice,
-    Switches,
+    OutputSwitches,
     answer,
     answer_dry_run,
     at_least,
@@ -96,7 +96,7 @@ def run(argv: Sequence[str]) -> None:
     parsed = parse(
         read_request("sample", argv),
         {"base": BaseOnDevice, "sampling": SampleOptions},
-        switches=Switches,
+        switches=OutputSwitches,
         description=DESCRIPTION,
     )
     base_options, options, switches = parsed["base"], parsed["sampling"], parsed["switches"]

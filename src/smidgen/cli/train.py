@@ -15,7 +15,7 @@ from smidgen.cli.arguments import Request, parse, read_request
 from smidgen.cli.options import (
     LAYOUT_NAMES,
     BaseOnDevice,
-    Switches,
+    OutputSwitches,
     answer,
     answer_dry_run,
     at_least,
@@ -98,13 +98,13 @@ def run(argv: Sequence[str]) -> None:
 
 def _check_early(request: Request) -> None:
     """Refuse what is wrong whatever the method's own flags are, before torch is imported."""
-    known = settings_of(*GROUPS.values(), Switches)
+    known = settings_of(*GROUPS.values(), OutputSwitches)
     flags = {token.partition("=")[0].replace("_", "-") for token in request.arguments}
     ours = {flag for setting in known.values() for flag in (setting.flag, setting.no_flag)}
     if {flag for flag in flags if flag.startswith("--")} <= ours and set(request.values) <= set(
         known
     ):
-        parsed = parse(request, GROUPS, switches=Switches, description=DESCRIPTION)
+        parsed = parse(request, GROUPS, switches=OutputSwitches, description=DESCRIPTION)
         check_paths(parsed["run"])
 
 
@@ -116,7 +116,7 @@ def parse_train(request: Request) -> dict[str, Any]:
     from smidgen.methods import resolve
 
     groups = {**GROUPS, "method": resolve(request.peek("method", "difffit")).config}
-    return parse(request, groups, switches=Switches, description=DESCRIPTION)
+    return parse(request, groups, switches=OutputSwitches, description=DESCRIPTION)
 
 
 def check_paths(options: TrainOptions) -> None:

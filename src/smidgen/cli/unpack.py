@@ -10,7 +10,7 @@ import tyro
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_output_folder, quiet_stdout
-from smidgen.data.embedded_sets import SETS, unpack
+from smidgen.data.embedded_sets import SETS, is_whole, unpack
 from smidgen.errors import UsageError, closest
 
 DESCRIPTION = f"""Write a shipped set of letters as train/ and test/, each with a folder a class.
@@ -48,6 +48,7 @@ def run(argv: Sequence[str]) -> None:
     )
     options, switches = parsed["unpack"], parsed["switches"]
     check_output_folder(options.output)
+    is_whole(options.set, options.output)
     if switches.dry_run:
         answer_dry_run([options], {}, as_json=switches.json)
         return

@@ -135,11 +135,8 @@ def unpack(name: str, folder: Path) -> Path:
         SmidgenError: the folder has other contents, or lacks pictures, or cannot be written.
     """
     folder = Path(folder).absolute()
-    if read_marker(folder) == {"set": name}:
-        check_whole(name, folder)
+    if is_whole(name, folder):
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SmidgenError(f"{folder} has other contents; give a new or an empty folder")
     embedded = load_set(name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +157,16 @@ def unpack(name: str, folder: Path) -> Path:
     return folder
 
 
-def check_whole(name: str, folder: Path) -> None:
-    """Raises: SmidgenError if pictures of the set that was unpacked here are missing, or too many.
+def is_whole(name: str, folder: Path) -> bool:
+    """Whether the folder holds the unpacked set; False for a folder that is empty or not there.
+    Counts the pictures and looks into none.
 
-    Counts them and looks into none.
+    Raises: SmidgenError if the folder has other contents, or lacks pictures.
     """
+    if read_marker(folder) != {"set": name}:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SmidgenError(f"{folder} has other contents; give a new or an empty folder")
+        return False
     expected = len(load_set(name).label)
     found = sum(1 for split in SPLITS for _ in (folder / split).glob("*/*.png"))
     if found != expected:
@@ -172,6 +174,7 @@ def check_whole(name: str, folder: Path) -> None:
             f"{folder} has {found:,} of the {expected:,} pictures of {name}; remove it, or give a "
             "new folder"
         )
+    return True
 
 
 def read_marker(folder: Path) -> dict[str, str] | None:
