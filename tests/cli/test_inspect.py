@@ -16,6 +16,17 @@ def test_the_papers_adapter_on_stable_diffusion(smidgen):
     assert document["num_classes"] is None
 
 
+@pytest.mark.parametrize("count", [0, 10**12])
+def test_a_number_of_classes_that_no_table_has_is_refused(smidgen, count):
+    outcome = smidgen("inspect", "DiT-S/8", "--method", "difffit", "--num-classes", count)
+    assert_refused(outcome, f"num_classes is {count}", codes=(2,))
+
+
+def test_a_weights_file_that_is_not_there_is_no_architecture(smidgen):
+    outcome = smidgen("inspect", "DiT-XL-2-256x256.pt", "--method", "difffit")
+    assert_refused(outcome, 'no file or folder "DiT-XL-2-256x256.pt"', codes=(2,))
+
+
 def test_the_table_and_the_facts_are_printed(smidgen, tmp_path):
     make_unet().save_config(tmp_path / "unet")
     printed = smidgen("inspect", tmp_path / "unet", "--method", "bitfit").out.splitlines()

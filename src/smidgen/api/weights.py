@@ -22,6 +22,7 @@ from smidgen.models.dit import DiT
 from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
 
+MOST_CLASSES = 1_000_000
 LATER_BYTES = 100_000_000  # of libraries that only a training imports, such as accelerate
 
 
@@ -99,6 +100,8 @@ def _placed(edit: Edit) -> Iterator[tuple[str, torch.Tensor, str]]:
 
 def _shape_of(base: Base | str | Path, num_classes: int | None) -> _Shape:
     """The network on the meta device with a table of `num_classes`, None: of as many as it has."""
+    if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES:
+        raise UsageError(f"num_classes is {num_classes}; expected 1 to {MOST_CLASSES:,}")
     if not isinstance(base, Base):
         denoiser, name = meta_network(base, num_classes), str(base)
     elif isinstance(base.denoiser, DiT):

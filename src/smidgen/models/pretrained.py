@@ -166,7 +166,8 @@ def on_hub(name: str | Path) -> bool:
 def _is_architecture(name: str | Path) -> bool:
     if not isinstance(name, str) or Path(name).exists():
         return False
-    return name.startswith("DiT-") or (ARCHITECTURES / f"{name}.json").is_file()
+    is_dit = name.startswith("DiT-") and Path(name).suffix not in (".pt", ".safetensors")
+    return is_dit or (ARCHITECTURES / f"{name}.json").is_file()
 
 
 def _locate(name: str | Path) -> Path:
