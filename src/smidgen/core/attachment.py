@@ -151,7 +151,8 @@ def _verify_first_forward(root: nn.Module, edits: Mapping[str, Acting]) -> Itera
             raise SmidgenError(
                 f'the model ran past {len(unreached)} sites, first {site} of edit "{name}"; '
                 "switch off what skips that module: undo fuse_qkv_projections() with "
-                "unfuse_qkv_projections(), give no skip_layers, drop layer-skipping guidance"
+                "unfuse_qkv_projections(), give no skip_layers, drop layer-skipping guidance; a "
+                "module that never runs is no place for an edit"
             )
         for handle in handles:
             handle.remove()
