@@ -30,8 +30,9 @@ from smidgen.config import read_recipe
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import SETS, EmbeddedSet, load_set, unpack
 from smidgen.evaluation.features import Extractor, load_extractor
-from smidgen.evaluation.metrics import Gaussian, GaussianSum, class_agreement, frechet_distance
+from smidgen.evaluation.metrics import Gaussian, class_agreement, frechet_distance
 from smidgen.evaluation.reference import read_statistics
+from smidgen.evaluation.stream import accumulate, array_batches
 from smidgen.methods import METHODS
 from smidgen.models.base import Base
 from smidgen.training.randomness import generator_for
@@ -73,13 +74,14 @@ class Judge:
 
     def read(self, images: np.ndarray) -> tuple[Gaussian, Tensor]:
         """Gaussian of the features of images (N, H, W, 3) and the classes (N,) seen in them."""
-        total, seen = GaussianSum(self.extractor.dim), []
-        for first in range(0, len(images), 250):
-            part = [self.extractor.prepare(image) for image in images[first : first + 250]]
-            features, logits = self.extractor.read(torch.stack(part))
-            total.update(features)
-            seen.append(logits[self.name].argmax(1))
-        return total.result(), torch.cat(seen)
+        starts = range(0, len(images), 250)
+        batches = array_batches(
+            ((first, images[first : first + 250], None) for first in starts), [self.extractor]
+        )
+        wanted = {self.extractor.name: frozenset({"fd"})}
+        found = accumulate(batches, [self.extractor], wanted, what="images")
+        seen = found.accumulated[self.extractor.name]
+        return seen.gaussian, seen.predictions[self.name]
 
     def distance(self, images: np.ndarray) -> float:
         measured, known = self.read(images)[0], self.known.gaussian
