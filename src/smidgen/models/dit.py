@@ -24,6 +24,7 @@ DIT_SIZES = {  # width, depth, heads (Table 1 of the DiT paper)
 }
 PATCH_SIZES = (2, 4, 8)
 NUM_FREQUENCIES = 256  # sines and cosines of the timestep together
+MOST_WRITTEN_OUT = 256  # tokens; the cost of scores that are kept grows with their square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +167,19 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, heads, D / heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of (B, heads, N, d), the softmax in float32.
+
+    Written out for few tokens in reduced precision on a CPU, where the backward pass of PyTorch's
+    fused kernel takes 2 to 8 times as long (bench/attention.py).
+    """
+    if q.device.type != "cpu" or q.dtype.itemsize > 2 or q.shape[2] > MOST_WRITTEN_OUT:
+        return functional.scaled_dot_product_attention(q, k, v)
+    scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+    return scores.softmax(3, dtype=torch.float32).to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):
