@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from smidgen.models.dit import DiT, DiTConfig, position_table, preset
+from smidgen.models.dit import DiT, DiTConfig, attend, position_table, preset
 from tests.models.conftest import TINY, inputs, random_dit
 
 FAMILY = {"S": (384, 12), "B": (768, 12), "L": (1024, 24), "XL": (1152, 28)}
@@ -148,3 +148,24 @@ def test_labels_and_times_of_one_image_do_not_touch_another():
     together = model(x, t, y)
     apart = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [16, 80])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_and_its_gradients_are_those_of_the_formula(tokens, dtype):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, gradient = torch.randn(4, 2, 3, tokens, 8, generator=generator).to(dtype)
+
+    def gradients(attention, *inputs):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        mixed = attention(*leaves)
+        return [mixed, *torch.autograd.grad(mixed, leaves, gradient.to(mixed.dtype))]
+
+    def formula(q, k, v):
+        return (q @ k.mT / 8**0.5).softmax(-1) @ v
+
+    expected = gradients(formula, q.double(), k.double(), v.double())
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for found, exact in zip(gradients(attend, q, k, v), expected, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)

@@ -24,7 +24,7 @@ DIT_SIZES = {  # width, depth, heads (Table 1 of the DiT paper)
 }
 PATCH_SIZES = (2, 4, 8)
 NUM_FREQUENCIES = 256  # sines and cosines of the timestep together
-MOST_WRITTEN_OUT = 256  # tokens; the cost of scores that are kept grows with their square
+MOST_WRITTEN_OUT = 64  # tokens: their scores are kept for the backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of (B, heads, N, d), the softmax in float32.
 
     Written out for few tokens in reduced precision on a CPU, where the backward pass of PyTorch's
-    fused kernel takes 2 to 8 times as long (bench/attention.py).
+    fused kernel takes several times as long (bench/attention.py).
     """
     if q.device.type != "cpu" or q.dtype.itemsize > 2 or q.shape[2] > MOST_WRITTEN_OUT:
         return functional.scaled_dot_product_attention(q, k, v)
