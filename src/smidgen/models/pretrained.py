@@ -166,7 +166,7 @@ def on_hub(name: str | Path) -> bool:
 def _is_architecture(name: str | Path) -> bool:
     if not isinstance(name, str) or Path(name).exists():
         return False
-    is_dit = name.startswith("DiT-") and Path(name).suffix not in (".pt", ".safetensors")
+    is_dit = name.startswith("DiT-") and Path(name).suffix not in FILE_SUFFIXES
     return is_dit or (ARCHITECTURES / f"{name}.json").is_file()
 
 
