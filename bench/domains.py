@@ -262,6 +262,7 @@ def main() -> None:
         print(name, json.dumps(found[name]), flush=True)
         found = {key: found[key] for key in SETS if key in found}
         RESULTS.write_text(json.dumps(header() | {"sets": found}, indent=2) + "\n")
+    if found:
         write_page(found, arguments.note)
 
 
