@@ -186,9 +186,10 @@ def write_grid(name: str, embedded: EmbeddedSet, before: np.ndarray, after: np.n
 
 
 def short_name(name: str) -> str:
-    """A class's name over a column: "capital-chi" is "Chi"."""
+    """A class's name over a column: "capital-chi" is "Chi", Thai "do-dek" is "dek"."""
     kind, _, letter = name.partition("-")
-    return {"capital": letter.capitalize(), "small": letter}.get(kind, name)
+    known = {"capital": letter.capitalize(), "final": name, "silent": name}
+    return known.get(kind, letter or name)
 
 
 def header() -> dict[str, Any]:
