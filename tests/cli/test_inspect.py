@@ -23,8 +23,9 @@ def test_a_number_of_classes_that_no_table_has_is_refused(smidgen, count):
 
 
 def test_a_weights_file_that_is_not_there_is_no_architecture(smidgen):
-    outcome = smidgen("inspect", "DiT-XL-2-256x256.pt", "--method", "difffit")
-    assert_refused(outcome, 'no file or folder "DiT-XL-2-256x256.pt"', codes=(2,))
+    missing = "DiT-XL-2-256x256.pt"
+    for verb in (("inspect", missing), ("sample", "--base", missing, "--output", "out")):
+        assert_refused(smidgen(*verb), f'no base "{missing}"', codes=(2,))
 
 
 def test_the_table_and_the_facts_are_printed(smidgen, tmp_path):

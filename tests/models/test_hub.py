@@ -13,7 +13,7 @@ import pytest
 
 from smidgen.errors import SmidgenError
 from smidgen.models import hub
-from smidgen.models.hub import is_hub_id
+from smidgen.models.names import is_hub_id
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {

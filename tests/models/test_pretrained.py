@@ -11,7 +11,7 @@ import torch
 
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.models import pretrained
+from smidgen.models import names, pretrained
 from smidgen.models.dit import DiTConfig
 from smidgen.models.dit_weights import write_diffusers, write_original_pt, write_safetensors
 from smidgen.models.files import write_safetensors_file
@@ -204,7 +204,8 @@ def test_owner_and_name_is_a_hub_id_unless_it_is_a_folder(monkeypatch, places, t
 
 def test_a_shipped_name_comes_before_a_folder_of_that_name(monkeypatch, places, tmp_path):
     shutil.copytree(places / "ours", tmp_path / "embedded" / "small")
-    monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path / "embedded")
+    for module in (names, pretrained):
+        monkeypatch.setattr(module, "EMBEDDED", tmp_path / "embedded")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small").mkdir()
     assert load_base("small").class_names == NAMES

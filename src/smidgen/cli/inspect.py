@@ -18,9 +18,9 @@ from smidgen.cli.options import (
     at_least,
     check_base_name,
     fact_lines,
-    is_architecture,
     quiet_stdout,
 )
+from smidgen.models.names import is_architecture
 
 DESCRIPTION = """Count what a method would train, without weights; or show what a delta holds.
 

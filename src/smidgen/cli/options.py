@@ -11,11 +11,9 @@ import difflib
 import json
 import math
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +21,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from smidgen.config import flatten, recipe_text, settings_of
 from smidgen.errors import UsageError
+from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -44,9 +43,6 @@ LAYOUT_NAMES = Literal[
     "webdataset",
     "hf",
 ]
-EMBEDDED = Path(str(files("smidgen.models") / "embedded"))
-ARCHITECTURES = Path(str(files("smidgen.models") / "architectures"))
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,22 +119,12 @@ def finite(name: str, value: float) -> None:
     at_least(name, value, 0)
 
 
-def shipped_bases() -> list[str]:
-    """The names of the bases inside the package."""
-    return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
-
-
-def is_architecture(name: str) -> bool:
-    """Whether this may be the name of an architecture, which has no weights."""
-    return name.startswith("DiT-") or (ARCHITECTURES / f"{name}.json").is_file()
-
-
 def check_base_name(name: str) -> None:
     """Refuse early what can be no base: neither shipped, nor a path, nor the form of a hub id.
 
     Raises: UsageError.
     """
-    if Path(name).exists() or name in shipped_bases():
+    if Path(name).exists() or name in shipped_names():
         return
     if is_architecture(name):
         file = "a file" if name.startswith("DiT-") else "a hub id"
@@ -146,12 +132,12 @@ def check_base_name(name: str) -> None:
             f'"{name}" is an architecture without weights; give --base a folder or {file} '
             f"with its weights (smidgen inspect {name} needs none)"
         )
-    looks_like_path = name.startswith((".", "/", "~")) or name.endswith((".pt", ".safetensors"))
-    if looks_like_path or not HUB_ID.fullmatch(name):
-        near = difflib.get_close_matches(name, shipped_bases(), n=1)
+    looks_like_path = name.startswith((".", "/", "~")) or Path(name).suffix in FILE_SUFFIXES
+    if looks_like_path or not is_hub_id(name):
+        near = difflib.get_close_matches(name, shipped_names(), n=1)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
         raise UsageError(
-            f'no base "{name}"{hint}; shipped: {", ".join(shipped_bases()) or "none"}; '
+            f'no base "{name}"{hint}; shipped: {", ".join(shipped_names()) or "none"}; '
             "else give a folder, a file or a hub id (owner/name)"
         )
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import (
-    EMBEDDED,
     PRECISIONS,
     BaseOnDevice,
     OutputSwitches,
@@ -28,12 +27,12 @@ from smidgen.cli.options import (
     check_output_folder,
     log,
     quiet_stdout,
-    shipped_bases,
     write_json,
 )
 from smidgen.cli.records import RECORD, check_record, read_record, remove_images
 from smidgen.config import flatten
 from smidgen.errors import UsageError, closest
+from smidgen.models.names import EMBEDDED, shipped_names
 
 if TYPE_CHECKING:
     from smidgen.core.delta import Delta
@@ -134,7 +133,7 @@ def check_classes_early(base: str, options: SampleOptions) -> None:
             described = json.loads(header["__metadata__"]["smidgen"])
             known = described["classes"] or described["training"]["prompts"]["classes"]
         else:
-            folder = Path(base) if base not in shipped_bases() else EMBEDDED / base
+            folder = Path(base) if base not in shipped_names() else EMBEDDED / base
             known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["class_names"]
     except (OSError, ValueError, LookupError, TypeError):
         return

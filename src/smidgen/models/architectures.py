@@ -17,17 +17,17 @@ from smidgen.errors import SmidgenError
 from smidgen.models.components import diffusers_class
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
-from smidgen.models.pretrained import meta_denoiser, on_hub
+from smidgen.models.names import ARCHITECTURES, on_hub
+from smidgen.models.pretrained import meta_denoiser
 
 FILES = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
-CONFIGS = Path(__file__).parent / "architectures"
 DENOISERS = ("unet", "transformer")  # folders of a pipeline
 OWN = ("DiTPipeline", "DiTTransformer2DModel")  # diffusers' classes of our own architecture
 
 
 def architecture_names() -> tuple[str, ...]:
     """The architectures that have a name, besides DiT-{S,B,L,XL}/{2,4,8}."""
-    return tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
+    return tuple(sorted(path.stem for path in ARCHITECTURES.glob("*.json")))
 
 
 def meta_network(name: str | Path, num_classes: int | None = None) -> nn.Module:
@@ -89,7 +89,7 @@ def _from_config(kind: Any, config: Mapping[str, Any]) -> nn.Module:
 def _config_of(name: str | Path) -> dict[str, Any] | None:
     """The configuration of a network of diffusers, None where our own DiT or nothing is meant."""
     if isinstance(name, str) and name in architecture_names():
-        return read_json(CONFIGS / f"{name}.json")
+        return read_json(ARCHITECTURES / f"{name}.json")
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None

@@ -272,7 +272,7 @@ def _notes_on_shift(config: DiTConfig, shift: float, reader: str) -> list[str]:
         return []
     note = (
         f"{reader} computes the timestep frequencies with shift {shift:g}, this model was trained "
-        f"with {config.frequency_shift:g}: its outputs there differ"
+        f"with {config.frequency_shift:g}: its outputs there differ; docs/interop.md has the remedy"
     )
     logger.warning(note)
     return [note]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from smidgen.errors import SmidgenError
 from smidgen.models.files import read_json
 from smidgen.models.pipelines import INDEX, is_pipeline, wanted
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickle
     *(f"{folder}*.json" for folder in ("", "transformer/", "vae/", "scheduler/")),
     *(f"{folder}diffusion_pytorch_model*.safetensors" for folder in ("", "transformer/", "vae/")),
@@ -20,11 +18,6 @@ PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickl
 IGNORED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]  # second copies
 ANSWER_SECONDS = 4.0  # for the connection and for each read
 DEADLINE_SECONDS = 6.0  # for everything, name resolution too; the rest of ten is for imports
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form owner/name."""
-    return HUB_ID.fullmatch(name) is not None
 
 
 def download(

@@ -24,13 +24,10 @@ from smidgen.models.dit_weights import (
     read_dit,
 )
 from smidgen.models.files import read_json
-from smidgen.models.hub import download, is_hub_id
+from smidgen.models.hub import download
+from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_names
 from smidgen.models.pipeline_base import load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline
-
-EMBEDDED = Path(__file__).parent / "embedded"
-ARCHITECTURES = Path(__file__).parent / "architectures"
-FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
 
 
 def load_base(
@@ -130,7 +127,7 @@ def architecture(name: str | Path, num_classes: int | None = None) -> DiTConfig:
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"{num_classes} classes; expected at least 1")
-    if _is_architecture(name):
+    if is_architecture(name):
         try:
             config = preset(str(name))
         except ValueError as error:
@@ -150,26 +147,6 @@ def meta_denoiser(name: str | Path, num_classes: int | None = None) -> DiT:
         return DiT(architecture(name, num_classes)).requires_grad_(False).eval()
 
 
-def shipped_names() -> tuple[str, ...]:
-    """The bases that come with the package."""
-    return tuple(sorted(path.parent.name for path in EMBEDDED.glob("*/config.json")))
-
-
-def on_hub(name: str | Path) -> bool:
-    """Whether this is a hub id and nothing that is here: no architecture, folder or file."""
-    if not isinstance(name, str) or _is_architecture(name):
-        return False
-    path = Path(name).expanduser()
-    return is_hub_id(name) and path.suffix not in FILE_SUFFIXES and not path.exists()
-
-
-def _is_architecture(name: str | Path) -> bool:
-    if not isinstance(name, str) or Path(name).exists():
-        return False
-    is_dit = name.startswith("DiT-") and Path(name).suffix not in FILE_SUFFIXES
-    return is_dit or (ARCHITECTURES / f"{name}.json").is_file()
-
-
 def _locate(name: str | Path) -> Path:
     """The folder or file that `name` means; a shipped name comes before a folder of that name."""
     if isinstance(name, str) and name in shipped_names():
@@ -177,7 +154,7 @@ def _locate(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if _is_architecture(name):
+    if is_architecture(name):
         remedy = "its folder of diffusers, or a hub id as owner/name"
         if str(name).startswith("DiT-"):
             remedy = "the file and its codec: --base DiT-XL-2-256x256.pt --codec FOLDER"
