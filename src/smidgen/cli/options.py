@@ -159,7 +159,7 @@ def check_images(path: Path, layout: str, split: str | None) -> None:
     """Raise UsageError unless the path is a folder, or may be a hub id that `layout` can fetch; and
     for a split that the layout does not have.
     """
-    if layout != "hf" or path.exists() or not HUB_ID.fullmatch(path.as_posix()):
+    if layout != "hf" or path.exists() or not is_hub_id(path.as_posix()):
         check_folder(path, "folder of images")
     if split is not None:
         from smidgen.data.layouts import resolve_split

@@ -205,17 +205,15 @@ def load(base_options: BaseOnDevice, options: SampleOptions) -> tuple[Base, Delt
 
     Raises: UsageError for an unknown class; SmidgenError for a delta of another base.
     """
-    import torch
-
     from smidgen import api
+    from smidgen.api.evaluation import DTYPES
 
     delta = api.Delta.load(options.delta) if options.delta is not None else None
     if delta is not None:  # before the base, which may take long
         prompted = delta.provenance.training.get("prompts", {}).get("classes", ())
         known = options.prompt or delta.provenance.classes or prompted
         choose_classes(options.classes, known)
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    base = base_options.load(dtype=dtypes[options.precision])
+    base = base_options.load(dtype=DTYPES[options.precision])
     if delta is not None:
         delta.check_base(base.fingerprint, base.name)
     return base, delta
