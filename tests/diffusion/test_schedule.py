@@ -138,6 +138,15 @@ def test_impossible_betas_are_refused(beta_end):
         Schedule.linear(10, 1e-4, beta_end)
 
 
+def test_rows_are_found_by_their_share_of_noise():
+    schedule = Schedule.linear()
+    abar = schedule.alphas_cumprod
+    shares = (1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt())
+    assert torch.equal(schedule.rows_at(shares), torch.arange(1000))
+    assert torch.equal(schedule.rows_at(shares - 1e-9), torch.arange(1000))
+    assert schedule.rows_at(torch.tensor([0.0, 1.0])).tolist() == [0, 999]
+
+
 def test_gather_follows_the_data():
     schedule = Schedule.linear()
     like = torch.zeros(3, 4, 2, 2, dtype=torch.bfloat16)

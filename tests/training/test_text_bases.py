@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import smidgen
 from smidgen.core.delta import Delta
 from smidgen.diffusion.flow import FlowSchedule
+from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import UsageError
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
@@ -103,9 +105,31 @@ def test_sigmas_of_training_are_shifted_as_those_of_sampling():
     found = task.times(quantiles, TrainingConfig(timestep_sampling="uniform"))
     torch.testing.assert_close(found, torch.tensor([0.5, 0.75]))  # 3 s / (1 + 2 s)
     drawn = task.draw_times(1000, torch.Generator().manual_seed(0), TrainingConfig())
+    told = task.times(quantiles, TrainingConfig(timestep_sampling="uniform", timestep_shift=1.0))
+    torch.testing.assert_close(told, quantiles.float())
     odds = drawn / (1 - drawn) / 3.0
     assert abs(odds.log().mean().item()) < 0.1  # the logit is normal: 1000 draws, 3 sigma
     assert abs(odds.log().std().item() - 1) < 0.1
+
+
+def test_steps_of_a_diffusion_base_are_uniform_or_of_logit_normal_noise():
+    schedule = Schedule.linear()
+    task = Task(schedule=schedule, null_label=0)
+    uniform, normal = TrainingConfig(), TrainingConfig(timestep_sampling="logit-normal")
+    shifted = dataclasses.replace(normal, timestep_shift=3.0)
+    quantiles = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert task.times(quantiles, uniform).tolist() == [0, 500, 999]
+    # at the median as much noise as signal: abar falls below 1/2 there
+    middle = int((schedule.alphas_cumprod > 0.5).sum())
+    assert task.times(quantiles, normal).tolist() == [0, middle, 999]
+    for config, mean in ((normal, 0.0), (shifted, math.log(3))):
+        drawn = task.draw_times(4000, torch.Generator().manual_seed(0), config)
+        abar = schedule.alphas_cumprod[drawn]
+        log_ratio = ((1 - abar) / abar).sqrt().log()
+        assert abs(log_ratio.mean().item() - mean) < 0.05  # 4000 draws, 3 sigma
+        assert abs(log_ratio.std().item() - 1) < 0.05
+    even = task.draw_times(4000, torch.Generator().manual_seed(0), uniform)
+    assert abs(even.double().mean().item() - 499.5) < 14
 
 
 @pytest.mark.parametrize("name", ["epsilon", "v", "flow"])
@@ -152,8 +176,8 @@ def test_folders_of_images_train_by_the_prompts_of_their_names(tmp_path, bases, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"timestep_sampling": "uniform"}, "timestep_sampling is of no use"),
         ({"embedded_guidance": 3.5}, "embedded_guidance is of no use"),
+        ({"timestep_shift": 2.0}, "timestep_shift is of no use"),
         ({"prompt": "a photo"}, "expected text with {class} in it"),
     ],
 )

@@ -93,6 +93,17 @@ class Schedule:
         """Rows of every table."""
         return len(self.betas)
 
+    def rows_at(self, sigmas: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:
+        """The first row with at least this share of noise, sigma in (0, 1]; else the last row.
+
+        The share is sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)), as in a flow's (1 - sigma) x_0
+        + sigma noise: equal sigmas have equal signal-to-noise ratios there and here.
+        """
+        noise = self.sqrt_one_minus_alphas_cumprod
+        shares = noise / (self.sqrt_alphas_cumprod + noise)
+        rows = torch.searchsorted(shares, sigmas.to("cpu", torch.float64))
+        return rows.clamp(max=self.num_steps - 1)
+
     def respace(self, num_steps: int, spacing: Spacing = "uniform") -> "Schedule":
         """The schedule of num_steps of the steps, its abar theirs (improved DDPM, section 4).
 

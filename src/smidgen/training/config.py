@@ -60,7 +60,12 @@ class TrainingConfig:
     """Of a base that reads prompts: that of a class, {class} in the place of its name; none: "a
     photo of a {class}"."""
     timestep_sampling: TimestepSampling | None = None
-    """Of a flow-matching base, how sigmas are drawn; none: logit-normal."""
+    """How noise levels are drawn. "uniform": evenly, over the steps of a diffusion or the sigmas of
+    a flow; "logit-normal": the log of noise over signal is standard normal; none: uniform for a
+    diffusion, logit-normal for a flow."""
+    timestep_shift: float | None = None
+    """Of what is drawn, noise over signal is multiplied by this: above 1 more noise; none: as the
+    base's sampler does it, 1 for a diffusion."""
     embedded_guidance: float | None = None
     """Of a base that has the guidance scale as an input (FLUX), the one in training; none: 1."""
     seed: int = 0
@@ -92,7 +97,7 @@ class TrainingConfig:
             _check_integer(name, getattr(self, name), least=0)
         for name in ("lr", "weight_decay", "vlb_weight", "embedded_guidance"):
             _check_number(name, getattr(self, name))
-        for name in ("max_grad_norm", "min_snr"):
+        for name in ("max_grad_norm", "min_snr", "timestep_shift"):
             _check_number(name, getattr(self, name), above=True)
         for name in ("ema_decay", "label_dropout", "validation_share"):
             _check_number(name, getattr(self, name), most=1.0)

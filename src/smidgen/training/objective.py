@@ -47,18 +47,22 @@ class Task:
         """t (B,) at these quantiles (B,), 0 to 1, of what is drawn in training: int64 steps, or
         float32 sigmas of a flow.
         """
-        if isinstance(self.schedule, FlowSchedule):
-            sigmas = sigmas_at(quantiles, config.timestep_sampling or "logit-normal")
-            return shift_sigmas(sigmas, self.shift)
-        count = self.schedule.num_steps
-        return (quantiles * count).long().clamp(max=count - 1)
+        schedule = self.schedule
+        flow = isinstance(schedule, FlowSchedule)
+        sampling = config.timestep_sampling or ("logit-normal" if flow else "uniform")
+        if not flow and sampling == "uniform":
+            count = schedule.num_steps
+            return (quantiles * count).long().clamp(max=count - 1)
+        shift = self.shift if config.timestep_shift is None else config.timestep_shift
+        sigmas = shift_sigmas(sigmas_at(quantiles, sampling), shift)
+        return sigmas if flow else schedule.rows_at(sigmas)
 
     def draw_times(self, count: int, generator: torch.Generator, config: TrainingConfig) -> Tensor:
         """t (B,) of a training step."""
-        if isinstance(self.schedule, FlowSchedule):
-            drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-            return self.times(drawn, config)
-        return torch.randint(self.schedule.num_steps, (count,), generator=generator)
+        if isinstance(self.schedule, Schedule) and config.timestep_sampling != "logit-normal":
+            return torch.randint(self.schedule.num_steps, (count,), generator=generator)
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+        return self.times(drawn, config)
 
 
 def task_of(base: Base, null_label: int, conditions: Conditions = labels_alone) -> Task:

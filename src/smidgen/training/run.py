@@ -38,8 +38,8 @@ from smidgen.training.state import writing
 
 logger = logging.getLogger(__name__)
 
-# settings that only bases of some kinds use: a delta names them where they were given
-OF_SOME_BASES = ("prompt", "timestep_sampling", "embedded_guidance")
+# settings whose default depends on the kind of base: a delta names them where they were given
+BY_BASE = ("prompt", "timestep_sampling", "timestep_shift", "embedded_guidance")
 
 # (delta under training, run folder) -> what to run now and then
 MakeEvaluators = Callable[[Delta, Path], Sequence[Evaluator]]
@@ -150,12 +150,17 @@ def _check_settings(base: Base, training: TrainingConfig) -> None:
     """Settings that this base has no use for are refused, not ignored."""
     used = {
         "prompt": base.conditioner is not None,
-        "timestep_sampling": base.objective == "flow",
         "embedded_guidance": base.family.guidance == "embedded",
     }
     for name, of_use in used.items():
         if getattr(training, name) is not None and not of_use:
             raise UsageError(f'{name} is of no use to base "{base.name}"; leave it out')
+    even = base.objective != "flow" and training.timestep_sampling != "logit-normal"
+    if training.timestep_shift is not None and even:
+        raise UsageError(
+            f'timestep_shift is of no use where every step of base "{base.name}" is drawn alike; '
+            'leave it out, or give timestep_sampling "logit-normal" too'
+        )
 
 
 def read_latents(
@@ -193,7 +198,7 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
-        if name not in ("trackers", "num_threads") and not (name in OF_SOME_BASES and value is None)
+        if name not in ("trackers", "num_threads") and not (name in BY_BASE and value is None)
     }
     if config.training.lr is None:
         settings["lr"] = resolve(config.method).default_lr
