@@ -29,6 +29,13 @@ def test_every_image_is_in_the_grid_enlarged_without_smoothing():
             assert len(found) == 1
 
 
+def test_a_long_name_stays_over_its_own_column():
+    white = Image.new("RGB", (16, 16), "white")
+    pixels = np.asarray(image_grid({"": [white] * 2}, ["final-tsadi", ""], title=""))
+    inked = np.flatnonzero((pixels < 128).any(axis=(0, 2)))
+    assert 0 < inked.max() - inked.min() <= 64
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 1.0), (0.13, 0.92), (-3.0, 7.0), (5.0, 5.0), (0.0, 0.0), (1e-6, 3e5)]
 )

@@ -20,6 +20,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def _fitting(text: str, size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest font up to `size` in which the text is no wider than `width` pixels, or 8."""
+    sizes = (s for s in range(size, 8, -1) if _font(s).getlength(text) <= width)
+    return _font(next(sizes, 8))
+
+
 def image_grid(
     rows: Mapping[str, Sequence[Image.Image]],
     columns: Sequence[str],
@@ -45,7 +51,8 @@ def image_grid(
         band, column = divmod(number, columns_per_band)
         left = MARGIN + label_width + column * (cell + gap)
         top = MARGIN + title_height + band * band_height
-        draw.text((left + cell / 2, top + header / 2), name, TEXT, _font(17), anchor="mm")
+        font = _fitting(name, 17, cell)
+        draw.text((left + cell / 2, top + header / 2), name, TEXT, font, anchor="mm")
         for row, (label, images) in enumerate(rows.items()):
             y = top + header + row * (cell + gap)
             enlarged = images[number].resize((cell, cell), Image.Resampling.NEAREST)
