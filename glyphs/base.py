@@ -31,6 +31,7 @@ from glyphs.images import (
 from glyphs.latents import Latents, load_latents
 from glyphs.render import DATA
 from glyphs.samples import measure_samples, save_grid
+from smidgen.diffusion.flow import shift_sigmas, sigmas_at
 from smidgen.diffusion.objective import add_noise, drop_labels, hybrid_loss
 from smidgen.diffusion.schedule import Schedule
 from smidgen.models.dit import DiT, DiTConfig
@@ -45,7 +46,8 @@ class BaseConfig:
     """Settings of base.toml and its like.
 
     `name` is the base that is written, `start` the shipped base whose weights are continued ("":
-    begin anew), `image_size` in pixels.
+    begin anew), `image_size` in pixels, `timestep_shift` that of logit-normal steps (None: steps
+    are drawn uniformly).
     """
 
     name: str
@@ -67,6 +69,7 @@ class BaseConfig:
     min_snr: float
     colourings: int
     seed: int
+    timestep_shift: float | None = None
 
     @property
     def num_steps(self) -> int:
@@ -78,6 +81,16 @@ def learning_rate_at(step: int, config: BaseConfig) -> float:
     rise = min(1.0, (step + 1) / config.warmup_steps)
     fall = max(0.0, 2 * step / config.num_steps - 1)
     return config.learning_rate * rise * (1 + math.cos(math.pi * fall)) / 2
+
+
+def draw_times(config: BaseConfig, schedule: Schedule, generator: torch.Generator) -> Tensor:
+    """The steps (B,) of a batch; logit-normal ones one from each of B equal shares of them."""
+    size = config.batch_size
+    if config.timestep_shift is None:
+        return torch.randint(schedule.num_steps, (size,), generator=generator)
+    quantiles = torch.arange(size) + torch.rand(size, generator=generator, dtype=torch.float64)
+    sigmas = sigmas_at(quantiles / size, "logit-normal")
+    return schedule.rows_at(shift_sigmas(sigmas, config.timestep_shift))
 
 
 def build_model(config: BaseConfig, num_classes: int) -> DiT:
@@ -173,12 +186,12 @@ def train(
     num_classes = len(latents.class_names)
     run = Run(config, num_classes, checkpoint)
     loss_of = build_step(run.model, config, compiled)
-    generators, size = run.generators, config.batch_size
+    generators, size, schedule = run.generators, config.batch_size, Schedule.linear()
     start = saved = drawn = time.monotonic()
     before, first, losses = run.seconds, run.step, []
     while run.step < config.num_steps and time.monotonic() - start < stop_after:
         x0, labels = latents.draw(size, generators["order"])
-        t = torch.randint(1000, (size,), generator=generators["time"])
+        t = draw_times(config, schedule, generators["time"])
         noise = torch.randn(x0.shape, generator=generators["noise"])
         labels = drop_labels(labels, num_classes, config.label_dropout, generators["dropout"])
         for group in run.optimizer.param_groups:
