@@ -242,6 +242,11 @@ def write_page(found: Mapping[str, Mapping[str, Any]], note: str) -> None:
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def read_found() -> dict[str, dict[str, Any]]:
+    """The rows in the results file, by set."""
+    return json.loads(RESULTS.read_text())["sets"] if RESULTS.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated")
@@ -250,8 +255,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="a sentence for the page")
     parser.add_argument("--again", action="store_true", help="measure sets that are done again")
     arguments = parser.parse_args()
-    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sets": {}}
-    found = document["sets"]
+    found = read_found()
     base, extractor = smidgen.load_base("glyphs"), load_extractor("glyphs")
     for name in arguments.sets.split(","):
         if name in found and not arguments.again:
@@ -259,8 +263,9 @@ def main() -> None:
         if arguments.train_only:
             train_set(name, base, arguments.output)
             continue
-        found[name] = run_set(name, base, extractor, arguments.output)
-        print(name, json.dumps(found[name]), flush=True)
+        row = run_set(name, base, extractor, arguments.output)
+        print(name, json.dumps(row), flush=True)
+        found = read_found() | {name: row}  # another process may have added its sets meanwhile
         found = {key: found[key] for key in SETS if key in found}
         RESULTS.write_text(json.dumps(header() | {"sets": found}, indent=2) + "\n")
     if found:

@@ -85,7 +85,8 @@ class TrainingConfig:
     metrics_every: int = 0
     """Steps between metrics of samples against the training images; 0: none."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where the log also goes: tensorboard, or another tracker of accelerate that is installed."""
+    """Where the log also goes: tensorboard, or another tracker of accelerate that is installed; an
+    empty list: nowhere."""
     num_threads: int | None = None
     """CPU threads; none: as PyTorch decides."""
 

@@ -43,7 +43,10 @@ def _check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
-            raise UsageError(f'unknown tracker "{name}"; choose from: {known}')
+            raise UsageError(
+                f'unknown tracker "{name}"; choose from: {known}; none at all: an empty list '
+                "(--trackers without a name)"
+            )
         if name not in installed:
             raise UsageError(f'tracker "{name}" is not installed: pip install {name}')
 
