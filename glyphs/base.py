@@ -37,7 +37,7 @@ from smidgen.diffusion.schedule import Schedule
 from smidgen.models.dit import DiT, DiTConfig
 
 CHECKPOINT_SECONDS = 180
-GRID_SECONDS = 600
+GRID_SECONDS = 1500
 GENERATORS = ("order", "time", "noise", "dropout")  # one each, so that none moves another
 
 
