@@ -26,13 +26,13 @@ from torch import Tensor
 
 import smidgen
 from smidgen.cli.pictures import image_grid
-from smidgen.config import read_recipe
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import SETS, EmbeddedSet, load_set, unpack
 from smidgen.evaluation.features import Extractor, load_extractor
 from smidgen.evaluation.metrics import Gaussian, class_agreement, frechet_distance
 from smidgen.evaluation.reference import read_statistics
 from smidgen.evaluation.stream import accumulate, array_batches
+from smidgen.files.settings import read_recipe
 from smidgen.methods import METHODS
 from smidgen.models.base import Base
 from smidgen.training.randomness import generator_for

@@ -9,9 +9,9 @@ from PIL import Image
 from smidgen.cli.demo import RECIPE
 from smidgen.cli.demo_report import summary
 from smidgen.cli.main import main
-from smidgen.config import read_recipe
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import load_set
+from smidgen.files.settings import read_recipe
 
 FLAGS = ("--steps", "4", "--validate-every", "2", "--checkpoint-every", "2", "--batch-size", "8")
 SHORT = (*FLAGS, "--warmup-steps", "1", "--num-images", "48", "--sample-steps", "2")

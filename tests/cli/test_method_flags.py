@@ -9,8 +9,8 @@ import pytest
 
 from smidgen.cli.arguments import read_request
 from smidgen.cli.train import parse_train, resolved
-from smidgen.config import recipe_text, settings_of
 from smidgen.errors import UsageError
+from smidgen.files.settings import recipe_text, settings_of
 from smidgen.methods import METHODS
 
 NEEDED = ("--base", "glyphs", "--data", "photos", "--output", "run")

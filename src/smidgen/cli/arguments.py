@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from smidgen.config import (
+from smidgen.errors import UsageError, closest
+from smidgen.files.settings import (
     NONE,
     Setting,
     check_values,
@@ -27,7 +28,6 @@ from smidgen.config import (
     read_recipe,
     settings_of,
 )
-from smidgen.errors import UsageError, closest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

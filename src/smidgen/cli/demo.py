@@ -28,11 +28,11 @@ from smidgen.cli.options import (
     check_output_folder,
     log,
     quiet_stdout,
-    write_json,
 )
 from smidgen.cli.records import check_record, read_record
-from smidgen.config import read_recipe, settings_of
 from smidgen.data.embedded_sets import shipped_reference, unpack
+from smidgen.files.settings import read_recipe, settings_of
+from smidgen.files.writing import write_json
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base

@@ -32,13 +32,13 @@ from smidgen.cli.options import (
     log,
     quiet_stdout,
     resolve_device,
-    write_json,
 )
 from smidgen.cli.records import DELTA, default_output, finished_result, state_of
-from smidgen.config import flatten
 from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
 from smidgen.evaluation.names import PROMPT, check_names, split_names
+from smidgen.files.settings import flatten
+from smidgen.files.writing import write_json
 
 NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
 

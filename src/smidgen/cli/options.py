@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff
 
-from smidgen.config import flatten, recipe_text, settings_of
 from smidgen.errors import UsageError
+from smidgen.files.settings import flatten, recipe_text, settings_of
 from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
 
 if TYPE_CHECKING:
@@ -268,15 +267,3 @@ def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
         else:
             lines.append(f"{label}: {value:,}" if type(value) is int else f"{label}: {value}")
     return lines
-
-
-def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text = json.dumps(document, indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

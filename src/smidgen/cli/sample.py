@@ -27,11 +27,11 @@ from smidgen.cli.options import (
     check_output_folder,
     log,
     quiet_stdout,
-    write_json,
 )
 from smidgen.cli.records import RECORD, check_record, read_record, remove_images
-from smidgen.config import flatten
 from smidgen.errors import UsageError, closest
+from smidgen.files.settings import flatten
+from smidgen.files.writing import write_json
 from smidgen.models.names import EMBEDDED, shipped_names
 
 if TYPE_CHECKING:

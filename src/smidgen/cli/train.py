@@ -23,7 +23,7 @@ from smidgen.cli.options import (
     check_output_folder,
     quiet_stdout,
 )
-from smidgen.config import flatten, settings_of
+from smidgen.files.settings import flatten, settings_of
 from smidgen.training.config import TrainingConfig
 
 DESCRIPTION = """Fine-tune a base to a folder of images: a sub-folder for each class.

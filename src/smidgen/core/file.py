@@ -4,9 +4,8 @@ What the header and the tensors mean is in delta.py.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import whole_file
 
 FORMAT_VERSION = 1
 HEADER = "smidgen"  # the only key of the metadata, so that equal deltas are equal bytes
@@ -25,25 +25,10 @@ def write_file(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[
 
     Raises: SmidgenError if the file cannot be written there.
     """
-    path = Path(path)
     text = json.dumps({"format_version": FORMAT_VERSION} | dict(header), sort_keys=True)
     content = save(dict(tensors), metadata={HEADER: text})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise SmidgenError(
-            f"cannot write {path}: {reason}; make room or give a place where you may write"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def read_header(path: Path | str) -> dict[str, Any]:

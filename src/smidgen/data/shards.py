@@ -11,7 +11,6 @@ import logging
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ from safetensors.torch import save
 
 from smidgen.data.images import Facts
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import PARTIAL, whole_file
 
 # Part of every spec, and so of the folder's name: raise it with any change to the files.
 FORMAT_VERSION = 1
 
+CACHE_REMEDY = "make room or give another folder (environment variable SMIDGEN_CACHE)"
 _log = logging.getLogger(__name__)
 
 
@@ -129,17 +130,8 @@ def write_shard(directory: Path, spec: dict[str, Any], rows: Sequence[Row]) -> S
     }
     data = save(tensors, metadata={"smidgen": json.dumps(header)})
     path = directory / f"{hashlib.sha256(data).hexdigest()}.safetensors"
-    # Not from tempfile: its files are their owner's alone, and a cache may be shared.
-    temporary = directory / f"writing-{uuid.uuid4().hex}.tmp"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise cache_error(directory, error, "write") from error
+    with whole_file(path, CACHE_REMEDY) as partial:
+        partial.write_bytes(data)
     try:
         return Shard(path, spec)
     except ValueError as error:
@@ -156,7 +148,7 @@ def check_writable(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(b"smidgen")
-        for left in directory.glob("writing-*.tmp"):
+        for left in directory.glob(f".*{PARTIAL}"):
             if time.time() - left.stat().st_mtime > 86_400:
                 left.unlink(missing_ok=True)
     except FileNotFoundError as error:
@@ -170,6 +162,5 @@ def check_writable(directory: Path) -> None:
 def cache_error(directory: Path, error: OSError, verb: str) -> SmidgenError:
     """The one line for a cache folder that cannot be used."""
     return SmidgenError(
-        f'cannot {verb} the latent cache "{directory}": {error.strerror or error}; '
-        "make room or give another folder (environment variable SMIDGEN_CACHE)"
+        f'cannot {verb} the latent cache "{directory}": {error.strerror or error}; {CACHE_REMEDY}'
     )

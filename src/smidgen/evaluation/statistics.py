@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from smidgen.errors import SmidgenError
 from smidgen.evaluation.features import Extractor
 from smidgen.evaluation.metrics import Gaussian
 from smidgen.evaluation.sample_batches import ARRAY, DAMAGED, file_identity, unreadable
+from smidgen.files.writing import whole_file
 
 FORMAT_VERSION = 2
 Arrays = Mapping[str, NDArray[Any]]
@@ -67,14 +67,8 @@ def write_statistics(statistics: Statistics, path: Path) -> None:
     if statistics.features is not None:
         arrays["features"] = statistics.features.float().numpy()
         save = np.savez
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            save(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        save(file, **arrays)
 
 
 def _meta(statistics: Statistics) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 
 from smidgen.data.cache import default_cache_dir
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import whole_file
 from smidgen.models.hub import download
 
 WEIGHTS_VARIABLE = "SMIDGEN_WEIGHTS"
@@ -169,15 +170,8 @@ def _fetch(file: PublishedFile, target: Path) -> bytes:
             f"what came from {file.url} has SHA-256 {found}, expected {file.sha256}: try again, or "
             f"put the right file at {target}"
         )
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(target) as partial:
         partial.write_bytes(content)
-        partial.replace(target)
-    except OSError as error:
-        raise SmidgenError(f"cannot keep {file.name} at {target}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return content
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import write_json
 from smidgen.hosts.host import Host
 from smidgen.interop.single_file import check_single_file, single_file, text_encoders_needed
 from smidgen.models.files import (
     read_json,
     read_tensors,
     refuse_pickles,
-    write_json,
     write_safetensors_file,
 )
 

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import whole_file
 from smidgen.models.codec_kinds import CODECS
-from smidgen.models.files import check_safetensors, read_json, refuse_pickles, write_whole
+from smidgen.models.files import check_safetensors, read_json, refuse_pickles
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENCODE_PIXELS = (
@@ -163,10 +164,8 @@ class AutoencoderCodec:
     def save(self, folder: Path) -> None:
         """Copies the codec's files. Raises: SmidgenError if the disk refuses."""
         for name in ("config.json", WEIGHTS):
-            source = self.folder / name
-            write_whole(
-                folder / name, lambda target, source=source: shutil.copyfile(source, target)
-            )
+            with whole_file(folder / name) as partial:
+                shutil.copyfile(self.folder / name, partial)
 
     @cached_property
     def _digest(self) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import write_json
 from smidgen.models.codec import Codec, save_codec
 from smidgen.models.dit import DiT, DiTConfig
 from smidgen.models.dit_diffusers import (
@@ -40,7 +41,6 @@ from smidgen.models.files import (
     read_tensors,
     recorded,
     refuse_pickles,
-    write_json,
     write_pickle,
     write_safetensors_file,
 )

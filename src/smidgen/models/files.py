@@ -7,13 +7,11 @@ that a file of gigabytes costs memory only for what is used.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import whole_file
 
 PICKLE_SUFFIXES = (".pt", ".pth")
 RECORD = "smidgen"
@@ -120,17 +119,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(value: Mapping[str, Any], path: Path) -> None:
-    """Writes an object as indented JSON. Raises: SmidgenError if the disk refuses."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
-
-
 def write_safetensors_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes tensors that share no memory. Raises: SmidgenError if the disk refuses."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # diffusers and transformers refuse files without this key.
-    write_whole(path, lambda target: save_file(dense, target, metadata={"format": "pt"}))
+    with whole_file(path) as partial:
+        save_file(dense, partial, metadata={"format": "pt"})
 
 
 def write_pickle(tensors: Mapping[str, Tensor], path: Path, record: Mapping[str, Any]) -> None:
@@ -143,7 +137,8 @@ def write_pickle(tensors: Mapping[str, Tensor], path: Path, record: Mapping[str,
     dense = OrderedDict((name, _own_storage(t.detach().cpu())) for name, t in tensors.items())
     # PyTorch keeps the versions of modules here and ignores the names of modules it has not.
     dense._metadata = {**getattr(tensors, "_metadata", {}), RECORD: dict(record)}  # pyright: ignore[reportAttributeAccessIssue]
-    write_whole(path, lambda target: torch.save(dense, target))
+    with whole_file(path) as partial:
+        torch.save(dense, partial)
 
 
 def recorded(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
@@ -151,25 +146,6 @@ def recorded(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
     metadata = getattr(tensors, "_metadata", None)
     record = metadata.get(RECORD) if isinstance(metadata, dict) else None
     return record if isinstance(record, dict) else {}
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary name beside `path`, then renames: `path` is never half a file.
-
-    Raises:
-        SmidgenError: the folder cannot be made, or writing fails (a full disk, a read-only folder).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch reports a failed write as a RuntimeError, safetensors as its own error.
-        raise SmidgenError(f"cannot write {path}: {_first_line(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _read_pickle(path: Path) -> Any:

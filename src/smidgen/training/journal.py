@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from smidgen.files.writing import write_text
 from smidgen.training.config import TrainingConfig
-from smidgen.training.state import writing
+from smidgen.training.state import AGAIN, writing
 
 SMOOTHING = 0.95  # of the loss in the bar
 TRACK_EVERY = 10  # steps; trackers are slower than steps of a small model
@@ -74,7 +75,7 @@ class Journal:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the line that the kill cut
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_text("".join(kept), self.path, AGAIN)
 
 
 @contextmanager

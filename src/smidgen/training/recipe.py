@@ -7,7 +7,6 @@ file reads as a recipe of the command line: a key a line, "none" for None.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import tomllib
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.errors import UsageError
-from smidgen.toml import NONE, toml
-from smidgen.training.state import checkpoints, step_of, writing
+from smidgen.files.toml import NONE, toml
+from smidgen.files.writing import write_text
+from smidgen.training.state import AGAIN, checkpoints, step_of, writing
 
 RECIPE = "recipe.toml"
 FOLDERS = ("checkpoints", "deltas", "samples", "tensorboard")
@@ -87,12 +87,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
-        partial = folder / f".{RECIPE}.{os.getpid()}.partial"
-        try:
-            partial.write_text(recipe_text(settings), encoding="utf-8")
-            partial.replace(folder / RECIPE)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_text(recipe_text(settings), folder / RECIPE, AGAIN)
 
 
 def _check_writable(folder: Path) -> None:

@@ -6,7 +6,6 @@ scan -> latent cache -> method -> train_delta, and around it the rule of recipe.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from smidgen.data.images import Mode
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images, resolve_split
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.writing import write_json
 from smidgen.methods import resolve
 from smidgen.models.base import Base
 from smidgen.training.config import DEFAULT_PROMPT, TrainingConfig
@@ -34,7 +34,7 @@ from smidgen.training.objective import task_of
 from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import begin_run, check_recipe, is_finished
 from smidgen.training.runtime import check_runtime
-from smidgen.training.state import writing
+from smidgen.training.state import AGAIN
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def fine_tune(
     conditions = base.conditions(class_prompts(base, delta))
     begin_run(folder, config.recipe(base), force=force)
     if latents.folder is not None:
-        _write_json(folder / "bad_files.json", latents.folder.skipped())
+        write_json(latents.folder.skipped(), folder / "bad_files.json", AGAIN)
         logger.info("%s", latents.report())
     evaluators = make_evaluators(delta, folder) if make_evaluators is not None else ()
     begun = time.time()
@@ -123,7 +123,7 @@ def fine_tune(
         evaluators=evaluators,
         task=task_of(base, len(class_names(base, delta)), conditions),
     )
-    _write_json(folder / "run.json", _report(base, config, latents, result, begun))
+    write_json(_report(base, config, latents, result, begun), folder / "run.json", AGAIN)
     return result.delta.to(base.device)
 
 
@@ -247,11 +247,6 @@ def _report(
         "device": str(base.device),
         "num_threads": torch.get_num_threads(),
     }
-
-
-def _write_json(path: Path, document: Any) -> None:
-    with writing(path):
-        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,9 +18,11 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError
+from smidgen.files.writing import write_json
 from smidgen.models.base import Base
 from smidgen.training.config import TrainingConfig
 from smidgen.training.state import (
+    AGAIN,
     TrainingState,
     checkpoints,
     keep_newest,
@@ -29,7 +30,6 @@ from smidgen.training.state import (
     restore_checkpoint,
     save_checkpoint,
     step_of,
-    writing,
 )
 
 NAMES_SHOWN = 5
@@ -86,9 +86,8 @@ class Saver:
         finite = torch.isfinite(torch.cat([part.detach() for part in losses])).tolist()
         guilty = [name for name, is_finite in zip(batch, finite, strict=True) if not is_finite]
         report = self._folder / "nonfinite.json"
-        with writing(report):
-            document = {"step": step, "not_finite": guilty, "batch": batch}
-            report.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        document = {"step": step, "not_finite": guilty, "batch": batch}
+        write_json(document, report, AGAIN)
         shown = guilty or batch
         more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
         what = "the loss of" if guilty else "a gradient of the batch of"

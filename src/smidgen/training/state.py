@@ -7,7 +7,6 @@ data position and random generators, never the base. It gets its name only when 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,9 +23,14 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.writing import flush
+from smidgen.files.writing import writing as writing_files
 from smidgen.training.randomness import Shuffle, Streams
 
 FORMAT_VERSION = 1
+AGAIN = (  # what to do where the disk refused
+    "make room and run the same command again: it resumes at the last checkpoint, which is intact"
+)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps for each tensor
 STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -88,10 +92,10 @@ def save_checkpoint(
             document = {"format_version": FORMAT_VERSION} | asdict(position)
             (partial / "state.json").write_text(json.dumps(document, indent=2) + "\n")
             for path in (*partial.iterdir(), partial):
-                _flush(path)
+                flush(path)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _flush(final.parent)
+            flush(final.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -157,14 +161,8 @@ def writing(path: Path) -> Iterator[None]:
 
     Raises: SmidgenError.
     """
-    try:
+    with writing_files(path, AGAIN):
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SmidgenError(
-            f"cannot write {path}: {reason}; make room and run the same command again: it resumes "
-            "at the last checkpoint, which is intact"
-        ) from error
 
 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
@@ -213,14 +211,3 @@ def _check_identity(folder: Path, saved: Mapping[str, Any], current: Mapping[str
 
 def _numbered(paths: Iterator[Path]) -> list[Path]:
     return sorted((path for path in paths if step_of(path) >= 0), key=step_of)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk really hold it: a rename must not become visible before the content."""
-    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from smidgen.errors import UsageError, closest
-from smidgen.toml import NONE, toml
+from smidgen.files.toml import NONE, toml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,15 @@ from typing import Literal
 
 import pytest
 
-from smidgen.config import check_values, describe, flatten, read_recipe, recipe_text, settings_of
 from smidgen.errors import UsageError
+from smidgen.files.settings import (
+    check_values,
+    describe,
+    flatten,
+    read_recipe,
+    recipe_text,
+    settings_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

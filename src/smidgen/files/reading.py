@@ -1,0 +1,105 @@
+"""The one way in which JSON and TOML are read: within a limit of size, and checked against a type
+before anything uses them. What a file holds never ends in a traceback, a hang or gigabytes.
+"""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from smidgen.errors import SmidgenError
+
+MOST_BYTES = 2**26  # of any JSON or TOML: far beyond a label table's names, far below the memory
+MOST_SHOWN = 160  # of a reason
+
+T = TypeVar("T")
+
+
+class Unreadable(SmidgenError):
+    """A file that is missing, no ordinary file, too large, or not what it should be; `reason` is
+    why, without the file's name.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
+    """All of an ordinary file; a pipe or a device is never opened.
+
+    Raises: Unreadable.
+    """
+    path = Path(path)
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
+            raise _unreadable(path, f"it is {what}")
+        if facts.st_size > most:
+            raise _unreadable(path, f"it has {facts.st_size:,} bytes; at most {most:,} are read")
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    except ValueError as error:  # a null character in the name
+        raise _unreadable(path, str(error)) from error
+
+
+def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:
+    """The document in a JSON file as `schema`: any type that msgspec takes, dict[str, Any] too.
+
+    Raises: Unreadable if there is none, or it is no such document, with the place that is wrong.
+    """
+    content = read_bytes(path, most)
+    try:
+        return parse_json(content, schema)
+    except Unreadable as error:
+        raise _unreadable(path, error.reason) from error
+
+
+def parse_json(content: bytes | str, schema: type[T]) -> T:
+    """A JSON text as `schema`.
+
+    Raises: Unreadable with the place that is wrong.
+    """
+    try:
+        return msgspec.json.decode(content, type=schema)
+    except RecursionError as error:
+        raise Unreadable(why := "it is nested too deeply", why) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        why = str(error)[:MOST_SHOWN]
+        raise Unreadable(why, why) from error
+
+
+def fit(value: Any, schema: type[T]) -> T:
+    """Plain values, as JSON or TOML gives them, as `schema`.
+
+    Raises: Unreadable with the place that is wrong.
+    """
+    try:
+        return msgspec.convert(value, schema)
+    except RecursionError as error:
+        raise Unreadable(why := "it is nested too deeply", why) from error
+    except msgspec.MsgspecError as error:
+        why = str(error)[:MOST_SHOWN]
+        raise Unreadable(why, why) from error
+
+
+def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:
+    """The table in a TOML file. Raises: Unreadable, with the line of what is no TOML."""
+    content = read_bytes(path, most)
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise _unreadable(path, "it is nested too deeply") from error
+    except (ValueError, UnicodeDecodeError) as error:  # a TOMLDecodeError is a ValueError
+        raise _unreadable(path, f"not valid TOML: {str(error)[:MOST_SHOWN]}") from error
+
+
+def _unreadable(path: Path | str, reason: str) -> Unreadable:
+    return Unreadable(f"cannot read {path}: {reason}", reason)

@@ -1,0 +1,74 @@
+"""What is read is checked before it is used; whatever a file holds, the answer is one line."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from smidgen.files.reading import Unreadable, fit, parse_json, read_bytes, read_json, read_toml
+
+
+class Point(msgspec.Struct):
+    x: int
+    name: str = ""
+
+
+def test_a_document_comes_back_as_its_type(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"x": 3, "name": "a", "more": [1]}')
+    assert read_json(tmp_path / "a.json", Point) == Point(x=3, name="a")
+    assert read_json(tmp_path / "a.json", dict[str, Any])["more"] == [1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"x": "3"}',
+        '{"x": null}',
+        '{"x": 1e400}',
+        '{"name": "a"}',
+        '{"x": 1, "more": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        b"\xff\xfe",
+    ],
+)
+def test_another_document_is_one_line_with_the_place(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(Unreadable) as caught:
+        read_json(path, Point)
+    assert str(caught.value) == f"cannot read {path}: {caught.value.reason}"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_without_a_file_is_judged_alike() -> None:
+    assert parse_json("[1, 2]", list[int]) == [1, 2]
+    with pytest.raises(Unreadable, match=r"Expected `int`, got `str`"):
+        parse_json('["a"]', list[int])
+    with pytest.raises(Unreadable, match=r"Expected `int`, got `str`"):
+        fit({"x": "a"}, Point)
+
+
+def test_toml_that_is_none_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("a = 1\nb = ?\n")
+    with pytest.raises(Unreadable, match="line 2"):
+        read_toml(tmp_path / "a.toml")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(Unreadable, match="nested too deeply"):
+        read_toml(tmp_path / "deep.toml")
+
+
+def test_what_is_no_ordinary_file_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "absent"):
+        with pytest.raises(Unreadable):
+            read_bytes(path)
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(11))
+    with pytest.raises(Unreadable, match="11 bytes; at most 10"):
+        read_bytes(tmp_path / "a", most=10)
