@@ -78,6 +78,7 @@ def train(config, settings, method):
     import torch
 
     from smidgen.data.latents import LatentSet
+    from smidgen.diffusion.process import Diffusion
     from smidgen.diffusion.schedule import Schedule
     from smidgen.hosts.host import find_host
     from smidgen.methods import resolve
@@ -91,7 +92,7 @@ def train(config, settings, method):
         denoiser=denoiser,
         codec=None,  # latents are given
         class_names=tuple(map(str, range(config.num_classes))),
-        schedule=Schedule.linear(),
+        process=Diffusion(schedule=Schedule.linear()),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
         image_size=config.image_size,

@@ -82,9 +82,9 @@ def check(path: Path, codec: Path, precision: str) -> dict:
     with timed("train_step"), delta.attach(base):
         x0, noise = torch.randn(2, 1, 4, 32, 32, generator=generator)
         t, y = torch.tensor([500]), torch.tensor([7])
-        x_t = add_noise(base.schedule, x0, t, noise)
+        x_t = add_noise(base.process.schedule, x0, t, noise)
         output = base.denoiser(x_t.to(dtype), t, y).float()
-        hybrid_loss(output, x0, x_t, t, noise, base.schedule).mean().backward()
+        hybrid_loss(output, x0, x_t, t, noise, base.process.schedule).mean().backward()
         optimizer.step()
     moved = sum(not torch.equal(p, before[name]) for name, p in delta.named_parameters())
     assert moved == len(before), f"{len(before) - moved} trained tensors did not move"
@@ -93,7 +93,7 @@ def check(path: Path, codec: Path, precision: str) -> dict:
         generators = [sample_generator(0, 0)]
         start = draw_noise((4, 32, 32), generators, base.device, torch.float32)
         denoise = guide(network, torch.tensor([7]), NUM_CLASSES, 1.5)
-        images = base.codec.decode(ddpm(denoise, start, base.schedule, 4, generators))
+        images = base.codec.decode(ddpm(denoise, start, base.process.schedule, 4, generators))
     assert images.shape == (1, 3, 256, 256)
     assert bool(images.isfinite().all())
     return {

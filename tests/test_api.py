@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ from PIL import Image
 
 import smidgen
 from smidgen import api
-from smidgen.api.sampling import choose_classes
 from smidgen.core.edits import Weight
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS
 from smidgen.models.dit import DiT
+from smidgen.sampling.config import SamplingConfig
 from tests.training.tiny import CLASSES, tiny_base, write_images
 
 SHORT = {"steps": 4, "batch_size": 4, "trackers": (), "progress": False}
@@ -86,8 +85,8 @@ def test_the_same_call_finds_the_run_finished_and_another_is_refused(trained, ba
     again = smidgen.train(base, folder / "photos", **places, **SHORT)
     assert (folder / "run" / "log.jsonl").read_text() == "untouched"
     assert all(map(torch.equal, again.parameters(), delta.parameters()))
-    with pytest.raises(UsageError, match="steps 4 -> 5"):
-        smidgen.train(base, folder / "photos", **places, **(SHORT | {"steps": 5}))
+    with pytest.raises(UsageError, match="batch_size 4 -> 5"):
+        smidgen.train(base, folder / "photos", **places, **(SHORT | {"batch_size": 5}))
 
 
 def test_force_removes_the_old_run_only_once_the_new_one_can_start(tmp_path, base):
@@ -142,14 +141,14 @@ def test_an_output_among_the_images_is_refused(trained, base):
 
 def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
     photos = write_images(tmp_path / "photos")
-    monkeypatch.setattr("smidgen.api.training.METRIC_IMAGES", 6)
+    monkeypatch.setattr("smidgen.training.previews.METRIC_IMAGES", 6)
     seen = []
 
-    def evaluate(images, reference, **_):
-        seen.append(((Path(images) / "sample.json").read_text(), reference))
+    def measure(drawing, reference, **settings):
+        seen.append((drawing, reference, settings))
         return {"metrics": {"fd": 1.5, "class_agreement": None}}
 
-    monkeypatch.setattr("smidgen.api.training.evaluate", evaluate)
+    monkeypatch.setattr("smidgen.training.previews.measure_drawing", measure)
     smidgen.train(
         base,
         photos,
@@ -157,14 +156,16 @@ def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
         cache_dir=tmp_path / "cache",
         sample_every=2,
         metrics_every=4,
+        metrics_features="inception",
         **SHORT,
     )
     grids = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
     assert grids == ["step-2.png", "step-4.png"]
     assert Image.open(tmp_path / "run" / "samples" / "step-4.png").size == (64, 64)  # 8 x 8 x 8
     assert '{"step": 4, "fd": 1.5}' in (tmp_path / "run" / "log.jsonl").read_text()
-    assert seen[0][1] == photos
-    assert '"000001.png": "dog"' in seen[0][0]
+    ((drawing, reference, settings),) = seen
+    assert (reference, settings["features"]) == (photos, "inception")
+    assert (drawing.num_images, drawing.name(1), drawing.config.sampler) == (6, "dog", "dpm++")
 
 
 @pytest.mark.parametrize(
@@ -177,9 +178,14 @@ def test_images_do_not_depend_on_the_batch_size(base, sampler, guidance):
         assert len(np.unique(expected)) > 20
         for batch_size in (1, 3, 8):
             images = pixels(smidgen.sample(base, num_images=7, batch_size=batch_size, **settings))
-            assert np.array_equal(images, expected)
+            assert_equal_but_for_rounding(images, expected)
         fewer = pixels(smidgen.sample(base, num_images=5, batch_size=2, **settings))
-        assert np.array_equal(fewer, expected[:5])
+        assert_equal_but_for_rounding(fewer, expected[:5])
+
+
+def assert_equal_but_for_rounding(images, expected):
+    # batches of other sizes may run other kernels, whose last bit may turn a level
+    assert np.abs(images.astype(int) - expected).max() <= 1
 
 
 def test_image_i_has_class_i_mod_k_and_its_own_noise(base):
@@ -208,7 +214,7 @@ def test_the_delta_acts_only_while_a_batch_is_drawn(base, tmp_path):
     batches = api.sample_arrays(base, delta=tmp_path / "delta.safetensors", batch_size=1, steps=4)
     _, image, _ = next(batches)
     assert np.array_equal(pixels(smidgen.sample(base, steps=4)), plain)
-    assert np.array_equal(image, pixels(smidgen.sample(base, delta=delta, steps=4))[:1])
+    assert_equal_but_for_rounding(image, pixels(smidgen.sample(base, delta=delta, steps=4))[:1])
 
 
 def test_what_is_attached_by_hand_is_sampled(base):
@@ -235,7 +241,7 @@ def test_a_full_delta_samples_on_a_base_in_another_precision():
         ({"batch_size": -1}, "batch_size is -1"),
         ({"steps": 0}, "steps is 0"),
         ({"steps": 1001}, "steps is 1001"),
-        ({"sampler": "dppm"}, 'unknown sampler "dppm"; did you mean'),
+        ({"sampler": "dppm"}, 'sampler is "dppm"; expected one of: ddpm'),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"guidance_channels": "two"}, 'guidance_channels is "two"'),
         ({"seed": -1}, "seed is -1"),
@@ -252,9 +258,14 @@ def test_a_delta_of_another_base_is_refused(base):
 
 
 def test_a_class_may_be_named_all_or_hold_a_comma():
-    assert choose_classes("all", ("a", "b")) == ["a", "b"]
-    assert choose_classes("all", ("all", "b")) == ["all"]
-    assert choose_classes("rice, fried", ("rice, fried", "b")) == ["rice, fried"]
+    def chosen(classes, *known):
+        return SamplingConfig(classes=classes).chosen(known)
+
+    assert chosen("all", "a", "b") == ["a", "b"]
+    assert chosen("all", "all", "b") == ["all"]
+    assert chosen("rice, fried", "rice, fried", "b") == ["rice, fried"]
+    assert chosen("b,a", "a", "b") == ["b", "a"]
+    assert chosen(("rice, fried",), "rice, fried", "b") == ["rice, fried"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,30 +15,33 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 
 MODELS = ("errors", "files", "core", "hosts", "models.dit", "diffusion")  # what L1 has besides data
 L1 = (*MODELS, "models", "data")
-L3 = ("training", "evaluation", "interop")
+L3 = ("sampling", "evaluation", "training", "interop")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
     "errors": (),
     "files": ("errors",),
+    "processes": ("errors",),
+    "progress": (),
     "core": ("errors", "files"),
     # L1
     "diffusion": (),
     "models.dit": (),  # apart from the rest of models/, so that hosts may name its class
-    "hosts": ("errors", "core", "models.dit"),
+    "hosts": ("errors", "files", "core", "models.dit"),
     "models": MODELS,
     "data": ("errors", "files"),
     # L2
     "methods": L1,
     # L3
-    "training": (*L1, "methods"),
-    "evaluation": (*L1, "methods"),
+    "sampling": (*MODELS, "models"),
+    "evaluation": (*L1, "methods", "sampling", "processes"),
+    "training": (*L1, "methods", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models"),
     # L4
-    "api": (*L1, "methods", *L3),
+    "api": (*L1, "methods", *L3, "processes", "progress"),
     "__init__": ("errors", "api"),
     # L5
-    "cli": (*L1, "methods", *L3, "api"),
+    "cli": (*L1, "methods", *L3, "api", "processes", "progress"),
     "__main__": ("cli",),
 }
 

@@ -6,10 +6,13 @@ import torch
 from PIL import Image
 
 import smidgen
-from smidgen import api
-from smidgen.api.evaluation import SamplingConfig, evaluate, own_device, source_kind
+from smidgen.api.evaluation import evaluate, source_kind
+from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS
+from smidgen.processes import own_device
+from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.draw import prepare
 from tests.training.tiny import tiny_base, write_images
 
 DRAW = SamplingConfig(num_images=7, steps=3, guidance=2.0, seed=4)
@@ -44,25 +47,25 @@ def photos(tmp_path):
 
 
 def test_the_parts_of_all_processes_are_the_batches_of_one(base, delta):
+    config = SamplingConfig(num_images=5, steps=2, seed=4, batch_size=2)
+    drawing = prepare(base, config, delta=Delta.load(delta))
+
     def batches(part):
-        return list(
-            api.sample_arrays(
-                base, delta=delta, num_images=5, steps=2, seed=4, batch_size=2, part=part
-            )
-        )
+        return list(drawing.batches(part=part))
 
     whole = batches((0, 1))
     parts = [batches((number, 2)) for number in range(2)]
     found = sorted((one for part in parts for one in part), key=lambda one: one[0].start)
-    assert [list(numbers) for numbers, _, _ in found] == [[0, 1], [2, 3], [4]]
-    for (_, images, labels), (_, expected, wanted) in zip(found, whole, strict=True):
-        assert labels == wanted
+    assert [list(numbers) for numbers, _ in found] == [[0, 1], [2, 3], [4]]
+    for (_, images), (_, expected) in zip(found, whole, strict=True):
         np.testing.assert_array_equal(images, expected)
 
 
 def test_a_delta_is_measured_as_the_images_that_it_gives(base, delta, photos, tmp_path):
     document = evaluate(delta, photos, base=base, sampling=DRAW, batch_size=4)
-    images = smidgen.sample(base, delta=delta, num_images=7, steps=3, guidance=2.0, seed=4)
+    images = smidgen.sample(
+        base, delta=delta, num_images=7, steps=3, guidance=2.0, seed=4, batch_size=4
+    )
     for number, image in enumerate(images):
         (tmp_path / "drawn" / ("bee", "dog")[number % 2]).mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / "drawn" / ("bee", "dog")[number % 2] / f"{number}.png")
@@ -102,7 +105,7 @@ def test_the_base_is_what_the_recipe_names_else_what_the_delta_was_made_for(
 def test_a_delta_of_another_base_and_wrong_settings_are_refused(base, delta, photos):
     with pytest.raises(SmidgenError, match="made for base"):
         evaluate(delta, photos, base=tiny_base(seed=9), sampling=DRAW)
-    with pytest.raises(UsageError, match="unknown sampler"):
+    with pytest.raises(UsageError, match='sampler is "dppm"'):
         evaluate(delta, photos, base=base, sampling=SamplingConfig(sampler="dppm"))
     with pytest.raises(UsageError, match=r"unknown setting \"batchsize\"; did you mean"):
         evaluate(delta, photos, base=base, batchsize=3)

@@ -9,13 +9,15 @@ import torch
 
 import smidgen
 from smidgen import api
-from smidgen.api.evaluation import SamplingConfig
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS
 from smidgen.models import architectures
+from smidgen.models.calling import calling
+from smidgen.models.labels import labels_of
+from smidgen.sampling.config import SamplingConfig
 from smidgen.training.config import TrainingConfig
 from smidgen.training.memory import _peak, estimate_training_bytes, step_bytes
-from smidgen.training.objective import Batch, batch_loss, calling, task_of
+from smidgen.training.objective import Batch, Task, batch_loss
 from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
 from tests.training.tiny import write_images
 
@@ -120,7 +122,7 @@ def test_the_memory_of_a_base_with_prompts_is_that_of_a_real_step_at_its_image_s
     base = api.load_base(folder, image_size=32)
     delta, count = lora(base), 4
     config = TrainingConfig(batch_size=count)
-    task = task_of(base, 1, base.conditions(("a bee",)))
+    task = Task(process=base.process, labels=labels_of(base, prompts=("a bee",)))
     with delta.attach(base), _peak() as peak:
         latents = torch.randn(2, count, *base.latent_shape)
         batch = Batch(

@@ -368,7 +368,8 @@ def test_arrays_of_guided_diffusion_are_images_and_references(tmp_path):
 
 WORKER = """
 import json, sys
-from smidgen.evaluation import features, processes
+from smidgen import processes
+from smidgen.evaluation import features
 from smidgen.evaluation.run import evaluate, measure_batches
 from tests.evaluation.conftest import colour_extractor
 from tests.evaluation.test_run import drawn

@@ -46,7 +46,7 @@ def test_the_null_row_is_number_1000_and_our_reader_takes_the_padding_off(folder
 
 def ddim(base, labels, guidance, steps, generator):
     """DDIM (eta 0) with guidance on all channels of our own network, as images in 0..1."""
-    betas = base.schedule.betas
+    betas = base.process.schedule.betas
     kept = torch.cumprod(1 - betas, 0)
     x = torch.randn(len(labels), 4, 4, 4, generator=generator)
     stride = len(betas) // steps
@@ -84,7 +84,7 @@ def pipeline_images(folder, shift):
 
 def test_images_equal_ours_after_the_frequency_shift_is_set(folder):
     base = load_base(folder)
-    assert base.schedule.betas.equal(Schedule.linear().betas)
+    assert base.process.schedule.betas.equal(Schedule.linear().betas)
     expected = ddim(base, [3, 0], 2.0, 4, torch.Generator().manual_seed(7))
     assert expected.std() > 0.01, "the images must not be flat"
     # both run in float32, and the two compute the frequencies in another order

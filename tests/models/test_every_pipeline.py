@@ -83,7 +83,7 @@ def test_images_and_latents_are_those_of_the_stock_pipeline(tiny, folder, base, 
     stock = torch.stack(decoded)
     assert len(stock) == len(PROMPTS)
     decoded.clear()
-    sampler = "euler" if base.objective == "flow" else "ddim"
+    sampler = "euler" if base.process.name == "flow" else "ddim"
     settings = {"sampler": sampler, "steps": STEPS, "guidance": tiny.guidance, "seed": SEED}
     images = smidgen.sample(base, prompts=PROMPTS, **settings)
     torch.testing.assert_close(torch.stack(decoded[: len(PROMPTS)]), stock, **SAME)

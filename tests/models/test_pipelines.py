@@ -52,7 +52,7 @@ def stock_images(folder, guidance: float) -> torch.Tensor:
 
 def test_a_pipeline_gives_the_whole_base(base, folder):
     assert base.name == str(folder)
-    assert (base.host.family, base.objective) == ("unet", "epsilon")
+    assert (base.host.family, base.process.prediction) == ("unet", "epsilon")
     assert (base.image_size, base.latent_shape, base.num_classes) == (16, (4, 8, 8), 0)
     assert base.conditioner is not None
     assert not any(p.requires_grad for p in base.denoiser.parameters())
@@ -60,7 +60,7 @@ def test_a_pipeline_gives_the_whole_base(base, folder):
     roots = torch.linspace(
         scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, STEPS, dtype=torch.float64
     )
-    torch.testing.assert_close(base.schedule.betas, roots**2)
+    torch.testing.assert_close(base.process.schedule.betas, roots**2)
     assert load_base(folder, image_size=32).latent_shape == (4, 16, 16)
 
 
@@ -93,7 +93,7 @@ def test_images_are_those_of_the_stock_pipeline(base, folder, guidance):
 def test_v_prediction_samples_as_the_stock_pipeline(tmp_path):
     folder = save_stable_diffusion(tmp_path / "v", STEPS, prediction_type="v_prediction")
     base = load_base(folder)
-    assert base.objective == "v"
+    assert base.process.prediction == "v"
     images = smidgen.sample(
         base, prompts=PROMPTS, sampler="ddim", steps=STEPS, guidance=2.0, seed=7
     )
@@ -108,7 +108,7 @@ def test_a_flow_samples_as_the_stock_pipeline(tmp_path, shift):
 
     folder = save_stable_diffusion_3(tmp_path / "sd3", **shift)
     base = load_base(folder)
-    assert (base.objective, base.image_size, base.num_tokens) == ("flow", 16, 16)
+    assert (base.process.name, base.image_size, base.process.num_tokens) == ("flow", 16, 16)
     images = smidgen.sample(base, prompts=PROMPTS, steps=4, guidance=2.0, seed=7)
     without = {"text_encoder_3": None, "tokenizer_3": None}
     stock = StableDiffusion3Pipeline.from_pretrained(folder, **without)
@@ -145,8 +145,8 @@ def test_images_do_not_depend_on_which_other_prompts_there_are(base):
     ("settings", "message"),
     [
         ({}, "reads prompts"),
-        ({"prompts": ()}, "give at least one"),
-        ({"prompts": "a", "sampler": "euler"}, "for flow-matching bases"),
+        ({"prompts": ()}, "give some"),
+        ({"prompts": "a", "sampler": "euler"}, "a diffusion base; use ddpm"),
     ],
 )
 def test_misuse_of_sample_is_told_at_the_call(base, settings, message):

@@ -51,7 +51,7 @@ def test_a_folder_gives_the_whole_base(places, kind):
     assert base.class_names == NAMES
     assert (base.num_classes, base.null_label) == (5, 5)
     assert (base.image_size, base.codec.factor) == (8, 2)
-    assert torch.equal(base.schedule.betas, Schedule.linear(100, 1e-3, 0.1).betas)
+    assert torch.equal(base.process.schedule.betas, Schedule.linear(100, 1e-3, 0.1).betas)
     assert base.host.family == "dit"
     assert len(base.host.blocks) == TINY.depth
     assert base.device == torch.device("cpu")
@@ -66,7 +66,7 @@ def test_a_file_takes_its_codec_and_numbers_its_classes(places, vae_folder):
     base = load_base(places / "model.pt", codec=vae_folder, num_heads=4)
     assert base.denoiser.config == TINY
     assert base.class_names == ("0", "1", "2", "3", "4")
-    assert torch.equal(base.schedule.betas, Schedule.linear().betas)
+    assert torch.equal(base.process.schedule.betas, Schedule.linear().betas)
     assert base.name == str(places / "model.pt")
     assert base.fingerprint == load_base(places / "theirs").fingerprint
 

@@ -63,7 +63,7 @@ def answer(family, network) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS_THERE)
 def test_a_delta_acts_and_comes_back_from_its_file(base, family, tmp_path, method):
-    assert (base.host.family, base.objective, base.conditioner) == ("derived", "flow", None)
+    assert (base.host.family, base.process.name, base.conditioner) == ("derived", "flow", None)
     delta = fresh(base, method)
     delta.save(tmp_path / "delta.safetensors")
     plain = answer(family, base.denoiser)

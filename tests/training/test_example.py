@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from smidgen.methods import METHODS
+from smidgen.models.calling import calling
+from smidgen.models.labels import Labels
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import condition_shapes, example_of
 from smidgen.training.memory import _peak, estimate_training_bytes, step_bytes
-from smidgen.training.objective import Batch, batch_loss, calling, task_of
+from smidgen.training.objective import Batch, Task, batch_loss
 from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
 
 
@@ -24,11 +26,17 @@ def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, sav
     assert set(example.condition) == set(found)
     for name, shape in example.condition.items():
         assert shape[-1] == found[name].shape[-1]
-    task = task_of(base, 1, lambda labels: {k: v.expand(4, *v.shape[1:]) for k, v in found.items()})
+    task = Task(
+        process=base.process,
+        labels=Labels(
+            names=(),
+            conditions=lambda labels: {k: v.expand(4, *v.shape[1:]) for k, v in found.items()},
+        ),
+    )
     batch = Batch(
         latents=torch.randn(4, *base.latent_shape),
         noise=torch.randn(4, *base.latent_shape),
-        timesteps=task.times(torch.full((4,), 0.5, dtype=torch.float64), config),
+        timesteps=task.process.times(torch.full((4,), 0.5, dtype=torch.float64)),
         labels=torch.zeros(4, dtype=torch.long),
     )
     with delta.attach(base), _peak() as peak:

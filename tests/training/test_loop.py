@@ -299,7 +299,7 @@ def test_what_was_written_before_a_field_was_there_is_gone_on_from(tmp_path):
 def test_a_checkpoint_of_other_edits_is_refused(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path, on_step=stop_at(5))
-    with pytest.raises(SmidgenError, match=r"lacks delta/.*start over with force"):
+    with pytest.raises(SmidgenError, match=r"lacks delta/.*start over there with force"):
         run(tmp_path, method="lora")
 
 
@@ -362,14 +362,14 @@ def test_evaluators_see_the_average_and_do_not_disturb_the_training(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_falls_to_almost_nothing():
-    config = TrainingConfig(steps=100, warmup_steps=10, lr_schedule="cosine")
-    assert learning_rate(config, 2.0, 1) == pytest.approx(0.2)
-    assert learning_rate(config, 2.0, 10) == pytest.approx(2.0)
-    assert learning_rate(config, 2.0, 11) == pytest.approx(2.0)
-    assert learning_rate(config, 2.0, 56) == pytest.approx(1.0)
-    assert 0 < learning_rate(config, 2.0, 100) < 1e-3
-    constant = TrainingConfig(steps=100)
-    assert {learning_rate(constant, 2.0, step) for step in range(1, 101)} == {2.0}
+    config = TrainingConfig(steps=100, lr=2.0, warmup_steps=10, lr_schedule="cosine")
+    assert learning_rate(config, 1) == pytest.approx(0.2)
+    assert learning_rate(config, 10) == pytest.approx(2.0)
+    assert learning_rate(config, 11) == pytest.approx(2.0)
+    assert learning_rate(config, 56) == pytest.approx(1.0)
+    assert 0 < learning_rate(config, 100) < 1e-3
+    constant = TrainingConfig(steps=100, lr=2.0)
+    assert {learning_rate(constant, step) for step in range(1, 101)} == {2.0}
 
 
 def test_trackers_are_checked_before_the_work(tmp_path):

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from smidgen.methods import METHODS
+from smidgen.models.calling import calling
+from smidgen.models.labels import labels_of
 from smidgen.training.config import TrainingConfig
 from smidgen.training.memory import (
     _peak,
@@ -9,7 +11,7 @@ from smidgen.training.memory import (
     estimate_training_bytes,
     step_bytes,
 )
-from smidgen.training.objective import Batch, batch_loss, calling, task_of
+from smidgen.training.objective import Batch, Task, batch_loss
 from tests.training.tiny import tiny_base
 
 
@@ -30,7 +32,13 @@ def real_step(base, delta, batch_size):
             labels=torch.zeros(batch_size, dtype=torch.long),
         )
         network = calling(base.family, base.denoiser)
-        batch_loss(network, batch, task_of(base, 2), config, torch.float32).mean().backward()
+        batch_loss(
+            network,
+            batch,
+            Task(process=base.process, labels=labels_of(base)),
+            config,
+            torch.float32,
+        ).mean().backward()
     return peak.highest
 
 

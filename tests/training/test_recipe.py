@@ -1,14 +1,18 @@
+import json
 import tomllib
 
 import pytest
 
 from smidgen.errors import UsageError
-from smidgen.training.recipe import begin_run, check_recipe, is_finished, recipe_text
+from smidgen.training.recipe import NOT_COMPARED, begin_run, check_recipe, recipe_text
 
 SETTINGS = {
     "data": 'odd "name" \\ \n é \x7f',
+    "method": "difffit",
     "steps": 400,
-    "lr": None,
+    "lr": 1e-3,
+    "lr_schedule": "constant",
+    "min_snr": None,
     "vlb_weight": 1e-3,
     "flip": False,
     "gammas": ("block", "qkv"),
@@ -19,7 +23,7 @@ SETTINGS = {
 def test_a_recipe_reads_back():
     assert tomllib.loads(recipe_text(SETTINGS)) == {
         **SETTINGS,
-        "lr": "none",
+        "min_snr": "none",
         "gammas": ["block", "qkv"],
     }
 
@@ -34,11 +38,11 @@ def test_the_same_settings_may_come_again(tmp_path):
 
 def test_other_settings_are_refused_by_name(tmp_path):
     begin_run(tmp_path, SETTINGS)
-    with pytest.raises(UsageError, match=r'steps 400 -> 500, lr "none" -> 0\.001') as error:
-        check_recipe(tmp_path, {**SETTINGS, "lr": 1e-3, "steps": 500})
+    with pytest.raises(UsageError, match=r'lr 0\.001 -> 0\.1, min_snr "none" -> 5\.0') as error:
+        check_recipe(tmp_path, {**SETTINGS, "lr": 0.1, "min_snr": 5.0})
     assert "flip" not in str(error.value)
-    with pytest.raises(UsageError, match="flip"):
-        check_recipe(tmp_path, {name: v for name, v in SETTINGS.items() if name != "flip"})
+    with pytest.raises(UsageError, match="vlb_weight"):
+        check_recipe(tmp_path, {name: v for name, v in SETTINGS.items() if name != "vlb_weight"})
 
 
 def test_settings_of_a_group_read_back_and_are_compared_one_by_one(tmp_path):
@@ -53,9 +57,45 @@ def test_settings_of_a_group_read_back_and_are_compared_one_by_one(tmp_path):
         check_recipe(tmp_path, SETTINGS)
 
 
-def test_where_a_run_happens_is_not_compared(tmp_path):
+@pytest.mark.parametrize("name", NOT_COMPARED)
+def test_what_changes_no_trained_bit_is_not_compared(tmp_path, name):
+    begin_run(tmp_path, {**SETTINGS, name: 400})
+    assert check_recipe(tmp_path, {**SETTINGS, name: 500}) == "begun"
+
+
+def test_the_methods_own_rate_may_be_named(tmp_path):
+    begin_run(tmp_path, SETTINGS | {"lr": None})  # as an earlier smidgen wrote it
+    assert check_recipe(tmp_path, SETTINGS) == "begun"
+
+
+def made(folder, step):
+    """A checkpoint of this step, by its record."""
+    place = folder / "checkpoints" / f"step-{step}"
+    place.mkdir(parents=True)
+    position = {"format_version": 1, "step": step, "epoch": 0, "position": 0, "identity": {}}
+    (place / "state.json").write_text(json.dumps(position))
+
+
+def test_a_run_is_finished_by_its_own_records(tmp_path):
     begin_run(tmp_path, SETTINGS)
-    check_recipe(tmp_path, {**SETTINGS, "num_threads": 8})
+    made(tmp_path, 400)
+    (tmp_path / "checkpoints" / "step-999").mkdir()  # holds nothing
+    for name in ("delta.safetensors", "run.json"):
+        assert check_recipe(tmp_path, SETTINGS) == "begun"
+        (tmp_path / name).write_text("")
+    assert check_recipe(tmp_path, SETTINGS) == "finished"
+    assert check_recipe(tmp_path, SETTINGS | {"steps": 500}) == "begun"
+
+
+def test_steps_may_be_raised_where_the_schedule_allows_and_never_fall_behind(tmp_path):
+    cosine = SETTINGS | {"lr_schedule": "cosine"}
+    begin_run(tmp_path, cosine)
+    assert check_recipe(tmp_path, cosine | {"steps": 500}) == "begun"  # no step is made yet
+    made(tmp_path, 100)
+    with pytest.raises(UsageError, match=r"cosine .* begin a new run from it with init"):
+        check_recipe(tmp_path, cosine | {"steps": 500})
+    with pytest.raises(UsageError, match="is at step 100 already and steps is 99; give 100"):
+        check_recipe(tmp_path, cosine | {"steps": 99})
 
 
 def test_force_starts_over_and_removes_nothing_else(tmp_path):
@@ -63,7 +103,7 @@ def test_force_starts_over_and_removes_nothing_else(tmp_path):
     (tmp_path / "delta.safetensors").write_text("old")
     (tmp_path / "checkpoints" / "step-3").mkdir(parents=True)
     (tmp_path / "thesis.txt").write_text("precious")
-    other = {**SETTINGS, "steps": 500}
+    other = {**SETTINGS, "lr": 1.0}
     check_recipe(tmp_path, other, force=True)
     assert (tmp_path / "delta.safetensors").exists()
     begin_run(tmp_path, other, force=True)
@@ -82,12 +122,3 @@ def test_an_impossible_output_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to"):
         check_recipe(tmp_path / "file" / "run", SETTINGS)
-
-
-def test_a_run_is_finished_by_its_last_checkpoint_and_its_delta(tmp_path):
-    (tmp_path / "checkpoints" / "step-10").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-20.partial").mkdir()
-    assert not is_finished(tmp_path, 10)
-    (tmp_path / "delta.safetensors").write_text("")
-    assert is_finished(tmp_path, 10)
-    assert not is_finished(tmp_path, 20)

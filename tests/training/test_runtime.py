@@ -1,9 +1,7 @@
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from smidgen.errors import UsageError
 from smidgen.training import runtime
 from smidgen.training.config import TrainingConfig
 
@@ -57,16 +55,6 @@ def test_the_precision_of_one_run_does_not_bind_the_next(tmp_path):
             with runtime.autocast(accelerator):
                 product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert product.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-
-
-def test_a_distributed_launch_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    config = TrainingConfig(trackers=())
-    with (
-        pytest.raises(UsageError, match="one run trains in one process"),
-        runtime.open_runtime(config, torch.device("cpu"), tmp_path, 0),
-    ):
-        pass
 
 
 def test_the_tracker_writes_where_the_run_is(tmp_path):

@@ -1,20 +1,18 @@
 """Training on bases that read prompts: prompts of classes, their losses, and what a delta keeps."""
 
-import dataclasses
 import json
-import math
 
 import pytest
 import torch
 
 import smidgen
 from smidgen.core.delta import Delta
-from smidgen.diffusion.flow import FlowSchedule
-from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import UsageError
+from smidgen.models.calling import calling
+from smidgen.models.labels import Labels, labels_of
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
-from smidgen.training.objective import Batch, Task, batch_loss, calling, task_of
+from smidgen.training.objective import Batch, Task, batch_loss
 from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
 from tests.training.tiny import write_images
 
@@ -44,7 +42,7 @@ def fixed_batch(base, times) -> Batch:
 
 
 def task_on(base, prompts=("an ant", "a bee")) -> Task:
-    return task_of(base, len(prompts), base.conditions(prompts))
+    return Task(process=base.process, labels=labels_of(base, prompts=prompts))
 
 
 def test_noise_and_v_are_learned_from_the_prompts_of_their_labels(bases):
@@ -52,7 +50,7 @@ def test_noise_and_v_are_learned_from_the_prompts_of_their_labels(bases):
     for name in ("epsilon", "v"):
         base = bases[name]
         batch = fixed_batch(base, times)
-        abar = base.schedule.alphas_cumprod[times].float().reshape(-1, 1, 1, 1)
+        abar = base.process.schedule.alphas_cumprod[times].float().reshape(-1, 1, 1, 1)
         x_t = abar.sqrt() * batch.latents + (1 - abar).sqrt() * batch.noise
         text = base.conditioner.encode(["an ant", "a bee", ""])["text"]
         output = base.denoiser(x_t, times, encoder_hidden_states=text).sample
@@ -85,7 +83,7 @@ def test_a_flow_learns_the_velocity(bases):
 def test_variance_channels_behind_a_prediction_are_left_out(bases):
     base = bases["epsilon"]
     batch = fixed_batch(base, torch.tensor([1, 2, 3]))
-    task = dataclasses.replace(task_on(base), conditions=lambda labels: {})
+    task = Task(process=base.process, labels=Labels(names=(), conditions=lambda labels: {}))
     plain, wide = (
         batch_loss(
             lambda x, t, condition, width=width: torch.cat([x, 9 * x], 1)[:, :width],
@@ -97,39 +95,6 @@ def test_variance_channels_behind_a_prediction_are_left_out(bases):
         for width in (4, 8)
     )
     assert torch.equal(plain, wide)
-
-
-def test_sigmas_of_training_are_shifted_as_those_of_sampling():
-    task = Task(objective="flow", schedule=FlowSchedule(shift=3.0), null_label=0, shift=3.0)
-    quantiles = torch.tensor([0.25, 0.5], dtype=torch.float64)
-    found = task.times(quantiles, TrainingConfig(timestep_sampling="uniform"))
-    torch.testing.assert_close(found, torch.tensor([0.5, 0.75]))  # 3 s / (1 + 2 s)
-    drawn = task.draw_times(1000, torch.Generator().manual_seed(0), TrainingConfig())
-    told = task.times(quantiles, TrainingConfig(timestep_sampling="uniform", timestep_shift=1.0))
-    torch.testing.assert_close(told, quantiles.float())
-    odds = drawn / (1 - drawn) / 3.0
-    assert abs(odds.log().mean().item()) < 0.1  # the logit is normal: 1000 draws, 3 sigma
-    assert abs(odds.log().std().item() - 1) < 0.1
-
-
-def test_steps_of_a_diffusion_base_are_uniform_or_of_logit_normal_noise():
-    schedule = Schedule.linear()
-    task = Task(schedule=schedule, null_label=0)
-    uniform, normal = TrainingConfig(), TrainingConfig(timestep_sampling="logit-normal")
-    shifted = dataclasses.replace(normal, timestep_shift=3.0)
-    quantiles = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-    assert task.times(quantiles, uniform).tolist() == [0, 500, 999]
-    # at the median as much noise as signal: abar falls below 1/2 there
-    middle = int((schedule.alphas_cumprod > 0.5).sum())
-    assert task.times(quantiles, normal).tolist() == [0, middle, 999]
-    for config, mean in ((normal, 0.0), (shifted, math.log(3))):
-        drawn = task.draw_times(4000, torch.Generator().manual_seed(0), config)
-        abar = schedule.alphas_cumprod[drawn]
-        log_ratio = ((1 - abar) / abar).sqrt().log()
-        assert abs(log_ratio.mean().item() - mean) < 0.05  # 4000 draws, 3 sigma
-        assert abs(log_ratio.std().item() - 1) < 0.05
-    even = task.draw_times(4000, torch.Generator().manual_seed(0), uniform)
-    assert abs(even.double().mean().item() - 499.5) < 14
 
 
 @pytest.mark.parametrize("name", ["epsilon", "v", "flow"])

@@ -1,8 +1,9 @@
 import torch
 
+from smidgen.models.calling import calling, dtype_of
+from smidgen.models.labels import labels_of
 from smidgen.training.config import TrainingConfig
-from smidgen.training.network import dtype_of
-from smidgen.training.objective import calling, task_of
+from smidgen.training.objective import Task
 from smidgen.training.randomness import Streams
 from smidgen.training.validation import Validation
 from tests.training.test_loop import latent_set
@@ -11,7 +12,12 @@ from tests.training.tiny import tiny_base
 
 def validation(base, indices=(1, 4, 6), batch_size=64):
     config = TrainingConfig(batch_size=batch_size)
-    return Validation(latent_set(), torch.tensor(indices), task_of(base, 2), config)
+    return Validation(
+        latent_set(),
+        torch.tensor(indices),
+        Task(process=base.process, labels=labels_of(base)),
+        config,
+    )
 
 
 def test_the_loss_is_the_same_each_time_and_whatever_the_batch_size():

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from smidgen.diffusion.process import Diffusion
 from smidgen.diffusion.schedule import Schedule
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
@@ -54,7 +55,7 @@ def tiny_base(seed: int = 0, **config) -> Base:
         denoiser=denoiser,
         codec=BoxCodec(),
         class_names=CLASSES,
-        schedule=Schedule.linear(),
+        process=Diffusion(schedule=Schedule.linear()),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
         image_size=IMAGE_SIZE,

@@ -4,7 +4,7 @@ training.py trains, sampling.py draws images, evaluation.py measures, weights.py
 folds and converts; bases and deltas come from models and core.
 """
 
-from smidgen.api.evaluation import SamplingConfig, evaluate
+from smidgen.api.evaluation import evaluate
 from smidgen.api.folding import export_lora, fold, import_lora
 from smidgen.api.sampling import sample, sample_arrays
 from smidgen.api.training import train
@@ -12,6 +12,7 @@ from smidgen.api.weights import inspect
 from smidgen.core.delta import Delta
 from smidgen.evaluation.compare import compare
 from smidgen.models.pretrained import load_base
+from smidgen.sampling.config import SamplingConfig
 
 __all__ = [
     "Delta",

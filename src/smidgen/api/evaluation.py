@@ -6,49 +6,29 @@ written. With several processes (torchrun) each draws and measures its part.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Generator, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from smidgen.api.sampling import DEFAULT_SAMPLER, FLOW_SAMPLER, sample_arrays
+from smidgen import processes
 from smidgen.core.delta import Delta
 from smidgen.data.folder import Progress
-from smidgen.diffusion.guidance import Channels
 from smidgen.errors import UsageError
-from smidgen.evaluation import processes, run
+from smidgen.evaluation import run
 from smidgen.evaluation.plan import check_names
-from smidgen.evaluation.stream import ArrayBatch
 from smidgen.models.base import Base
+from smidgen.models.calling import DTYPES
+from smidgen.models.labels import class_names
 from smidgen.models.pretrained import load_base
-from smidgen.training.network import class_names
+from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.draw import prepare
+from smidgen.sampling.folder import sha256_of
 from smidgen.training.recipe import RECIPE, read_recipe
 
 DELTA = "delta.safetensors"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_IMAGES = 10_000  # of a run or a delta, as published numbers are
 
 Kind = Literal["run", "delta", "images"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How the samples of a run or a delta are drawn.
-
-    `num_images` in all, image i of class i mod K. `sampler` None: the base's own, "euler" for a
-    flow and else "ddpm". `precision` is the denoiser's.
-    """
-
-    num_images: int = 10_000
-    steps: int = 50
-    sampler: str | None = None
-    guidance: float = 1.5
-    guidance_channels: Channels = "all"
-    seed: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 def evaluate(
@@ -77,7 +57,7 @@ def evaluate(
         reference without a class that is drawn.
     """
     source = Path(source)
-    settings["device"] = own_device(settings.get("device", "cpu"))
+    settings["device"] = processes.own_device(str(settings.get("device", "cpu")))
     if source_kind(source) == "images":
         if sampling is not None or base is not None:
             raise UsageError(f"{source} holds images: base and sampling are for a run or a delta")
@@ -88,6 +68,8 @@ def evaluate(
     path = source / DELTA if source.is_dir() else source
     delta = Delta.load(path)  # before the base, which may take long
     sampling = sampling or SamplingConfig()
+    count = sampling.num_images or NUM_IMAGES
+    sampling = replace(sampling, num_images=count, batch_size=config.batch_size)
     if not isinstance(base, Base):
         recipe = recipe_of(source)
         given = {"codec": codec, "frequency_shift": frequency_shift}
@@ -100,19 +82,19 @@ def evaluate(
             image_size=image_size or recipe.get("image_size"),
             **given,
         )
-    sampling = _resolved(base, delta, sampling)
-    batches = _batches(base, delta, sampling, config.batch_size)
-    with closing(batches):
-        return run.measure_batches(
-            batches,
-            reference,
-            sampling=_facts(base, delta, path, sampling),
-            name=str(source),
-            classes=class_names(base, delta),
-            num_images=sampling.num_images,
-            progress=progress,
-            **settings,
+    if not class_names(base, delta):
+        raise UsageError(
+            f'base "{base.name}" reads prompts and this delta was trained on none: draw images '
+            "(smidgen sample --prompt) and evaluate their folder"
         )
+    return run.measure_drawing(
+        prepare(base, sampling, delta=delta),
+        reference,
+        name=str(source),
+        facts={"delta_sha256": sha256_of(path)},
+        progress=progress,
+        **settings,
+    )
 
 
 def source_kind(source: Path) -> Kind:
@@ -138,58 +120,3 @@ def source_kind(source: Path) -> Kind:
 def recipe_of(source: Path) -> dict[str, Any]:
     """The recipe of the run that the source is or lies in; empty without one."""
     return read_recipe(source if source.is_dir() else source.parent) or {}
-
-
-def own_device(device: torch.device | str) -> torch.device | str:
-    """The device of this process: each of several on one machine takes its own accelerator."""
-    if str(device) == "cuda" and processes.world_size() > 1:
-        return f"cuda:{processes.local_rank()}"
-    return device
-
-
-def _resolved(base: Base, delta: Delta, sampling: SamplingConfig) -> SamplingConfig:
-    """With the sampler named. Raises: UsageError if there is nothing to draw by itself."""
-    if not class_names(base, delta):
-        raise UsageError(
-            f'base "{base.name}" reads prompts and this delta was trained on none: draw images '
-            "(smidgen sample --prompt) and evaluate their folder"
-        )
-    default = FLOW_SAMPLER if base.objective == "flow" else DEFAULT_SAMPLER
-    return replace(sampling, sampler=sampling.sampler or default)
-
-
-def _batches(
-    base: Base, delta: Delta, sampling: SamplingConfig, batch_size: int
-) -> Generator[ArrayBatch, None, None]:
-    """This process's part of the samples with the names of their classes."""
-    names = class_names(base, delta)
-    drawn = sample_arrays(
-        base,
-        delta=delta,
-        num_images=sampling.num_images,
-        steps=sampling.steps,
-        sampler=sampling.sampler,
-        guidance=sampling.guidance,
-        guidance_channels=sampling.guidance_channels,
-        seed=sampling.seed,
-        batch_size=batch_size,
-        part=(processes.rank(), processes.world_size()),
-    )
-    # a generator of its own, so that sample_arrays checks everything at this call
-    return (
-        (places.start, images, [names[label] for label in labels])
-        for places, images, labels in drawn
-    )
-
-
-def _facts(base: Base, delta: Delta, path: Path, sampling: SamplingConfig) -> Mapping[str, Any]:
-    """What the samples depend on, under the names that sample.json has."""
-    return {
-        "base": base.name,
-        "base_fingerprint": base.fingerprint,
-        "delta_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "method": delta.provenance.method,
-        "classes": "all",
-        "image_size": base.image_size,
-        **asdict(sampling),
-    }

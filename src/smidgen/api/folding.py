@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from smidgen.core.delta import Delta
 from smidgen.core.fold import IntoTable
 from smidgen.core.fold import fold as fold_into_state
-from smidgen.diffusion.schedule import Schedule
+from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.interop.lora import LoraFormat, read_lora, write_lora
 from smidgen.interop.pipeline_folder import (
@@ -82,9 +82,9 @@ def _check_output(base: Base, output: Path) -> None:
 
 
 def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path:
-    denoiser, schedule = base.denoiser, base.schedule
+    denoiser, process = base.denoiser, base.process
     assert isinstance(denoiser, DiT)
-    assert isinstance(schedule, Schedule)
+    assert isinstance(process, Diffusion)
     state = fold_into_state(delta, denoiser.state_dict(), base.host.folds)
     table = base.host.folds[base.host.tap("label.out")]
     assert isinstance(table, IntoTable)
@@ -95,7 +95,9 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
         write_original_pt(folded, output)
         return output
     classes = delta.provenance.classes if len(delta.provenance.classes) == num_classes else ()
-    write_diffusers(folded, output, codec=base.codec, class_names=classes, schedule=schedule)
+    write_diffusers(
+        folded, output, codec=base.codec, class_names=classes, schedule=process.schedule
+    )
     return output
 
 

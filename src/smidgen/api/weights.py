@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from smidgen.api.training import training_config
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
 from smidgen.errors import UsageError
+from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_host
-from smidgen.methods import configure
+from smidgen.methods import configure, resolve
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
 
@@ -58,17 +59,34 @@ def inspect(
 
     Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
-    config = training_config(settings)
+    return count_weights(
+        base,
+        num_classes=num_classes,
+        method=method,
+        method_config=configure(method, method_config)[1],
+        training=make(TrainingConfig, settings) if settings else None,
+    )
+
+
+def count_weights(
+    base: Base | str | Path,
+    *,
+    num_classes: int | None,
+    method: str,
+    method_config: Any,
+    training: TrainingConfig | None = None,
+) -> dict[str, Any]:
+    """`inspect` with the method's own Config; `training` None: without the memory."""
     shape = _shape_of(base, num_classes)
     count = _num_labels(shape)
     delta = _meta_delta(shape, count or 0, method, method_config)
     found: dict[str, Any] = {"base": shape.name, "host": shape.host.family, "method": method}
     found |= {"num_classes": count} | _counts(shape.denoiser, delta)
     found |= {"tensors": tensor_rows(delta), "untouched": _untouched(shape)}
-    if settings:
+    if training is not None:
         resident = resident_bytes()
         example = example_of(shape.denoiser, base) if isinstance(base, Base) else None
-        memory = estimate_memory(shape.denoiser, delta, config, example)
+        memory = estimate_memory(shape.denoiser, delta, training, example)
         found["memory"] = memory.as_dict()
         if resident is not None:
             loaded = memory.weights if isinstance(base, Base) else 0
@@ -127,12 +145,9 @@ def _num_labels(shape: _Shape) -> int | None:
     return table.get_parameter("weight").shape[0] - 1
 
 
-def _meta_delta(
-    shape: _Shape, num_classes: int, method: str, method_config: Mapping[str, Any] | None
-) -> Delta:
-    chosen, config = configure(method, method_config)
+def _meta_delta(shape: _Shape, num_classes: int, method: str, method_config: Any) -> Delta:
     classes = [f"class {number}" for number in range(num_classes)]
-    return chosen.build(shape, config, classes, torch.Generator())
+    return resolve(method).build(shape, method_config, classes, torch.Generator())
 
 
 def _counts(denoiser: nn.Module, delta: Delta) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smidgen.cli import demo_report as show
-from smidgen.cli import sample, train
-from smidgen.cli.arguments import Request, parse, read_request
+from smidgen.cli import train
+from smidgen.cli.arguments import Request, read_request
 from smidgen.cli.demo_report import SET
 from smidgen.cli.evaluate import EvaluateOptions, measure
 from smidgen.cli.options import (
-    OutputSwitches,
     answer,
     answer_dry_run,
     at_least,
@@ -29,16 +28,18 @@ from smidgen.cli.options import (
     log,
     quiet_stdout,
 )
-from smidgen.cli.records import check_record, read_record
 from smidgen.data.embedded_sets import shipped_reference, unpack
 from smidgen.files.settings import read_recipe, settings_of
 from smidgen.files.writing import write_json
+from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.folder import fill_folder, standing_of
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
+    from smidgen.training.config import RunConfig
 
 RECIPE = Path(str(files("smidgen.cli") / "demo.toml"))
-CURVE_IMAGES = 96
+CURVE_IMAGES = BATCH = 96
 
 DESCRIPTION = """Fine-tune the shipped base to Greek letters and show before and after, in minutes.
 
@@ -93,7 +94,7 @@ def run(argv: Sequence[str]) -> None:
     folder = parsed["run"].output
     check_output_folder(folder)
     if parsed["switches"].dry_run:
-        configs = [parsed[name] for name in (*train.GROUPS, "method", "demo")]
+        configs = [*train.configs_of(parsed), parsed["demo"]]
         answer_dry_run(configs, {}, as_json=parsed["switches"].json)
         return
     document = None if parsed["switches"].force else finished_result(folder, parsed)
@@ -112,15 +113,13 @@ def parse_demo(request: Request) -> dict[str, Any]:
     output = Path(str(request.peek("output", "runs/demo")))
     recipe = read_recipe(RECIPE)
     name = str(request.peek("method", recipe["method"]))
-    method = resolve(name)
     if name != recipe["method"]:  # then the options of the recipe's method mean nothing
         others = settings_of(resolve(recipe["method"]).config)
         recipe = {key: value for key, value in recipe.items() if key not in others}
     places = {"output": str(output), "data": str(output / SET / "train")}
     values = {**places, **recipe, **request.values}
     request = dataclasses.replace(request, recipe=request.recipe or RECIPE, values=values)
-    groups = {"demo": DemoOptions, **train.GROUPS, "method": method.config}
-    return parse(request, groups, switches=OutputSwitches, description=DESCRIPTION)
+    return train.parse_train(request, description=DESCRIPTION, demo=DemoOptions)
 
 
 def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -131,9 +130,9 @@ def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] |
         return None
     if document.get("settings") != settings_of_demo(parsed):
         return None
-    from smidgen.training.recipe import is_finished
+    from smidgen.training.recipe import steps_done
 
-    return document if is_finished(folder, parsed["training"].steps) else None
+    return document if steps_done(folder) >= parsed["run"].training.steps else None
 
 
 def settings_of_demo(parsed: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,11 +149,11 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     with clock.part("load", f'loading the base "{parsed["base"].base}"'):
         base = parsed["base"].load()
     with clock.part("train", f"training with {options.method}"):
-        trained = train.train(parsed, base=base)
+        trained = train.train(base, options, force=parsed["switches"].force)
         log(f"trained {trained['trainable']:,} parameters: {trained['share']:.2%} of the base")
     (folder / "result.json").unlink(missing_ok=True)  # training refuses other settings before
     with clock.part("sample_before", f"drawing {parsed['demo'].num_images} samples before"):
-        draw(parsed, base, "before", start_delta(parsed, base))
+        draw(parsed, base, "before", start_delta(options, base))
     with clock.part("sample_after", f"drawing {parsed['demo'].num_images} samples after"):
         from smidgen.core.delta import Delta
 
@@ -164,7 +163,7 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     with clock.part("curve", "measuring the deltas kept on the way"):
         between = agreement_on_the_way(parsed, base)
         first, last = (result["metrics"]["class_agreement"] for result in (before, after))
-        agreement = {0: first, **between, parsed["training"].steps: last}
+        agreement = {0: first, **between, options.training.steps: last}
     with clock.part("pictures", "drawing the pictures"):
         show.write_grid(folder, trained["classes"])
         show.write_curves(folder, agreement, parsed["demo"].guidance)
@@ -190,34 +189,37 @@ def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def start_delta(parsed: Mapping[str, Any], base: Base) -> Any:
+def start_delta(config: RunConfig, base: Base) -> Any:
     """The delta as training begins with it: new rows in the label table, nothing learned."""
     from smidgen.data.folder import scan
     from smidgen.methods import resolve
     from smidgen.training.randomness import generator_for
 
-    classes = scan(parsed["run"].data, decode=False).classes
-    generator = generator_for(parsed["training"].seed, "delta")
-    method = resolve(parsed["run"].method)
-    return method.build(base, parsed["method"], classes, generator)
+    classes = scan(config.data, decode=False).classes
+    generator = generator_for(config.training.seed, "delta")
+    return resolve(config.method).build(base, config.method_config, classes, generator)
+
+
+def sampling_of(demo: DemoOptions, num_images: int) -> SamplingConfig:
+    """How so many samples are drawn."""
+    return SamplingConfig(
+        num_images=num_images,
+        steps=demo.sample_steps,
+        sampler="dpm++",
+        guidance=demo.guidance,
+        batch_size=BATCH,
+    )
 
 
 def draw(parsed: Mapping[str, Any], base: Base, name: str, delta: Any) -> None:
     """Fill the folder `name` with samples, unless it holds these already."""
+    from smidgen.sampling.draw import prepare
+
     demo, folder = parsed["demo"], parsed["run"].output / name
-    options = sample.SampleOptions(
-        num_images=demo.num_images,
-        steps=demo.sample_steps,
-        sampler="dpm++",
-        guidance=demo.guidance,
-        batch_size=96,
-        output=folder,
-    )
-    settings = sample.sampling_settings(parsed["base"], options)
-    settings["delta_sha256"] = fingerprint_of(delta)
-    record = read_record(folder)
-    if not check_record(folder, record, settings, force=True):
-        sample.draw(base, delta, options, settings)
+    drawing = prepare(base, sampling_of(demo, demo.num_images), delta=delta)
+    settings = drawing.facts() | {"delta_sha256": fingerprint_of(delta)}
+    if standing_of(folder, settings, force=True) != "finished":
+        fill_folder(drawing, folder, settings)
 
 
 def fingerprint_of(delta: Any) -> str:
@@ -240,32 +242,24 @@ def agreement_on_the_way(parsed: Mapping[str, Any], base: Base) -> dict[int, flo
     """Class agreement of a few samples of each delta that training kept before the last step."""
     import torch
 
-    from smidgen import api
+    from smidgen.core.delta import Delta
     from smidgen.evaluation.features import load_extractor
     from smidgen.evaluation.metrics import class_agreement
+    from smidgen.sampling.draw import prepare
     from smidgen.training.state import step_of
 
     demo, found = parsed["demo"], {}
     extractor = load_extractor("glyphs", base.device)
     for path in (parsed["run"].output / "deltas").glob("step-*.safetensors"):
-        if step_of(path) >= parsed["training"].steps:
+        if step_of(path) >= parsed["run"].training.steps:
             continue
-        delta = api.Delta.load(path)
-        batches = api.sample_arrays(
-            base,
-            delta=delta,
-            num_images=CURVE_IMAGES,
-            steps=demo.sample_steps,
-            sampler="dpm++",
-            guidance=demo.guidance,
-            batch_size=CURVE_IMAGES,
-        )
-        _, images, labels = next(iter(batches))
-        classes = delta.provenance.classes
+        drawing = prepare(base, sampling_of(demo, CURVE_IMAGES), delta=Delta.load(path))
+        numbers, images = next(drawing.batches())
+        classes = drawing.labels.names
         head = extractor.head_for(set(classes))
         assert head is not None, "the shipped classifier knows the shipped letters"
         _, logits = extractor.read(torch.from_numpy(images).permute(0, 3, 1, 2))
-        intended = [extractor.heads[head].index(classes[label]) for label in labels]
+        intended = [extractor.heads[head].index(drawing.name(number)) for number in numbers]
         predicted = logits[head].argmax(1).cpu()
         found[step_of(path)] = class_agreement(predicted, torch.tensor(intended))
     return dict(sorted(found.items()))

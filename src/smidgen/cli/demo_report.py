@@ -11,7 +11,7 @@ from PIL import Image
 
 from smidgen.cli import pictures
 from smidgen.cli.pictures import Panel
-from smidgen.cli.records import read_record
+from smidgen.sampling.folder import read_record
 
 SET = "greek"
 COLUMNS = 24
@@ -23,7 +23,8 @@ def write_grid(folder: Path, classes: Sequence[str]) -> None:
     rows: dict[str, list[Image.Image]] = {"base at\nthe start": [], "base\n+ delta": []}
     for label, name in zip(rows, ("before", "after"), strict=True):
         by_class: dict[str, str] = {}
-        for file, shown in read_record(folder / name)["images"].items():
+        record = read_record(folder / name)
+        for file, shown in (record.images if record else {}).items():
             by_class.setdefault(shown, file)
         rows[label] = [Image.open(folder / name / by_class[letter]) for letter in small]
     rows["real, from\nunseen fonts"] = [

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +38,7 @@ from smidgen.errors import UsageError
 from smidgen.evaluation.names import PROMPT, check_names, split_names
 from smidgen.files.settings import flatten
 from smidgen.files.writing import write_json
+from smidgen.processes import is_main
 
 NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
 
@@ -228,13 +228,15 @@ def drawn_with(images: Path, document: Mapping[str, Any]) -> dict[str, Any]:
 
 def measure(options: EvaluateOptions, drawing: DrawOptions | None = None) -> dict[str, Any]:
     """The result document; `drawing` None: as its defaults, if there is anything to draw."""
-    from smidgen.api.evaluation import SamplingConfig, evaluate
-    from smidgen.training.journal import counting_bar
+    from smidgen.api.evaluation import evaluate
+    from smidgen.progress import counting_bar
+    from smidgen.sampling.config import SamplingConfig
 
     drawing, more = drawing or DrawOptions(), {}
     if not is_images(options.images):
-        names = [field.name for field in dataclasses.fields(SamplingConfig)]
-        more["sampling"] = SamplingConfig(**{name: getattr(drawing, name) for name in names})
+        names = ("num_images", "steps", "sampler", "guidance", "guidance_channels", "seed")
+        values = {name: getattr(drawing, name) for name in (*names, "precision")}
+        more["sampling"] = SamplingConfig(**values)
         for name in ("base", "codec", "image_size", "frequency_shift"):
             more[name] = getattr(drawing, name)
     with counting_bar("measuring", progress=is_main()) as progress:
@@ -291,8 +293,3 @@ def delta_facts(images: Path) -> dict[str, Any]:
     from smidgen.cli.sample import delta_facts
 
     return delta_facts(images / DELTA if images.is_dir() else images)
-
-
-def is_main() -> bool:
-    """Whether this process prints and writes: the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"

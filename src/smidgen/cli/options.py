@@ -21,6 +21,7 @@ from tyro.conf import FlagCreatePairsOff
 from smidgen.errors import UsageError
 from smidgen.files.settings import flatten, recipe_text, settings_of
 from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
+from smidgen.processes import own_device
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -86,7 +87,7 @@ class BaseOnDevice(BaseOptions):
 
     def load(self, **more: Any) -> Base:
         """The base on its device."""
-        return super().load(device=resolve_device(self.device), **more)
+        return super().load(device=own_device(resolve_device(self.device)), **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,78 +1,20 @@
-"""What commands leave beside their output, and whether it answers the same request again:
-sample.json beside images, result.json of a measurement.
-"""
+"""result.json of a measurement, and whether it answers the same request again."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from smidgen.errors import UsageError
+from smidgen.files.reading import Unreadable, fit, read_json
+from smidgen.files.standing import standing
+from smidgen.sampling.folder import DEFAULT_SAMPLERS
 
-RECORD, RESULT = "sample.json", "result.json"
+RESULT = "result.json"
 DELTA = "delta.safetensors"
-DEFAULT_SAMPLERS = ("ddpm", "euler")  # what no sampler means, and what the record then says
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The folder's sample.json, {} without one of ours."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        parts = record["settings"], record["images"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-    return record if all(isinstance(part, dict) for part in parts) else {}
-
-
-def check_record(
-    folder: Path, record: Mapping[str, Any], settings: Mapping[str, Any], *, force: bool
-) -> bool:
-    """Whether the folder already holds exactly these images.
-
-    Raises: UsageError if it holds other pictures or, without `force`, images of other settings or
-        another program's record.
-    """
-    pictures = {path.name for path in folder.glob("*.png")} if folder.is_dir() else set()
-    ours = set(record.get("images", {}))
-    if pictures - ours:
-        raise UsageError(
-            f"{folder} holds other pictures, such as {min(pictures - ours)}; "
-            "give a new or an empty folder"
-        )
-    if not record and (folder / RECORD).exists() and not force:
-        raise UsageError(
-            f"{folder / RECORD} exists and is none of smidgen's; give another folder, or --force "
-            "to replace it"
-        )
-    before = record.get("settings", settings)
-    different = [
-        name for name in settings if not same_setting(name, before.get(name), settings[name])
-    ]
-    if different and not force:
-        changes = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in different)
-        raise UsageError(
-            f"{folder} holds images of other settings ({changes}); "
-            "give another folder, or --force to replace them"
-        )
-    return bool(ours) and not different and bool(record.get("finished")) and pictures == ours
-
-
-def same_setting(name: str, before: Any, now: Any) -> bool:
-    """Whether a setting draws the same images; none at all is the same as an empty one."""
-    if name == "sampler" and now is None:
-        return before is None or before in DEFAULT_SAMPLERS
-    return (before or None) == (now or None)
-
-
-def remove_images(folder: Path) -> None:
-    """Remove the images that the folder's record lists, which lie in it and nowhere else."""
-    for name in read_record(folder).get("images", {}):
-        if Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
 
 
 def default_output(images: Path) -> Path:
@@ -90,29 +32,16 @@ def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] 
     if not output.exists():
         return None
     try:
-        document = json.loads(output.read_text(encoding="utf-8"))
-        before = dict(document["request"])
-    except (OSError, ValueError, LookupError, TypeError):
+        document = read_json(output, dict[str, Any])
+        before = fit(document.get("request"), dict[str, Any])
+    except Unreadable:
         raise UsageError(
             f"{output} exists and is no result of evaluate; give another --output, or --force"
         ) from None
-    changed = [
-        name
-        for name in {**before, **request}
-        if not same_setting(name, before.get(name), request.get(name))
-    ]
-    if not changed:
-        return document
-    words = (
-        f"{name.removesuffix('_state')} changed"
-        if name.endswith("_state")
-        else f"{name} {before.get(name)} -> {request.get(name)}"
-        for name in changed
-    )
-    raise UsageError(
-        f"{output} holds another result ({', '.join(words)}); give another --output, "
-        "or --force to replace it"
-    )
+    if request.get("sampler") is None:
+        before |= {"sampler": None} if before.get("sampler") in DEFAULT_SAMPLERS else {}
+    standing(output, "a result", before, request, finished=True)
+    return document
 
 
 def state_of(path: Path) -> str:

@@ -5,26 +5,29 @@ The rule for running again into the same folder (resume, finished, refuse) is in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from smidgen.cli.arguments import Request, parse, read_request
 from smidgen.cli.options import (
-    LAYOUT_NAMES,
     BaseOnDevice,
     OutputSwitches,
     answer,
     answer_dry_run,
-    at_least,
     check_images,
     check_output_folder,
     quiet_stdout,
 )
+from smidgen.errors import SmidgenError
+from smidgen.files.reading import read_json
 from smidgen.files.settings import flatten, settings_of
-from smidgen.training.config import TrainingConfig
+from smidgen.training.config import RunConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from smidgen.models.base import Base
 
 DESCRIPTION = """Fine-tune a base to a folder of images: a sub-folder for each class.
 
@@ -35,42 +38,7 @@ examples:
   smidgen train --base glyphs --data photos/ --method difffit --steps 400 --output runs/photos
   smidgen train recipes/difffit-food101.toml --data food-101 --layout food-101 --split train"""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What to train on, how it is read, and where the result goes."""
-
-    data: Path
-    """Folder of images: a sub-folder for each class, or one class without sub-folders; or a data
-    set of another --layout."""
-    layout: LAYOUT_NAMES = "folder"
-    """How the data lies there: a folder of images, a published data set as its archives unpack,
-    webdataset (.tar shards) or hf (a Hugging Face image set: saved on disk, or a hub id)."""
-    split: str | None = None
-    """Which part of it, such as train or test; none: the layout's default."""
-    method: str = "difffit"
-    """What is trained: full, bitfit, difffit, adaptformer, vpt, lora, adapter; or several at once,
-    such as difffit+lora, whose flags then begin with the method: --lora.rank 8."""
-    resize: Literal["crop", "resize"] = "crop"
-    """crop: the centre square of each image; resize: all of it, squeezed to a square."""
-    flip: bool = False
-    """Also train on the mirrored images."""
-    max_bad_share: float = 0.05
-    """Refuse to train if a larger share of the files cannot be used."""
-    cache_dir: Path | None = None
-    """Where latents are kept; none: the cache folder of this machine."""
-    output: Path
-    """Folder for the run; its delta.safetensors is the result."""
-
-    def __post_init__(self) -> None:
-        at_least("max_bad_share", self.max_bad_share, 0)
-
-
-GROUPS: Mapping[str, type] = {
-    "base": BaseOnDevice,
-    "run": TrainOptions,
-    "training": TrainingConfig,
-}
+GROUPS: Mapping[str, type] = {"base": BaseOnDevice, "run": RunConfig, "training": TrainingConfig}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -79,16 +47,15 @@ def run(argv: Sequence[str]) -> None:
     if not request.wants_help:
         _check_early(request)
     parsed = parse_train(request)
-    options, switches = parsed["run"], parsed["switches"]
-    check_paths(options)
+    config, switches = parsed["run"], parsed["switches"]
+    check_paths(config)
     if switches.dry_run:
-        configs = [parsed[name] for name in (*GROUPS, "method")]
         with quiet_stdout():
-            facts = plan(parsed)
-        answer_dry_run(configs, facts, as_json=switches.json)
+            facts = plan(parsed["base"], config)
+        answer_dry_run(configs_of(parsed), facts, as_json=switches.json)
         return
     with quiet_stdout():
-        document = train(parsed)
+        document = train(parsed["base"].load(), config, force=switches.force)
     summary = (
         f"trained {document['trainable']:,} parameters, {document['share']:.2%} of the base, "
         f"in {document['steps']:,} steps"
@@ -108,83 +75,72 @@ def _check_early(request: Request) -> None:
         check_paths(parsed["run"])
 
 
-def parse_train(request: Request) -> dict[str, Any]:
-    """All groups of flags, those of the method chosen by flag or recipe among them.
+def parse_train(request: Request, description: str = DESCRIPTION, **others: type) -> dict[str, Any]:
+    """What flags and recipe say: the base, the run with all that it holds, the switches and the
+    `others`; the flags of the method are those of the one that is chosen.
 
     Raises: UsageError for an unknown method, and as `parse`.
     """
     from smidgen.methods import resolve
 
-    groups = {**GROUPS, "method": resolve(request.peek("method", "difffit")).config}
-    return parse(request, groups, switches=OutputSwitches, description=DESCRIPTION)
+    method = resolve(request.peek("method", "difffit"))
+    groups = {**others, **GROUPS, "method": method.config}
+    parsed = parse(request, groups, switches=OutputSwitches, description=description)
+    config, training = parsed.pop("method"), parsed.pop("training")
+    parsed["run"] = dataclasses.replace(parsed["run"], method_config=config, training=training)
+    return parsed
 
 
-def check_paths(options: TrainOptions) -> None:
+def configs_of(parsed: Mapping[str, Any]) -> list[Any]:
+    """The configurations of a parsed command line whose fields are its settings."""
+    run = parsed["run"]
+    return [parsed["base"], run, run.training, run.method_config]
+
+
+def check_paths(config: RunConfig) -> None:
     """Raise UsageError unless the images are there and the output can be written."""
-    check_images(options.data, options.layout, options.split)
-    check_output_folder(options.output)
+    check_images(config.data, config.layout, config.split)
+    check_output_folder(config.output)
 
 
-def train(parsed: Mapping[str, Any], *, base: Any = None) -> dict[str, Any]:
-    """Load the base, train, and tell what was trained. `base` if it is loaded already."""
-    from smidgen import api
+def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, Any]:
+    """Train, and tell what was trained."""
+    from smidgen.training.run import fine_tune
 
-    options = parsed["run"]
-    base = base or parsed["base"].load()  # in float32, as the delta is trained beside it
-    delta = api.train(
-        base,
-        options.data,
-        layout=options.layout,
-        split=options.split,
-        method=options.method,
-        method_config=dataclasses.asdict(parsed["method"]),
-        output=options.output,
-        resize=options.resize,
-        flip=options.flip,
-        max_bad_share=options.max_bad_share,
-        cache_dir=options.cache_dir,
-        force=parsed["switches"].force,
-        **dataclasses.asdict(parsed["training"]),
-    )
+    delta = fine_tune(base, config, force=force, progress=True)
     total = sum(parameter.numel() for parameter in base.denoiser.parameters())
-    path = options.output / "delta.safetensors"
+    path = config.output / "delta.safetensors"
+    report: dict[str, Any] = {}
+    with contextlib.suppress(SmidgenError):
+        report = read_json(config.output / "run.json", dict[str, Any])
     return {
         "delta": str(path),
         "delta_bytes": path.stat().st_size,
-        "method": options.method,
+        "method": config.method,
         "classes": list(delta.provenance.classes),
         "trainable": delta.num_parameters(),
         "total": total,
         "share": delta.num_parameters() / total,
-        "steps": parsed["training"].steps,
-        "run": run_report(options.output),
+        "steps": config.training.steps,
+        "run": report,
     }
 
 
-def run_report(folder: Path) -> dict[str, Any]:
-    """What the training wrote about itself, {} if it did not."""
-    try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def plan(parsed: Mapping[str, Any]) -> dict[str, Any]:
+def plan(base: BaseOnDevice, config: RunConfig) -> dict[str, Any]:
     """What the run would train and need, from the names of the images and the shape of the base."""
-    from smidgen import api
+    from smidgen.api.weights import count_weights
     from smidgen.data.layouts import open_images
     from smidgen.hosts.host import find_host
     from smidgen.models.architectures import meta_network
 
-    base, options = parsed["base"].base, parsed["run"]
-    images = open_images(options.data, layout=options.layout, split=options.split, decode=False)
-    has_labels = find_host(meta_network(base)).has_labels  # else classes are prompts
-    facts = api.inspect(
-        base,
+    images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
+    has_labels = find_host(meta_network(base.base)).has_labels  # else classes are prompts
+    facts = count_weights(
+        base.base,
         num_classes=len(images.classes) if has_labels else None,
-        method=options.method,
-        method_config=dataclasses.asdict(parsed["method"]),
-        **dataclasses.asdict(parsed["training"]),
+        method=config.method,
+        method_config=config.method_config,
+        training=config.training,
     )
     # tensor by tensor is what `smidgen inspect` shows
     return {name: fact for name, fact in facts.items() if name != "tensors"}
@@ -192,4 +148,4 @@ def plan(parsed: Mapping[str, Any]) -> dict[str, Any]:
 
 def resolved(parsed: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a parsed command line by name."""
-    return flatten(*(parsed[name] for name in (*GROUPS, "method")))
+    return flatten(*configs_of(parsed))

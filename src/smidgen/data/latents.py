@@ -72,19 +72,23 @@ class LatentSet:
         return self.mean.shape[2:]
 
     def draw(
-        self, indices: torch.Tensor | Sequence[int], generator: torch.Generator
+        self,
+        indices: torch.Tensor | Sequence[int],
+        generator: torch.Generator,
+        rows: slice = slice(None),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (B, C, h, w) drawn from the posteriors of the images, and their labels (B,).
 
         Each draw is mean + std * noise, of a random view where there are two. The result depends
-        on `generator` (a CPU generator, advanced) and on the indices, nothing else.
+        on `generator` (a CPU generator, advanced) and on the indices, nothing else. `rows`: the
+        latents of these only, as they are among all of them.
         """
         images = torch.as_tensor(indices, dtype=torch.long)
         views = torch.zeros(len(images), dtype=torch.long)
         if self.num_views > 1:
             views = torch.randint(self.num_views, (len(images),), generator=generator)
-        mean, std = self.mean[images, views], self.std[images, views]
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        noise = torch.randn((len(images), *self.shape), generator=generator)[rows]
+        mean, std = (part[images[rows], views[rows]] for part in (self.mean, self.std))
         return mean + std * noise, self.labels[images]
 
     def report(self, show: int = 10) -> str:

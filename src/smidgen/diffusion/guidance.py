@@ -5,17 +5,16 @@ columns.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from smidgen.diffusion.names import Channels
 from smidgen.diffusion.sampler import Denoise
 
 # (x_t, timesteps, labels) -> output
 ConditionalModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-Channels = Literal["all", "first-three"]
 
 
 def guide(

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
+from smidgen import processes
 from smidgen.data.cache import default_cache_dir
 from smidgen.data.folder import ImageFile, ImageFolder, Progress, with_findings
 from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
 from smidgen.data.reading import ordered_map
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.evaluation import processes
 from smidgen.evaluation.features import Extractor
 from smidgen.evaluation.metrics import Gaussian
 from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from smidgen import processes
 from smidgen.data.embedded_sets import locate_reference, name_reference
 from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
-from smidgen.errors import SmidgenError, UsageError, closest
-from smidgen.evaluation import processes
+from smidgen.errors import UsageError, closest
 from smidgen.evaluation.document import Source, make_document, strange_classes
 from smidgen.evaluation.names import PROMPT
 from smidgen.evaluation.plan import Plan, check_names, make_plan
@@ -35,8 +35,8 @@ from smidgen.evaluation.stream import (
     array_batches,
     folder_batches,
 )
-
-SAMPLE_RECORD = "sample.json"  # written by sampling: {"settings": {...}, "images": {file: class}}
+from smidgen.sampling.draw import Drawing
+from smidgen.sampling.folder import SampleRecord, read_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,8 @@ def evaluate(
     if isinstance(given, SampleBatch):
         measured, source = _measure_file(plan, given, config.batch_size, progress)
     else:
-        classes, certain = known[plan.first.name].classes, bool(given.record.get("images"))
-        strange_classes(given.intended, classes, name_reference(reference), certain=certain)
+        classes = known[plan.first.name].classes
+        strange_classes(given.intended, classes, name_reference(reference), certain=given.certain)
         measured, source = _measure_folder(plan, given, config.batch_size, progress)
     return make_document(plan, measured, known, source, name_reference(reference))
 
@@ -143,6 +143,35 @@ def measure_batches(
     identity = _array_identity(plan, measured)
     source = Source(name=name, identity=identity, sampling=sampling, certain=True)
     return make_document(plan, measured, known, source, name_reference(reference))
+
+
+def measure_drawing(
+    drawing: Drawing,
+    reference: str | Path,
+    *,
+    name: str = "samples",
+    facts: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """`measure_batches` of what is drawn, each process drawing its part; `facts` are known of it
+    besides its own.
+    """
+    drawn = drawing.batches(part=(processes.rank(), processes.world_size()))
+    with closing(drawn):
+        return measure_batches(
+            (
+                (places.start, images, [drawing.name(place) for place in places])
+                for places, images in drawn
+            ),
+            reference,
+            sampling=drawing.facts() | dict(facts or {}),
+            name=name,
+            classes=drawing.labels.names,
+            num_images=drawing.num_images,
+            progress=progress,
+            **settings,
+        )
 
 
 def evaluation_config(settings: Mapping[str, Any]) -> EvaluationConfig:
@@ -200,13 +229,18 @@ class _Given:
     """A listed folder, its sampling record, and what each file was meant to show, if known."""
 
     listed: ImageFolder
-    record: Mapping[str, Any]
+    record: SampleRecord | None
     intended: Sequence[str] | None
+
+    @property
+    def certain(self) -> bool:
+        """Whether the record names what was drawn."""
+        return self.record is not None and bool(self.record.images)
 
 
 def _open_folder(folder: Path) -> _Given:
     listed = scan(folder, decode=False)
-    record = read_sample_record(listed.root)
+    record = read_record(listed.root)
     return _Given(listed=listed, record=record, intended=intended_classes(listed, record))
 
 
@@ -238,15 +272,15 @@ def _measure_folder(
     good = [listed.files[place] for place in measured.numbers]
     scanned = with_findings(listed, good, measured.bad)
     warnings = []
-    if not record.get("finished", True):
+    if record is not None and not record.finished:
         warnings.append(f"the sampling into {folder} did not finish; run it again first")
     if scanned.num_bad:
         warnings.append(f"{scanned.num_bad} of the files in {folder} were skipped")
     return measured, Source(
         name=str(folder),
         identity={e.name: content_key(listed, e, measured.hashes) for e in plan.extractors},
-        sampling=record.get("settings"),
-        certain=bool(record.get("images")),
+        sampling=record.settings if record is not None else None,
+        certain=given.certain,
         warnings=tuple(warnings),
         skipped=tuple(scanned.skipped()),
     )
@@ -275,30 +309,11 @@ def _array_identity(plan: Plan, measured: Measured) -> dict[str, str]:
     return {extractor.name: f"pixels:{total}" for extractor in plan.extractors}
 
 
-def read_sample_record(folder: Path) -> dict[str, Any]:
-    """What sampling wrote beside its images, or {} where it did not.
-
-    Raises: SmidgenError if the record is damaged, or another program's.
-    """
-    path = folder / SAMPLE_RECORD
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SmidgenError(f"{path} is damaged: {error}; sample again or remove it") from error
-    if not isinstance(record, dict) or not all(
-        isinstance(record.get(name, {}), dict) for name in ("settings", "images")
-    ):
-        raise SmidgenError(f"{path} is no record of smidgen sample; move it elsewhere")
-    return record
-
-
-def intended_classes(folder: ImageFolder, record: Mapping[str, Any]) -> list[str] | None:
+def intended_classes(folder: ImageFolder, record: SampleRecord | None) -> list[str] | None:
     """The class that each file was meant to show, None if any is unknown."""
     if not folder.flat:
         return [folder.classes[file.label] for file in folder.files]
-    listed = record.get("images", {})
+    listed = record.images if record is not None else {}
     found = []
     for file in folder.files:
         match = re.fullmatch(r"\d+-(.+)", file.path.stem)

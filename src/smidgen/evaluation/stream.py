@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smidgen import processes
 from smidgen.data.folder import ImageFolder, Progress
 from smidgen.data.images import UnusableImage, decode, strict_pillow
 from smidgen.data.listing import BadFile
 from smidgen.data.reading import ordered_map
 from smidgen.errors import SmidgenError
-from smidgen.evaluation import processes
 from smidgen.evaluation.accumulate import Accumulated, Accumulator
 from smidgen.evaluation.features import Extractor
+from smidgen.evaluation.gathering import gather
 
 # (number of the first image, uint8 (B, H, W, 3), class name of each image or None)
 ArrayBatch = tuple[int, NDArray[np.uint8], Sequence[str] | None]
@@ -169,7 +170,7 @@ def accumulate(
         if progress is not None and total is not None:
             progress(min(total, len(hashes) * (processes.world_size() if shared else 1)), total)
     if shared:
-        parts = {name: processes.gather(part) for name, part in parts.items()}
+        parts = {name: gather(part) for name, part in parts.items()}
         numbers = processes.gather_list(numbers)
         hashes = dict(processes.gather_list(list(hashes.items())))
         bad = processes.gather_list(bad)

@@ -18,6 +18,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from smidgen.errors import UsageError, closest
 from smidgen.files.toml import NONE, toml
 
+C = typing.TypeVar("C")
+
+NO_FLAG: Mapping[str, bool] = {"flag": False}  # metadata of a field that is no setting of its own
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -62,6 +66,8 @@ def settings_of(*configs: type) -> dict[str, Setting]:
 def _own_settings(config: type) -> Iterator[Setting]:
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
+        if not field.metadata.get("flag", True):
+            continue
         annotation, default = hints[field.name], field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
@@ -118,6 +124,19 @@ def _dotted(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[
         else:
             flat[name] = value
     return flat
+
+
+def make(config: type[C], values: Mapping[str, Any]) -> C:
+    """The config with these Python values, the others at their defaults.
+
+    Raises: UsageError for an unknown name, with the closest one, or a value of the wrong type; and
+        as the config itself.
+    """
+    settings = settings_of(config)
+    for name in values:
+        if name not in settings:
+            raise UsageError(f'unknown setting "{name}"{closest(name, settings)}')
+    return config(**{n: convert(v, settings[n].annotation, n) for n, v in values.items()})
 
 
 def convert(value: Any, annotation: Any, name: str) -> Any:
@@ -186,6 +205,8 @@ def flatten(*configs: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for config in configs:
         for field in dataclasses.fields(config):
+            if not field.metadata.get("flag", True):
+                continue
             value = getattr(config, field.name)
             if dataclasses.is_dataclass(value):
                 inner = flatten(value)

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from smidgen.core.fingerprint import fingerprint
-from smidgen.diffusion.flow import FlowSchedule
-from smidgen.diffusion.schedule import Schedule
+from smidgen.diffusion.process import Process
 from smidgen.errors import UsageError
 from smidgen.hosts.host import Family, Host, find_family
+from smidgen.models.calling import DTYPES, dtype_of
 from smidgen.models.codec import AutoencoderCodec, Codec
 from smidgen.models.conditioner import Conditioner, Conditions, labels_alone
-from smidgen.models.schedulers import Objective
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,24 +25,21 @@ class Base:
     """A pretrained diffusion model; `to` moves it, nothing else changes it.
 
     `image_size` is in pixels. `class_names` has one name for each row of the label table but the
-    last, the null label; a base with a `conditioner` reads prompts and has none. `objective` is
-    what the denoiser was trained for, on the `schedule`. A token of the denoiser is `patch` latent
-    pixels wide. `source` is the folder or file that the weights were read from, None if they were
-    made in this process; `given` is what `load_base` must be given besides the name, and the image
-    size, to load the same again.
+    last, the null label; a base with a `conditioner` reads prompts and has none. `process` is what
+    the denoiser was trained on. `source` is the folder or file that the weights were read from,
+    None if they were made in this process; `given` is what `load_base` must be given besides the
+    name, and the image size, to load the same again.
     """
 
     name: str
     denoiser: nn.Module
     codec: Codec
     class_names: tuple[str, ...]
-    schedule: Schedule | FlowSchedule
+    process: Process
     host: Host
     fingerprint: str
     image_size: int
-    objective: Objective = "hybrid"
     conditioner: Conditioner | None = None
-    patch: int = 1
     source: Path | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,15 +64,16 @@ class Base:
         return next(self.denoiser.parameters()).device
 
     @property
+    def precision(self) -> str:
+        """The number format of the denoiser, as settings call it."""
+        dtype = dtype_of(self.denoiser)
+        return next((name for name, one in DTYPES.items() if one == dtype), str(dtype))
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of a latent of this image size."""
         side = self.image_size // self.codec.factor
         return self.codec.latent_channels, side, side
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of an image of this size in the denoiser."""
-        return (self.latent_shape[1] // self.patch) ** 2
 
     def conditions(self, prompts: Sequence[str] = ()) -> Conditions:
         """What labels mean to the denoiser: themselves, or the prompts that they count, the label
@@ -92,8 +89,7 @@ class Base:
             return labels_alone
         if not prompts:
             raise UsageError(f'base "{self.name}" reads prompts: give at least one')
-        dtype = next(self.denoiser.parameters()).dtype
-        return self.conditioner.conditions(prompts, self.device, dtype)
+        return self.conditioner.conditions(prompts, self.device, dtype_of(self.denoiser))
 
     def to(
         self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None

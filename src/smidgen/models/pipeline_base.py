@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smidgen.diffusion.flow import FlowSchedule
-from smidgen.diffusion.schedule import Schedule
+from smidgen.diffusion.process import Flow, Process
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import Family, find_family, find_host
 from smidgen.models.base import Base, base_fingerprint
@@ -28,7 +27,7 @@ from smidgen.models.pipelines import (
     pipeline_of,
     trained_pixels,
 )
-from smidgen.models.schedulers import Objective, diffusion_of, flow_of, is_of_flow
+from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
 
 
 def load_pipeline(
@@ -63,18 +62,16 @@ def load_pipeline(
     denoiser = load_network(source / pipeline.denoiser, pipeline.network, dtype)
     denoiser.to(device).requires_grad_(False).eval()
     family = _family(denoiser, index) if pipeline.prompts else None
-    objective, schedule = _process(source, pipeline, family)
+    num_tokens = (pixels // autoencoder.factor // pipeline.patch) ** 2
     base = Base(
         name=name,
         denoiser=denoiser,
         codec=autoencoder,
         class_names=(),
-        schedule=schedule,
+        process=_process(source, pipeline, family, num_tokens),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
         image_size=pixels,
-        objective=objective,
-        patch=pipeline.patch,
         source=source.absolute(),
     )
     if family is None:
@@ -97,16 +94,14 @@ def _family(denoiser: nn.Module, index: Mapping[str, Any]) -> Family:
     return family
 
 
-def _process(
-    source: Path, pipeline: Pipeline, family: Family | None
-) -> tuple[Objective, Schedule | FlowSchedule]:
+def _process(source: Path, pipeline: Pipeline, family: Family | None, num_tokens: int) -> Process:
     path = source / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     is_flow = is_of_flow(config) if family is None else family.parameterisation == "flow"
     try:
         if not is_flow:
             return diffusion_of(config, path)
-        return "flow", flow_of(
+        schedule = flow_of(
             config,
             path,
             even_to_fraction=pipeline.even_to_fraction,
@@ -114,6 +109,7 @@ def _process(
         )
     except (TypeError, ValueError) as error:
         raise SmidgenError(f"{path}: {error}; get the folder again") from error
+    return Flow(schedule=schedule, num_tokens=num_tokens)
 
 
 def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: Base) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
@@ -89,7 +90,7 @@ def load_base(
         denoiser=denoiser,
         codec=autoencoder,
         class_names=class_names_of(described, config, source),
-        schedule=schedule_of(described, source),
+        process=Diffusion(schedule=schedule_of(described, source)),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
         image_size=config.image_size * autoencoder.factor,

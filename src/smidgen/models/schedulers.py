@@ -1,4 +1,4 @@
-"""What a diffusers scheduler's configuration says of a model: its objective and its schedule.
+"""What a diffusers scheduler's configuration says of a model: the process that it was trained on.
 
 Pure functions of dicts, after diffusers 0.42; how it is sampled there beyond that is not read.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from smidgen.diffusion.flow import (
     FlowSchedule,
@@ -15,13 +15,11 @@ from smidgen.diffusion.flow import (
     shift_by_tokens,
     shift_by_tokens_and_steps,
 )
-from smidgen.diffusion.schedule import Schedule
+from smidgen.diffusion.process import Diffusion, Prediction
 from smidgen.errors import SmidgenError
 from smidgen.models.dit_diffusers import schedule_from_diffusers
 
-# "hybrid": noise, and its variance where that is learned; "epsilon": noise alone
-Objective = Literal["hybrid", "epsilon", "v", "flow"]
-OBJECTIVES: Mapping[str, Objective] = {"epsilon": "epsilon", "v_prediction": "v"}
+PREDICTIONS: Mapping[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v"}
 
 # What changes a flow's sigmas in ways that `FlowSchedule` has no word for.
 UNKNOWN_SIGMAS = (
@@ -33,17 +31,17 @@ UNKNOWN_SIGMAS = (
 )
 
 
-def diffusion_of(config: Mapping[str, Any], source: Path) -> tuple[Objective, Schedule]:
-    """Objective and training schedule of a model that predicts noise or v.
+def diffusion_of(config: Mapping[str, Any], source: Path) -> Diffusion:
+    """The process of a model that predicts noise or v.
 
     Raises:
         SmidgenError: another prediction, betas of an unknown kind, or ones rescaled to end in pure
             noise, where epsilon says nothing of the image.
     """
     predicted = config.get("prediction_type", "epsilon")
-    if predicted not in OBJECTIVES:
+    if predicted not in PREDICTIONS:
         raise SmidgenError(
-            f'{source}: the network predicts "{predicted}"; expected {" or ".join(OBJECTIVES)}'
+            f'{source}: the network predicts "{predicted}"; expected {" or ".join(PREDICTIONS)}'
         )
     if config.get("rescale_betas_zero_snr"):
         raise SmidgenError(
@@ -51,7 +49,7 @@ def diffusion_of(config: Mapping[str, Any], source: Path) -> tuple[Objective, Sc
             "supported"
         )
     schedule = schedule_from_diffusers({**config, "prediction_type": "epsilon"}, source)
-    return OBJECTIVES[predicted], schedule
+    return Diffusion(schedule=schedule, prediction=PREDICTIONS[predicted])
 
 
 def is_of_flow(config: Mapping[str, Any]) -> bool:

@@ -1,22 +1,23 @@
-"""The settings of one training; what they mean in the loop is in loop.py.
+"""The settings of a run and of its training; what they mean in the loop is in loop.py.
 
 Nothing heavy is imported here, so that the command line checks them before torch loads.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from smidgen.data.names import LayoutName
 from smidgen.errors import UsageError
+from smidgen.files.checks import check_choice, check_integer, check_number
+from smidgen.files.settings import NO_FLAG
+from smidgen.models.prompts import CLASS
+from smidgen.sampling.config import Precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["logit-normal", "uniform"]
-
-CLASS = "{class}"  # what stands for the name in a prompt
-DEFAULT_PROMPT = "a photo of a {class}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,8 @@ class TrainingConfig:
     """Steps between sample grids in RUN/samples; 0: none."""
     metrics_every: int = 0
     """Steps between metrics of samples against the training images; 0: none."""
+    metrics_features: str = "glyphs"
+    """The features of these metrics, as evaluate has them, with commas."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Where the log also goes: tensorboard, or another tracker of accelerate that is installed; an
     empty list: nowhere."""
@@ -93,24 +96,22 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "gradient_accumulation", "checkpoint_every")
         for name in (*counts, "keep_checkpoints", "keep_deltas", "validate_every", "num_threads"):
-            _check_integer(name, getattr(self, name), least=1)
+            check_integer(name, getattr(self, name), least=1)
         for name in ("warmup_steps", "seed", "sample_every", "metrics_every"):
-            _check_integer(name, getattr(self, name), least=0)
+            check_integer(name, getattr(self, name), least=0)
         for name in ("lr", "weight_decay", "vlb_weight", "embedded_guidance"):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         for name in ("max_grad_norm", "min_snr", "timestep_shift"):
-            _check_number(name, getattr(self, name), above=True)
+            check_number(name, getattr(self, name), above=True)
         for name in ("ema_decay", "label_dropout", "validation_share"):
-            _check_number(name, getattr(self, name), most=1.0)
+            check_number(name, getattr(self, name), most=1.0)
         if self.validation_share == 1:
             raise UsageError(
                 "validation_share is 1.0; expected less, or nothing is left to train on"
             )
-        _check_choice("precision", self.precision, get_args(Precision))
-        _check_choice("lr_schedule", self.lr_schedule, get_args(Schedule))
-        if self.timestep_sampling is not None:
-            choices = get_args(TimestepSampling)
-            _check_choice("timestep_sampling", self.timestep_sampling, choices)
+        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("lr_schedule", self.lr_schedule, get_args(Schedule))
+        check_choice("timestep_sampling", self.timestep_sampling, get_args(TimestepSampling))
         if self.prompt is not None and (
             not isinstance(self.prompt, str) or CLASS not in self.prompt
         ):
@@ -121,6 +122,14 @@ class TrainingConfig:
         if isinstance(self.trackers, str) or not all(isinstance(t, str) for t in self.trackers):
             raise UsageError(f"trackers is {self.trackers!r}; expected a list of names")
         object.__setattr__(self, "trackers", tuple(self.trackers))
+
+    def resolved(self, method: str) -> TrainingConfig:
+        """With the learning rate that `method` has where none is given."""
+        if self.lr is not None:
+            return self
+        from smidgen.methods import resolve
+
+        return replace(self, lr=resolve(method).default_lr)
 
     @property
     def images_per_step(self) -> int:
@@ -133,29 +142,51 @@ class TrainingConfig:
         return self.validate_every or self.checkpoint_every
 
 
-def _check_integer(name: str, value: object, *, least: int) -> None:
-    """None passes: which settings may be None is a matter of types."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}; expected an integer of at least {least}")
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to train on, how it is read, and where the result goes."""
 
+    data: Path
+    """Folder of images: a sub-folder for each class, or one class without sub-folders; or a data
+    set of another --layout."""
+    layout: LayoutName = "folder"
+    """How the data lies there: a folder of images, a published data set as its archives unpack,
+    webdataset (.tar shards) or hf (a Hugging Face image set: saved on disk, or a hub id)."""
+    split: str | None = None
+    """Which part of it, such as train or test; none: the layout's default."""
+    method: str = "difffit"
+    """What is trained: full, bitfit, difffit, adaptformer, vpt, lora, adapter; or several at once,
+    such as difffit+lora, whose flags then begin with the method: --lora.rank 8."""
+    resize: Literal["crop", "resize"] = "crop"
+    """crop: the centre square of each image; resize: all of it, squeezed to a square."""
+    flip: bool = False
+    """Also train on the mirrored images."""
+    max_bad_share: float = 0.05
+    """Refuse to train if a larger share of the files cannot be used."""
+    cache_dir: Path | None = None
+    """Where latents are kept; none: the cache folder of this machine."""
+    output: Path
+    """Folder for the run; its delta.safetensors is the result."""
+    method_config: Any = field(default=None, metadata=NO_FLAG)
+    training: TrainingConfig = field(default_factory=TrainingConfig, metadata=NO_FLAG)
 
-def _check_number(name: str, value: object, *, above: bool = False, most: float = math.inf) -> None:
-    if value is None:
-        return
-    fits = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and 0 <= value <= most
-        and not (above and value == 0)
-    )
-    if not fits:
-        bound = "above 0" if above else ("of at least 0" if math.isinf(most) else "from 0 to 1")
-        raise UsageError(f"{name} is {value!r}; expected a finite number {bound}")
+    def __post_init__(self) -> None:
+        check_number("max_bad_share", self.max_bad_share, most=1.0)
+        check_choice("layout", self.layout, get_args(LayoutName))
+        check_choice("resize", self.resize, ("crop", "resize"))
 
+    def resolved(self) -> RunConfig:
+        """With the split, the method's options and the learning rate that are their defaults.
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} is {value!r}; choose from: {', '.join(choices)}")
+        Raises: UsageError for a method or a split that there is not.
+        """
+        from smidgen.data.layouts import resolve_split
+        from smidgen.methods import configure
+
+        options = self.method_config
+        return replace(
+            self,
+            split=resolve_split(self.layout, self.split),
+            method_config=configure(self.method)[1] if options is None else options,
+            training=self.training.resolved(self.method),
+        )

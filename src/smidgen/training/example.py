@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.diffusion.flow import FlowSchedule
+from smidgen.diffusion.process import Diffusion, Flow
 from smidgen.diffusion.schedule import Schedule
 from smidgen.hosts.host import find_family
 from smidgen.models.base import Base
-from smidgen.models.conditioner import labels_alone
 from smidgen.models.dit import DiT
+from smidgen.models.labels import Labels
 from smidgen.training.objective import Task
 
 # Tokens of text that the released pipelines give each class of networks.
@@ -53,12 +54,7 @@ class Example:
         def conditions(labels: Tensor) -> Mapping[str, Tensor]:
             return rows
 
-        return Task(
-            objective=self.task.objective,
-            schedule=self.task.schedule,
-            null_label=self.task.null_label,
-            conditions=conditions,
-        )
+        return Task(process=self.task.process, labels=Labels(names=(), conditions=conditions))
 
 
 def example_of(denoiser: nn.Module, base: Base | None = None) -> Example:
@@ -70,20 +66,20 @@ def example_of(denoiser: nn.Module, base: Base | None = None) -> Example:
     config: Any = denoiser.config
     if isinstance(denoiser, DiT):
         shape = (config.in_channels, config.image_size, config.image_size)
-        task = Task(schedule=Schedule.linear(), null_label=0, conditions=labels_alone)
+        task = Task(process=Diffusion(schedule=Schedule.linear()), labels=Labels(names=()))
         return Example(latent_shape=shape if base is None else base.latent_shape, task=task)
     name = type(denoiser).__name__
     side = config.get("sample_size") or SIDES.get(name, USUAL_SIDE)
     side = side if isinstance(side, int) else side[0]
     shape = (config["in_channels"] // PACKED.get(name, 1), side, side)
-    flow = family.parameterisation == "flow"
     return Example(
         latent_shape=shape if base is None else base.latent_shape,
         condition=condition_shapes(config, TEXT_TOKENS.get(name, 77)),
         task=Task(
-            objective="flow" if flow else "epsilon",
-            schedule=FlowSchedule() if flow else Schedule.linear(),
-            null_label=0,
+            process=Flow(schedule=FlowSchedule(), num_tokens=1)
+            if family.parameterisation == "flow"
+            else Diffusion(schedule=Schedule.linear(), prediction="epsilon"),
+            labels=Labels(names=()),
         ),
     )
 

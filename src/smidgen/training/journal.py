@@ -6,6 +6,7 @@ Nothing here is read back by the training.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smidgen.files.writing import write_text
+from smidgen.processes import is_main, world_size
 from smidgen.training.config import TrainingConfig
 from smidgen.training.state import AGAIN, writing
 
@@ -27,8 +29,8 @@ Track = Callable[[Mapping[str, float], int], None]
 class Journal:
     """Numbers of each step; a line of the file is a JSON object: `step`, then what there is."""
 
-    def __init__(self, folder: Path, first_step: int, bar: tqdm, track: Track) -> None:
-        self.path = folder / "log.jsonl"
+    def __init__(self, path: Path, first_step: int, bar: tqdm, track: Track) -> None:
+        self.path = path
         self._forget_after(first_step)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
         self._bar = bar
@@ -66,7 +68,7 @@ class Journal:
 
     def _forget_after(self, step: int) -> None:
         """Drop what a killed run logged after the checkpoint at which it now resumes."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -82,19 +84,23 @@ class Journal:
 def open_journal(
     folder: Path, first_step: int, config: TrainingConfig, track: Track, *, progress: bool
 ) -> Iterator[Journal]:
-    """A journal whose bar counts images: loss, images per second and the time left."""
+    """A journal whose bar counts images: loss, images per second and the time left. Of several
+    processes the main one keeps it.
+    """
+    images_per_step = config.images_per_step * world_size()
     with tqdm(
-        total=config.steps * config.images_per_step,
-        initial=first_step * config.images_per_step,
+        total=config.steps * images_per_step,
+        initial=first_step * images_per_step,
         desc="training",
         unit="image",
         unit_scale=True,
         file=sys.stderr,
-        disable=not progress,
+        disable=not (progress and is_main()),
         dynamic_ncols=True,
         smoothing=0.05,
     ) as bar:
-        journal = Journal(folder, first_step, bar, track)
+        path = folder / "log.jsonl" if is_main() else Path(os.devnull)
+        journal = Journal(path, first_step, bar, track)
         try:
             yield journal
         except BaseException:
@@ -103,23 +109,3 @@ def open_journal(
             raise
         with writing(journal.path):
             journal.close()
-
-
-@contextmanager
-def counting_bar(label: str, *, progress: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that reports (done, total); it appears once the work has taken a second."""
-    with tqdm(
-        desc=label,
-        unit="image",
-        file=sys.stderr,
-        disable=not progress,
-        dynamic_ncols=True,
-        leave=False,
-        delay=1.0,
-    ) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield report

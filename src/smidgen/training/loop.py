@@ -20,18 +20,21 @@ from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.data.split import hold_out
 from smidgen.errors import UsageError
-from smidgen.methods import resolve
 from smidgen.models.base import Base
+from smidgen.models.calling import Network, calling, dtype_of
+from smidgen.models.labels import labels_of
+from smidgen.processes import world_size
 from smidgen.training import runtime
 from smidgen.training.config import TrainingConfig
 from smidgen.training.ema import decay_after, update_average
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
-from smidgen.training.network import averaged, class_names, dtype_of, training_network
-from smidgen.training.objective import Network, Task, batch_loss, calling, draw_batch, task_of
+from smidgen.training.network import averaged, training_network
+from smidgen.training.objective import Task, batch_loss, draw_batch, own_rows
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
 from smidgen.training.state import TrainingState, writing
+from smidgen.training.together import average_over_processes
 from smidgen.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -81,7 +84,6 @@ class Session:
     stop: StopRequest
     validation: Validation | None
     evaluators: Sequence[Evaluator]
-    lr: float
     on_step: Callable[[int, float], None] | None
 
 
@@ -94,26 +96,23 @@ def run_steps(session: Session) -> None:
 
     for step in range(state.step + 1, config.steps + 1):
         started = time.perf_counter()
-        lr = optimizer.param_groups[0]["lr"] = learning_rate(config, session.lr, step)
+        lr = optimizer.param_groups[0]["lr"] = learning_rate(config, step)
 
         # forward and backward
         losses, indices = [], []  # (B,) each
         for _ in range(config.gradient_accumulation):
-            indices.append(state.order.take(config.batch_size))
-            batch = draw_batch(
-                session.latents,
-                indices[-1],
-                state.streams,
-                session.task,
-                config,
-            ).to(device)
+            taken = state.order.take(config.batch_size * world_size())
+            indices.append(taken[own_rows(config)])
+            batch = draw_batch(session.latents, taken, state.streams, session.task, config)
+            batch = batch.to(device)
             with runtime.autocast(accelerator):
                 losses.append(batch_loss(session.network, batch, session.task, config, dtype))
             runtime.backward(accelerator, losses[-1].mean() / config.gradient_accumulation)
 
         # judge before anything changes
-        norm = runtime.clipped_norm(accelerator, optimizer, parameters, config.max_grad_norm).item()
         loss = torch.stack([part.detach().mean() for part in losses]).mean().item()
+        loss, told_to_stop = average_over_processes(parameters, loss, session.stop.signal)
+        norm = runtime.clipped_norm(accelerator, optimizer, parameters, config.max_grad_norm).item()
         if not (math.isfinite(loss) and (math.isfinite(norm) or config.precision == "fp16")):
             session.saver.stop_at_non_finite(step, losses, indices, session.latents.names)
 
@@ -123,7 +122,7 @@ def run_steps(session: Session) -> None:
         state.step = step
         state.seconds += time.perf_counter() - started
         values = {"loss": loss, "lr": lr, "grad_norm": norm, "epoch": state.order.epoch}
-        session.journal.step(step, config.images_per_step, values)
+        session.journal.step(step, config.images_per_step * world_size(), values)
         if session.on_step is not None:
             session.on_step(step, loss)
 
@@ -133,13 +132,14 @@ def run_steps(session: Session) -> None:
         for evaluator in session.evaluators:
             if _due(step, evaluator.every, config.steps):
                 _evaluate(session, evaluator)
-        if _due(step, config.checkpoint_every, config.steps) or session.stop.signal is not None:
+        stopping = session.stop.signal if world_size() == 1 else told_to_stop
+        if _due(step, config.checkpoint_every, config.steps) or stopping is not None:
             session.saver.checkpoint(runtime.scaler_state(accelerator))
-        if session.stop.signal is not None and step < config.steps:
+        if stopping is not None and step < config.steps:
             raise Interrupted(
                 f"stopped at step {step} of {config.steps}, saved; run the same command again to "
                 "resume",
-                session.stop.signal,
+                stopping,
             )
 
 
@@ -150,7 +150,6 @@ def train_delta(
     config: TrainingConfig,
     run_folder: Path,
     *,
-    method: str | None = None,
     resume: bool = True,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
@@ -158,23 +157,23 @@ def train_delta(
     task: Task | None = None,
 ) -> TrainingResult:
     """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
-    it is. `task` says for what, None: the base's own, labels being classes. Files are written below
-    `run_folder`, where the newest checkpoint is gone on from if `resume`. `method` gives the
-    default learning rate (None: the one in the delta's provenance); `on_step(step, loss)` is called
-    after each step.
+    it is. `task` says for what, None: the base's own process and what labels mean with this delta.
+    Files are written below `run_folder`, where the newest checkpoint is gone on from if `resume`.
+    `on_step(step, loss)` is called after each step.
 
     Raises: UsageError for settings that this machine or base cannot serve, or a checkpoint of other
         data; SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after
         a SIGINT or SIGTERM. What was saved before stays.
     """
     runtime.check_runtime(config, base.device)
+    config = config.resolved(delta.provenance.method)
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
     trained, held_out = hold_out(latents.labels, share=config.validation_share, seed=config.seed)
     state = fresh_state(delta, trained, config)
     saver = Saver(run_folder, state, config, identity_of(base, latents))
     scaler = saver.resume() if resume else {}
-    task = task or task_of(base, len(class_names(base, delta)))
+    task = task or Task(process=base.process, labels=labels_of(base, delta))
     first_step, first_seconds = state.step, state.seconds
     if first_step:
         logger.info("resuming %s at step %d", run_folder, first_step)
@@ -208,20 +207,18 @@ def train_delta(
                 stop=stack.enter_context(stop_requests()),
                 validation=Validation(latents, held_out, task, config) if len(held_out) else None,
                 evaluators=evaluators,
-                lr=resolve(method or delta.provenance.method).default_lr
-                if config.lr is None
-                else config.lr,
                 on_step=on_step,
             )
         )
-    num_images = (config.steps - first_step) * config.images_per_step
+    saver.finish()
+    num_images = (config.steps - first_step) * config.images_per_step * world_size()
     return TrainingResult(
         delta=state.average,
         steps=config.steps,
         first_step=first_step,
         seconds=state.seconds,
         images_per_second=num_images / max(state.seconds - first_seconds, 1e-9),
-        best_step=state.best.get("step"),
+        best_step=None if not state.best else int(state.best["step"]),
         log=journal.path,
     )
 
@@ -251,8 +248,10 @@ def fresh_state(delta: Delta, indices: torch.Tensor, config: TrainingConfig) -> 
     )
 
 
-def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
+def learning_rate(config: TrainingConfig, step: int) -> float:
     """The rate of a step counted from 1: a linear warm-up, then constant or a cosine towards 0."""
+    peak = config.lr
+    assert peak is not None, "the configuration of a training is resolved"
     if step <= config.warmup_steps:
         return peak * step / config.warmup_steps
     if config.lr_schedule == "constant":

@@ -26,16 +26,15 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
 from smidgen.hosts.host import find_family
 from smidgen.models.base import Base
+from smidgen.models.calling import DTYPES, calling, dtype_of
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import Example, example_of
-from smidgen.training.network import checkpointing, dtype_of
-from smidgen.training.objective import Batch, batch_loss, calling
+from smidgen.training.network import checkpointing
+from smidgen.training.objective import Batch, batch_loss
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
 # where blocks are recomputed between longer-lived gradients.
 HEAP, HEAP_CHECKPOINTED = 1.3, 2.0
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +108,12 @@ def step_bytes(
             batch = Batch(
                 latents=torch.empty(count, *shape),
                 noise=torch.empty(count, *shape),
-                timesteps=task.times(torch.zeros(count, dtype=torch.float64), config),
+                timesteps=task.process.times(torch.zeros(count, dtype=torch.float64)),
                 labels=torch.zeros(count, dtype=torch.long),
             )
-            reduced = AUTOCAST.get(config.precision)
+            reduced = DTYPES[config.precision]
             called = calling(find_family(denoiser), network)
-            with torch.autocast("cpu", reduced, enabled=reduced is not None):
+            with torch.autocast("cpu", reduced, enabled=reduced != torch.float32):
                 losses = batch_loss(called, batch, task, config, dtype_of(denoiser))
             losses.mean().backward()
     return peak.highest

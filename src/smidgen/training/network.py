@@ -10,17 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from smidgen.core.delta import Delta
-from smidgen.core.edits import Table
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.base import Base
-from smidgen.training.config import CLASS, DEFAULT_PROMPT, TrainingConfig
-from smidgen.training.objective import Network, Task, calling
+from smidgen.models.calling import Network, calling, dtype_of
+from smidgen.training.config import TrainingConfig
+from smidgen.training.objective import Task
 from smidgen.training.state import TrainingState
-
-PROMPTS = "prompts"  # where a delta's provenance says which prompts it was trained on
 
 
 @contextmanager
@@ -113,10 +110,10 @@ def _compiled(base: Base, task: Task, config: TrainingConfig) -> Network:
     # whether the delta acts at all its sites is seen in an ordinary call only
     with torch.no_grad():
         pixels = torch.zeros((1, *base.latent_shape), device=base.device, dtype=dtype)
-        time = task.times(torch.zeros(1, dtype=torch.float64), config).to(base.device)
+        time = task.process.times(torch.zeros(1, dtype=torch.float64)).to(base.device)
         label = torch.zeros(1, dtype=torch.long, device=base.device)
         network = calling(base.family, denoiser, config.embedded_guidance)
-        network(pixels, time, task.conditions(label))
+        network(pixels, time, task.labels.conditions(label))
     fast: Any = torch.compile(denoiser)
     return calling(base.family, fast, config.embedded_guidance)
 
@@ -131,32 +128,3 @@ def _compiling() -> Iterator[None]:
     except BackendCompilerFailed as error:
         reason = str(error.inner_exception).strip().partition("\n")[0]
         raise SmidgenError(f"torch.compile failed ({reason}): train without compile") from error
-
-
-def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:
-    """The classes that labels count, the null label after them: the delta's if it brings its own
-    label table, or was trained on prompts made of their names.
-    """
-    if delta is not None and any(isinstance(edit, Table) for edit in delta.edits.values()):
-        return delta.provenance.classes
-    if delta is not None and base.conditioner is not None:
-        return tuple(delta.provenance.training.get(PROMPTS, {}).get("classes", ()))
-    return base.class_names
-
-
-def class_prompts(base: Base, delta: Delta | None) -> tuple[str, ...]:
-    """The prompts of `class_names`, in that order; none of a base that knows classes."""
-    if delta is None or base.conditioner is None:
-        return ()
-    template = delta.provenance.training.get(PROMPTS, {}).get("template", DEFAULT_PROMPT)
-    return tuple(prompt_of(name, template) for name in class_names(base, delta))
-
-
-def prompt_of(name: str, template: str | None) -> str:
-    """The prompt of a class: its name in the place of {class} in the template."""
-    return (template or DEFAULT_PROMPT).replace(CLASS, name)
-
-
-def dtype_of(network: nn.Module) -> torch.dtype:
-    """The precision of a network's weights, in which it wants its input."""
-    return next(network.parameters()).dtype

@@ -1,7 +1,8 @@
 """RUN/recipe.toml: the settings of a run, and the rule for running into the same folder again.
 
-The same settings resume or find the run finished; others are refused, or start over with force. The
-file reads as a recipe of the command line: a key a line, "none" for None.
+The same settings resume or find the run finished, and so do others that change no trained bit; more
+steps go on where the schedule allows. Anything else is refused, or starts over with force. The file
+reads as a recipe of the command line: a key a line, "none" for None.
 """
 
 from __future__ import annotations
@@ -14,15 +15,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.reading import read_toml
+from smidgen.files.standing import Standing, standing
 from smidgen.files.toml import NONE, toml
 from smidgen.files.writing import write_text
-from smidgen.training.state import AGAIN, checkpoints, step_of, writing
+from smidgen.methods import resolve
+from smidgen.training.state import AGAIN, checkpoints, read_position, writing
 
-RECIPE = "recipe.toml"
+RECIPE, REPORT, DELTA = "recipe.toml", "run.json", "delta.safetensors"
 FOLDERS = ("checkpoints", "deltas", "samples", "tensorboard")
-FILES = ("delta.safetensors", "log.jsonl", "run.json", "bad_files.json", "nonfinite.json")
-NOT_COMPARED = ("num_threads", "cache_dir", "device")  # where a run happens, not what it is
+FILES = (DELTA, "log.jsonl", REPORT, "bad_files.json", "nonfinite.json")
+# what changes no trained bit
+NOT_COMPARED = (
+    # where things lie: the checkpoint knows base, images and start by their content
+    *("base", "codec", "data", "init", "cache_dir", "device", "num_threads"),
+    # what is kept, looked at and told on the way
+    *("checkpoint_every", "keep_checkpoints", "keep_deltas", "validate_every"),
+    *("sample_every", "metrics_every", "metrics_features", "trackers", "max_bad_share"),
+    "steps",  # has a rule of its own
+)
 
 
 def recipe_text(settings: Mapping[str, Any]) -> str:
@@ -30,8 +42,8 @@ def recipe_text(settings: Mapping[str, Any]) -> str:
     return "".join(f"{name} = {toml(value)}\n" for name, value in _dotted(settings).items())
 
 
-def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> None:
-    """Whether a run with these settings may write to `folder`; nothing is changed.
+def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Standing:
+    """How a run with these settings stands to what is in `folder`; nothing is changed.
 
     Raises: UsageError if the folder holds a run with other settings and not `force`, naming them,
         or if nothing can be written there.
@@ -43,35 +55,52 @@ def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = Fal
         ours = [name for name in (*FOLDERS, *FILES) if (folder / name).exists()]
         if ours:
             raise UsageError(f"{folder} holds {ours[0]} but no {RECIPE}; give another output")
-        return
+        return "new"
     if force:
-        return
+        return "new"
     before, now = _dotted(before), _dotted(tomllib.loads(recipe_text(settings)))
-    changes = [
-        f"{name} {_shown(before, name)} -> {_shown(now, name)}"
-        for name in {**before, **now}
-        if name not in NOT_COMPARED and before.get(name, NONE) != now.get(name, NONE)
-    ]
-    if changes:
+    if before.get("lr", NONE) == NONE:  # of an earlier smidgen: the method's own
+        before["lr"] = resolve(before.get("method", now["method"])).default_lr
+    done = steps_done(folder)
+    _check_steps(folder, before, now, done)
+    whole = (folder / DELTA).is_file() and (folder / REPORT).is_file()
+    finished = whole and done >= now["steps"]
+    return standing(folder, "a run", before, now, finished=finished, not_compared=NOT_COMPARED)
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint, by its own record; 0 without one.
+
+    Raises: SmidgenError if that is damaged.
+    """
+    found = checkpoints(folder)
+    return read_position(found[-1]).step if found else 0
+
+
+def _check_steps(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], done: int
+) -> None:
+    """Raises: UsageError if this number of steps is none to which the run can go on."""
+    steps = now["steps"]
+    if steps < done:
         raise UsageError(
-            f"{folder} holds a run with other settings ({', '.join(changes)}); give another "
-            "output, or start over there with force"
+            f"{folder} is at step {done} already and steps is {steps}; give {done} or more, or "
+            "another output"
+        )
+    if done and before.get("steps") != steps and now.get("lr_schedule") == "cosine":
+        raise UsageError(
+            f"{folder} cannot go on to other steps ({before.get('steps')} -> {steps}): its rate is "
+            "a cosine that ends at the last step, so that the steps that are made would have had "
+            f"other rates; begin a new run from it with init ({folder / DELTA})"
         )
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in this folder, None if there is none that can be read."""
     try:
-        return tomllib.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_toml(folder / RECIPE)
+    except SmidgenError:
         return None
-
-
-def is_finished(folder: Path, steps: int) -> bool:
-    """Whether the run in this folder made its last step and left its delta."""
-    found = checkpoints(folder)
-    done = bool(found) and step_of(found[-1]) >= steps
-    return done and (folder / "delta.safetensors").is_file()
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> None:
@@ -116,7 +145,3 @@ def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return toml(values.get(name, NONE))

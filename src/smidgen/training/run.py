@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,131 +17,119 @@ import torch
 from smidgen.core.delta import Delta
 from smidgen.data.cache import LatentCache
 from smidgen.data.folder import check_bad_share
-from smidgen.data.images import Mode
 from smidgen.data.latents import LatentSet
-from smidgen.data.layouts import open_images, resolve_split
+from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.lock import held
+from smidgen.files.standing import Standing
 from smidgen.files.writing import write_json
 from smidgen.methods import resolve
 from smidgen.models.base import Base
-from smidgen.training.config import DEFAULT_PROMPT, TrainingConfig
-from smidgen.training.journal import counting_bar
-from smidgen.training.loop import Evaluator, TrainingResult, train_delta
-from smidgen.training.network import PROMPTS, class_names, class_prompts
-from smidgen.training.objective import task_of
+from smidgen.models.labels import labels_of
+from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
+from smidgen.processes import barrier, from_main, is_main
+from smidgen.progress import counting_bar
+from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.loop import TrainingResult, train_delta
+from smidgen.training.objective import Task
+from smidgen.training.previews import evaluators_of
 from smidgen.training.randomness import generator_for
-from smidgen.training.recipe import begin_run, check_recipe, is_finished
+from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe
 from smidgen.training.runtime import check_runtime
-from smidgen.training.state import AGAIN
+from smidgen.training.saving import identity_of
+from smidgen.training.state import AGAIN, check_identity, checkpoints, read_position
 
 logger = logging.getLogger(__name__)
 
 # settings whose default depends on the kind of base: a delta names them where they were given
 BY_BASE = ("prompt", "timestep_sampling", "timestep_shift", "embedded_guidance")
 
-# (delta under training, run folder) -> what to run now and then
-MakeEvaluators = Callable[[Delta, Path], Sequence[Evaluator]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What a run trains on and how; with the base, all that its result depends on.
-
-    `method_config` is the method's own Config. `layout` and `split`: how `data` is read, as
-    `open_images` takes them.
-    """
-
-    data: Path
-    layout: str = "folder"
-    split: str | None = None
-    method: str
-    method_config: Any
-    image_size: int
-    resize: Mode = "crop"
-    flip: bool = False
-    max_bad_share: float = 0.05
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_share <= 1:
-            raise UsageError(f"max_bad_share is {self.max_bad_share}; expected 0 to 1")
-        # the default split is written out, so that naming it is no other setting
-        object.__setattr__(self, "split", resolve_split(self.layout, self.split))
-
-    def recipe(self, base: Base) -> dict[str, Any]:
-        """All settings in one flat table."""
-        values: dict[str, Any] = {"base": base.name, **base.given, "data": str(self.data)}
-        values |= {"layout": self.layout, "split": self.split, "method": self.method}
-        values |= dataclasses.asdict(self.method_config)
-        for name in ("image_size", "resize", "flip", "max_bad_share"):
-            values[name] = getattr(self, name)
-        return values | dataclasses.asdict(self.training)
+# settings that change no trained bit: a delta does not name them
+OF_NO_BIT = ("trackers", "num_threads", "metrics_features")
 
 
 def fine_tune(
-    base: Base,
-    config: RunConfig,
-    folder: Path,
-    *,
-    force: bool = False,
-    cache_dir: Path | None = None,
-    progress: bool = False,
-    make_evaluators: MakeEvaluators | None = None,
+    base: Base, config: RunConfig, *, force: bool = False, progress: bool = False
 ) -> Delta:
     """Train a delta of `base` on a folder of images and return its average.
 
-    A run that is finished already only returns it. With `force` an earlier run in `folder` is
+    A run that is finished already only returns it. With `force` an earlier run in the output is
     removed, once everything that can be checked has been.
 
     Raises: UsageError, SmidgenError as everything that this calls; Interrupted.
     """
-    check_run(base, config, folder, force=force)
-    if not force and is_finished(folder, config.training.steps):
-        logger.info("%s is finished: %d steps", folder, config.training.steps)
-        delta = Delta.load(folder / "delta.safetensors")
-        delta.check_base(base.fingerprint, base.name)
-        return delta
-    latents = read_latents(base, config, cache_dir=cache_dir, progress=progress)
-    delta = build_delta(base, config, latents)
-    conditions = base.conditions(class_prompts(base, delta))
-    begin_run(folder, config.recipe(base), force=force)
-    if latents.folder is not None:
-        write_json(latents.folder.skipped(), folder / "bad_files.json", AGAIN)
-        logger.info("%s", latents.report())
-    evaluators = make_evaluators(delta, folder) if make_evaluators is not None else ()
-    begun = time.time()
-    result = train_delta(
-        base,
-        delta,
-        latents,
-        config.training,
-        folder,
-        method=config.method,
-        progress=progress,
-        evaluators=evaluators,
-        task=task_of(base, len(class_names(base, delta)), conditions),
-    )
-    write_json(_report(base, config, latents, result, begun), folder / "run.json", AGAIN)
+    config = config.resolved()
+    folder = config.output
+    standing = from_main(lambda: check_run(base, config, force=force))
+    with held(folder) if is_main() else nullcontext():
+        latents = read_latents(base, config, progress=progress and is_main())
+        if standing == "finished":
+            return _finished(base, config, latents)
+        delta = build_delta(base, config, latents)
+        task = Task(process=base.process, labels=labels_of(base, delta))
+        from_main(lambda: _begin(base, config, latents, force=force))
+        begun = time.time()
+        result = train_delta(
+            base,
+            delta,
+            latents,
+            config.training,
+            folder,
+            progress=progress,
+            evaluators=evaluators_of(base, config, task),
+            task=task,
+        )
+        if is_main():
+            write_json(_report(base, latents, result, begun), folder / REPORT, AGAIN)
+        barrier()
     return result.delta.to(base.device)
 
 
-def check_run(base: Base, config: RunConfig, folder: Path, *, force: bool = False) -> None:
-    """Everything that can be wrong and is cheap to see; nothing is changed.
+def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
+    """The delta of a finished run, if it is of these images and this base.
+
+    Raises: UsageError if not, SmidgenError if it is damaged.
+    """
+    folder = config.output
+    check_identity(
+        folder, read_position(checkpoints(folder)[-1]).identity, identity_of(base, latents)
+    )
+    logger.info("%s is finished: %d steps", folder, config.training.steps)
+    delta = Delta.load(folder / DELTA)
+    delta.check_base(base.fingerprint, base.name)
+    return delta
+
+
+def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) -> None:
+    begin_run(config.output, recipe_of(base, config), force=force)
+    if latents.folder is not None:
+        write_json(latents.folder.skipped(), config.output / "bad_files.json", AGAIN)
+        logger.info("%s", latents.report())
+
+
+def recipe_of(base: Base, config: RunConfig) -> dict[str, Any]:
+    """All settings of a run in one flat table; `config` is resolved."""
+    values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
+    values |= {"layout": config.layout, "split": config.split, "method": config.method}
+    values |= dataclasses.asdict(config.method_config) | {"image_size": base.image_size}
+    for name in ("resize", "flip", "max_bad_share"):
+        values[name] = getattr(config, name)
+    return values | dataclasses.asdict(config.training)
+
+
+def check_run(base: Base, config: RunConfig, *, force: bool = False) -> Standing:
+    """Everything that can be wrong and is cheap to see, and how the run stands to what is in its
+    folder; nothing is changed.
 
     Raises: UsageError, SmidgenError.
     """
-    if config.image_size != base.image_size:
+    if config.output.resolve().is_relative_to(config.data.resolve()):
         raise UsageError(
-            f"image size {config.image_size}: the base was loaded for {base.image_size}; give "
-            "load_base the size"
-        )
-    if folder.resolve().is_relative_to(config.data.resolve()):
-        raise UsageError(
-            f"the output {folder} lies in the image folder {config.data}; give another"
+            f"the output {config.output} lies in the image folder {config.data}; give another"
         )
     _check_settings(base, config.training)
     check_runtime(config.training, base.device)
-    check_recipe(folder, config.recipe(base), force=force)
+    return check_recipe(config.output, recipe_of(base, config), force=force)
 
 
 def _check_settings(base: Base, training: TrainingConfig) -> None:
@@ -155,17 +141,15 @@ def _check_settings(base: Base, training: TrainingConfig) -> None:
     for name, of_use in used.items():
         if getattr(training, name) is not None and not of_use:
             raise UsageError(f'{name} is of no use to base "{base.name}"; leave it out')
-    even = base.objective != "flow" and training.timestep_sampling != "logit-normal"
-    if training.timestep_shift is not None and even:
+    shifted = base.process.is_shifted(training.timestep_sampling)
+    if training.timestep_shift is not None and not shifted:
         raise UsageError(
             f'timestep_shift is of no use where every step of base "{base.name}" is drawn alike; '
             'leave it out, or give timestep_sampling "logit-normal" too'
         )
 
 
-def read_latents(
-    base: Base, config: RunConfig, *, cache_dir: Path | None = None, progress: bool = False
-) -> LatentSet:
+def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> LatentSet:
     """The latents of the images, encoded where the cache lacks them."""
     images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     check_bad_share(images, config.max_bad_share)
@@ -173,10 +157,10 @@ def read_latents(
         return LatentCache.build(
             images,
             base.codec,
-            image_size=config.image_size,
+            image_size=base.image_size,
             mode=config.resize,
             flip=config.flip,
-            cache_dir=cache_dir,
+            cache_dir=config.cache_dir,
             progress=report,
             bad_limit=config.max_bad_share,
         )
@@ -198,10 +182,8 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
-        if name not in ("trackers", "num_threads") and not (name in BY_BASE and value is None)
+        if name not in OF_NO_BIT and not (name in BY_BASE and value is None)
     }
-    if config.training.lr is None:
-        settings["lr"] = resolve(config.method).default_lr
     training = {
         "settings": settings,
         "data": {
@@ -211,7 +193,7 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
             "images": len(latents),
             "skipped": latents.folder.num_bad,
             "enlarged": latents.num_enlarged,
-            "image_size": config.image_size,
+            "image_size": base.image_size,
             "resize": config.resize,
             "flip": config.flip,
         },
@@ -224,9 +206,7 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     return delta
 
 
-def _report(
-    base: Base, config: RunConfig, latents: LatentSet, result: TrainingResult, begun: float
-) -> dict[str, Any]:
+def _report(base: Base, latents: LatentSet, result: TrainingResult, begun: float) -> dict[str, Any]:
     """run.json: what is left out of the delta because it differs from run to run."""
     trained, total = (
         result.delta.num_parameters(),

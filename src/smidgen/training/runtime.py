@@ -5,7 +5,6 @@ accelerate is imported when a training starts, no earlier: that takes a second.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.errors import UsageError
+from smidgen.processes import barrier, is_main
 from smidgen.training.config import TrainingConfig
 from smidgen.training.network import check_compiler
 
@@ -57,32 +57,31 @@ def open_runtime(
 ) -> Iterator[Accelerator]:
     """An Accelerator for one run on `device`, its trackers writing from `first_step` on.
 
-    Raises: UsageError in a process of a distributed launch, or where the process already uses
-        accelerate in another precision.
+    Raises: UsageError where the process already uses accelerate in another precision.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, is_initialized
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("one run trains in one process; start it without accelerate launch")
+    barrier()  # connects the processes, where there are several, before accelerate looks for them
+    trackers: list[Any] = list(config.trackers) if is_main() else []
     had_state = is_initialized()
     try:
         accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=MIXED_PRECISION[config.precision],
-            log_with=list(config.trackers) or None,
+            log_with=trackers or None,
             project_dir=str(folder),
         )
     except ValueError as error:
         raise UsageError(f"accelerate refuses precision {config.precision}: {error}") from error
     try:
-        if config.trackers:
+        if trackers:
             # what a killed run logged after its last checkpoint is logged again
             arguments = {"tensorboard": {"purge_step": first_step + 1}}
             accelerator.init_trackers("tensorboard", init_kwargs=arguments)
         yield accelerator
     finally:
-        if config.trackers:
+        if trackers:
             accelerator.end_training()
         if not had_state:
             # accelerate keeps a precision for the whole process; the next run may have another

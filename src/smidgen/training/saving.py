@@ -1,4 +1,5 @@
-"""When and what a run saves: checkpoints, deltas, and the report of a loss that is not finite.
+"""When and what a run saves: checkpoints, deltas, and the report of a loss that is not finite. Of
+several processes the main one writes, and all read.
 
 The files themselves are in state.py. Their order makes a kill harmless at any moment: what a
 checkpoint promises is written before it, what it makes superfluous is removed after it.
@@ -20,7 +21,9 @@ from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError
 from smidgen.files.writing import write_json
 from smidgen.models.base import Base
+from smidgen.processes import barrier, gather_list, is_main, world_size
 from smidgen.training.config import TrainingConfig
+from smidgen.training.recipe import DELTA
 from smidgen.training.state import (
     AGAIN,
     TrainingState,
@@ -44,7 +47,7 @@ class Saver:
         folder: Path,
         state: TrainingState,
         config: TrainingConfig,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, str],
     ) -> None:
         self._folder = folder
         self._state = state
@@ -55,24 +58,41 @@ class Saver:
         """Put the state where the newest checkpoint was taken, if there is one; returns the loss
         scaling of fp16 there.
 
-        Raises: UsageError, SmidgenError as `restore_checkpoint`.
+        Raises: UsageError, SmidgenError as `restore_checkpoint`; SmidgenError if the processes see
+            different checkpoints.
         """
-        remove_leftovers(self._folder)
+        if is_main():
+            remove_leftovers(self._folder)
+        barrier()
         found = checkpoints(self._folder)
-        if not found:
-            return {}
-        return restore_checkpoint(found[-1], self._state, self._identity).scaler
+        scaler = restore_checkpoint(found[-1], self._state, self._identity).scaler if found else {}
+        steps = gather_list([self._state.step])
+        if len(set(steps)) > 1:
+            raise SmidgenError(
+                f"the processes see checkpoints of steps {steps} in {self._folder}; put the run's "
+                "folder on a disk that all of them share"
+            )
+        return scaler
 
     def keep_delta(self) -> None:
         """Write the average as RUN/deltas/step-N."""
-        self._average().save(self._folder / "deltas" / f"step-{self._state.step}.safetensors")
-        self._prune()
+        if is_main():
+            path = self._folder / "deltas" / f"step-{self._state.step}.safetensors"
+            self._average().save(path)
+            self._prune()
 
     def checkpoint(self, scaler: Mapping[str, Any]) -> None:
         """Write RUN/delta.safetensors, then the checkpoint, then remove what is too old."""
-        self._average().save(self._folder / "delta.safetensors")
-        save_checkpoint(self._folder, self._state, self._identity, scaler)
-        self._prune()
+        if is_main():
+            self._average().save(self._folder / DELTA)
+            save_checkpoint(self._folder, self._state, self._identity, scaler)
+            self._prune()
+
+    def finish(self) -> None:
+        """Write RUN/delta.safetensors where somebody took it away: the checkpoint holds it."""
+        if is_main() and not (self._folder / DELTA).is_file():
+            self._average().save(self._folder / DELTA)
+        barrier()
 
     def stop_at_non_finite(
         self,
@@ -85,9 +105,11 @@ class Saver:
         batch = [names[int(index)] for index in torch.cat(list(indices))]
         finite = torch.isfinite(torch.cat([part.detach() for part in losses])).tolist()
         guilty = [name for name, is_finite in zip(batch, finite, strict=True) if not is_finite]
+        batch, guilty = gather_list(batch), gather_list(guilty)
         report = self._folder / "nonfinite.json"
-        document = {"step": step, "not_finite": guilty, "batch": batch}
-        write_json(document, report, AGAIN)
+        if is_main():
+            document = {"step": step, "not_finite": guilty, "batch": batch}
+            write_json(document, report, AGAIN)
         shown = guilty or batch
         more = f" and {len(shown) - NAMES_SHOWN} more" if len(shown) > NAMES_SHOWN else ""
         what = "the loss of" if guilty else "a gradient of the batch of"
@@ -117,13 +139,17 @@ class Saver:
         )
 
 
-def identity_of(base: Base, latents: LatentSet) -> dict[str, Any]:
-    """What must be the same for a run to be resumed: the base, and the images by their names,
-    labels and the latents of a part of them.
+def identity_of(base: Base, latents: LatentSet) -> dict[str, str]:
+    """What must be the same for a run to be resumed: the base, the images by their names, labels
+    and the latents of a part of them, and how many processes share the work.
     """
     digest = hashlib.sha256("\0".join(latents.names).encode(errors="surrogatepass"))
     digest.update(latents.labels.to(torch.int64).numpy().tobytes())
     count = min(len(latents), PROBED_IMAGES)
     probe = torch.arange(count) * len(latents) // max(1, count)
     digest.update(latents.mean[probe, torch.zeros_like(probe)].float().numpy().tobytes())
-    return {"the base": base.fingerprint, "the images": digest.hexdigest()}
+    return {
+        "the base": base.fingerprint,
+        "the images": digest.hexdigest(),
+        "the number of processes": str(world_size()),
+    }

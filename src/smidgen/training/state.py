@@ -6,15 +6,15 @@ data position and random generators, never the base. It gets its name only when 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,11 +23,13 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.files.writing import flush
+from smidgen.files.reading import Unreadable, read_json
+from smidgen.files.writing import PARTIAL, flush, partial_of, write_json
 from smidgen.files.writing import writing as writing_files
 from smidgen.training.randomness import Shuffle, Streams
 
 FORMAT_VERSION = 1
+STATE, TENSORS = "state.json", "state.safetensors"
 AGAIN = (  # what to do where the disk refused
     "make room and run the same command again: it resumes at the last checkpoint, which is intact"
 )
@@ -35,21 +37,21 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps for each tensor
 STEP_NAME = re.compile(r"step-(\d+)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Position:
+class Position(msgspec.Struct, frozen=True, kw_only=True):
     """The plain numbers of a checkpoint.
 
     `identity` tells whether base and data are still the same, `best` is the best validation so far
     ({} or step and loss), `seconds` the training time, `scaler` the loss scaling of fp16.
     """
 
+    format_version: int
     step: int
     epoch: int
     position: int
-    identity: Mapping[str, Any]
-    best: Mapping[str, Any] = field(default_factory=dict)
+    identity: dict[str, str]
+    best: dict[str, int | float] = {}
     seconds: float = 0.0
-    scaler: Mapping[str, Any] = field(default_factory=dict)
+    scaler: dict[str, int | float] = {}
 
 
 @dataclass(kw_only=True)
@@ -62,79 +64,95 @@ class TrainingState:
     streams: Streams
     order: Shuffle
     step: int = 0
-    best: Mapping[str, Any] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 def save_checkpoint(
-    folder: Path, state: TrainingState, identity: Mapping[str, Any], scaler: Mapping[str, Any]
+    folder: Path, state: TrainingState, identity: Mapping[str, str], scaler: Mapping[str, Any]
 ) -> None:
     """Write checkpoints/step-N of this state below `folder`, complete or not at all.
 
     Raises: SmidgenError if the disk refuses; older checkpoints are as they were.
     """
     final = folder / "checkpoints" / f"step-{state.step}"
-    partial = final.with_name(f"{final.name}.partial")
+    partial = partial_of(final)
     position = Position(
+        format_version=FORMAT_VERSION,
         step=state.step,
         epoch=state.order.epoch,
         position=state.order.position,
-        identity=identity,
-        best=state.best,
+        identity=dict(identity),
+        best=dict(state.best),
         seconds=state.seconds,
-        scaler=scaler,
+        scaler=dict(scaler),
     )
     with writing(final):
         try:
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            save_file(_tensors(state), partial / "state.safetensors")
-            document = {"format_version": FORMAT_VERSION} | asdict(position)
-            (partial / "state.json").write_text(json.dumps(document, indent=2) + "\n")
-            for path in (*partial.iterdir(), partial):
+            save_file(_tensors(state), partial / TENSORS)
+            write_json(msgspec.to_builtins(position), partial / STATE)
+            for path in (partial / TENSORS, partial):
                 flush(path)
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
             partial.rename(final)
             flush(final.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def restore_checkpoint(folder: Path, state: TrainingState, identity: Mapping[str, Any]) -> Position:
-    """Put `state` where this checkpoint's was taken.
+def read_position(checkpoint: Path) -> Position:
+    """The plain numbers of a checkpoint.
+
+    Raises: SmidgenError if it is damaged or of a newer smidgen.
+    """
+    try:
+        position = read_json(checkpoint / STATE, Position)
+    except Unreadable as error:
+        raise _damaged(checkpoint, error.reason) from error
+    if position.format_version > FORMAT_VERSION:
+        raise SmidgenError(f"{checkpoint} was written by a newer smidgen; upgrade smidgen")
+    if position.step != step_of(checkpoint) or min(position.epoch, position.position) < 0:
+        raise _damaged(checkpoint, f"its {STATE} says step {position.step}")
+    return position
+
+
+def restore_checkpoint(
+    checkpoint: Path, state: TrainingState, identity: Mapping[str, str]
+) -> Position:
+    """Put `state` where this checkpoint's was taken; nothing changes if that cannot be.
 
     Raises: UsageError if base, data or edits are not those of the checkpoint, SmidgenError if it is
         damaged.
     """
+    position = read_position(checkpoint)
+    check_identity(checkpoint.parent.parent, position.identity, identity)
     try:
-        document = json.loads((folder / "state.json").read_text())
-        if document.pop("format_version") > FORMAT_VERSION:
-            raise SmidgenError(f"{folder} was written by a newer smidgen; upgrade smidgen")
-        position = Position(**document)
-        _check_identity(folder, position.identity, identity)
-        tensors = load_file(folder / "state.safetensors")
-        _restore_tensors(state, tensors)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise SmidgenError(
-            f"{folder} is damaged ({error}); remove it to resume at an earlier checkpoint"
-        ) from error
-    state.order.seek(position.epoch, position.position)
+        tensors = load_file(checkpoint / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(checkpoint, str(error)) from error
+    _check_tensors(checkpoint, state, tensors)
+    try:
+        state.streams.restore({n: tensors[f"rng/{n}"] for n in state.streams.state()})
+        state.order.seek(position.epoch, position.position)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _damaged(checkpoint, str(error)) from error
+    _restore_tensors(state, tensors)
     state.step, state.best, state.seconds = position.step, position.best, position.seconds
     return position
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return _numbered((folder / "checkpoints").glob("step-*"))
+    found = (folder / "checkpoints").glob("step-*")
+    return _numbered(path for path in found if (path / STATE).is_file())
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written."""
-    for path in (folder / "checkpoints").glob("step-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
-    for name in (".delta.safetensors", ".recipe.toml", "deltas/.step-*"):
-        for path in folder.glob(f"{name}.*.partial"):
-            path.unlink(missing_ok=True)
+    for place in (folder, folder / "checkpoints", folder / "deltas"):
+        for path in (*place.glob(f".*{PARTIAL}"), *place.glob(f"step-*{PARTIAL}")):
+            _remove(path)
 
 
 def keep_newest(
@@ -142,11 +160,11 @@ def keep_newest(
 ) -> None:
     """Remove all but the newest checkpoints, and all but the newest deltas and the best one."""
     for path in checkpoints(folder)[:-num_checkpoints]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     best = state.best.get("step")
     for path in _numbered((folder / "deltas").glob("step-*.safetensors"))[:-num_deltas]:
         if step_of(path) != best:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
 def step_of(path: Path) -> int:
@@ -165,6 +183,27 @@ def writing(path: Path) -> Iterator[None]:
         yield
 
 
+def check_identity(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Raises: UsageError naming what is not the same as when the run in `folder` was started; what
+    one of the two does not know is not compared.
+    """
+    shared = [name for name in current if name in saved]
+    changed = [
+        name
+        for name in shared
+        if not (
+            fingerprints_match(saved[name], current[name])
+            if name == "the base"
+            else saved[name] == current[name]
+        )
+    ]
+    if changed:
+        raise UsageError(
+            f"{' and '.join(changed)} changed since {folder} was started: give another output, or "
+            "start over there with force (--force)"
+        )
+
+
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
     tensors = {f"rng/{name}": value for name, value in state.streams.state().items()}
     for kind, delta in (("delta", state.delta), ("ema", state.average)):
@@ -175,14 +214,41 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
+def _check_tensors(checkpoint: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    """Every tensor that the state needs is there, finite, in its shape and type, and no other.
+
+    Raises: UsageError if edits are others, SmidgenError if the file is damaged.
+    """
+    expected = {f"rng/{name}": value for name, value in state.streams.state().items()}
+    optional: dict[str, Tensor] = {}
+    for name, parameter in state.delta.named_parameters():
+        values = parameter.detach()
+        expected |= {f"delta/{name}": values, f"ema/{name}": values}
+        optional |= {f"{key}/{name}": values for key in MOMENTS[:2]}
+        optional[f"step/{name}"] = torch.zeros(())
+    known = {**expected, **optional}
+    odd = [name for name in expected if name not in tensors]
+    odd += [name for name in tensors if name not in known]
+    if odd:
+        raise UsageError(
+            f"{checkpoint} has or lacks {odd[0]}: it is of another method or version; give another "
+            "output, or start over there with force (--force)"
+        )
+    for name, tensor in tensors.items():
+        like = known[name]
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            raise _damaged(
+                checkpoint,
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {like.dtype} "
+                f"{tuple(like.shape)}",
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise _damaged(checkpoint, f"{name} is not finite")
+
+
 @torch.no_grad()
 def _restore_tensors(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in state.delta.named_parameters():
-        if f"delta/{name}" not in tensors:
-            raise UsageError(
-                f"the checkpoint lacks delta/{name}: it is of another method or version; "
-                "give another output, or start over with force"
-            )
         parameter.copy_(tensors[f"delta/{name}"])
         # copies: a file's tensors lie at other alignments, on which last bits may depend
         moments = {key: tensors[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in tensors}
@@ -192,22 +258,21 @@ def _restore_tensors(state: TrainingState, tensors: Mapping[str, Tensor]) -> Non
             }
     for name, parameter in state.average.named_parameters():
         parameter.copy_(tensors[f"ema/{name}"])
-    prefix = "rng/"
-    state.streams.restore(
-        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _damaged(checkpoint: Path, why: str) -> SmidgenError:
+    return SmidgenError(
+        f"{checkpoint} is damaged ({why}); remove it to resume at an earlier checkpoint"
     )
 
 
-def _check_identity(folder: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    changed = [name for name in current if name != "the base" and saved[name] != current[name]]
-    if not fingerprints_match(saved["the base"], current["the base"]):
-        changed.append("the base")
-    if changed:
-        raise UsageError(
-            f"{' and '.join(changed)} changed since {folder.parent.parent} was started: give "
-            "another output, or start over with force"
-        )
+def _remove(path: Path) -> None:
+    """Whatever is there; what the system does not let go stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def _numbered(paths: Iterator[Path]) -> list[Path]:
+def _numbered(paths: Iterable[Path]) -> list[Path]:
     return sorted((path for path in paths if step_of(path) >= 0), key=step_of)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from smidgen.data.latents import LatentSet
+from smidgen.models.calling import Network
+from smidgen.processes import shard, sum_over_processes
 from smidgen.training.config import TrainingConfig
-from smidgen.training.objective import Batch, Network, Task, batch_loss
+from smidgen.training.objective import Batch, Task, batch_loss
 from smidgen.training.randomness import generator_for
 
 FEWEST_DRAWS, MOST_DRAWS = 64, 1024  # few images are used several times, of many a part
@@ -35,19 +37,21 @@ class Validation:
         self._draws = Batch(
             latents=x0,
             labels=labels,
-            timesteps=task.times((strata + within) / count, config),
+            timesteps=task.process.times(
+                (strata + within) / count, config.timestep_sampling, config.timestep_shift
+            ),
             noise=torch.randn(x0.shape, generator=generator),
         )
 
     @torch.no_grad()
     def loss(self, network: Network, device: torch.device, dtype: torch.dtype) -> float:
-        """The mean loss over all draws."""
+        """The mean loss over all draws, of which each of several processes takes its share."""
         total = torch.zeros((), dtype=torch.float64)
         size = self._config.batch_size
-        for start in range(0, len(self._draws.labels), size):
+        for start in shard(range(0, len(self._draws.labels), size)):
             part = {k: v[start : start + size] for k, v in vars(self._draws).items()}
             batch = Batch(**part).to(device)
             total += (
                 batch_loss(network, batch, self._task, self._config, dtype).double().sum().cpu()
             )
-        return total.item() / len(self._draws.labels)
+        return sum_over_processes(total).item() / len(self._draws.labels)

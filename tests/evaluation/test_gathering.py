@@ -1,17 +1,15 @@
 """Two real processes over gloo give what one gives; one process needs nothing."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from smidgen import processes
 from smidgen.errors import UsageError
-from smidgen.evaluation import processes
 from smidgen.evaluation.accumulate import Accumulator
+from smidgen.evaluation.gathering import gather
+from tests.launch import finish, start
 
 COUNT, DIM, BATCH = 41, 5, 4
 HEADS = ("letters",)
@@ -22,12 +20,13 @@ import sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from smidgen.evaluation import processes
-from tests.evaluation.test_processes import KEPT, STREAMED, accumulate
+from smidgen import processes
+from smidgen.evaluation.gathering import gather
+from tests.evaluation.test_gathering import KEPT, STREAMED, accumulate
 
 folder, rank = Path(sys.argv[1]), processes.rank()
 try:
-    processes.gather(accumulate(KEPT if rank else STREAMED))
+    gather(accumulate(KEPT if rank else STREAMED))
 except ValueError as error:
     refused = str(error)
 with processes.main_first():
@@ -38,12 +37,12 @@ with processes.main_first():
 found = {
     "seen": seen,
     "refused": refused,
-    "kept": vars(processes.gather(accumulate(KEPT)).result()),
-    "streamed": vars(processes.gather(accumulate(STREAMED)).result()),
+    "kept": vars(gather(accumulate(KEPT)).result()),
+    "streamed": vars(gather(accumulate(STREAMED)).result()),
     "list": processes.gather_list([(rank, number) for number in range(rank + 1)]),
 }
 dist.get_backend_config = lambda group=None: "cuda:nccl"  # a caller's group for GPUs alone
-found["own group"] = vars(processes.gather(accumulate(KEPT)).result())
+found["own group"] = vars(gather(accumulate(KEPT)).result())
 for key in ("kept", "streamed", "own group"):
     found[key]["gaussian"] = vars(found[key]["gaussian"])
     found[key]["probabilities"] = None
@@ -60,19 +59,13 @@ def accumulate(metrics: frozenset[str]) -> Accumulator:
     features = torch.randn(COUNT, DIM, generator=generator) + 1
     logits = torch.randn(COUNT, 3, generator=generator)
     accumulator = Accumulator(DIM, HEADS, metrics)
-    for start in processes.shard(range(0, COUNT, BATCH)):
-        rows = slice(start, min(start + BATCH, COUNT))
+    for first in processes.shard(range(0, COUNT, BATCH)):
+        rows = slice(first, min(first + BATCH, COUNT))
         names = [f"class {number % 3}" for number in range(rows.start, rows.stop)]
         accumulator.update(
-            features[rows], {"letters": logits[rows]}, first_index=start, intended=names
+            features[rows], {"letters": logits[rows]}, first_index=first, intended=names
         )
     return accumulator
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(autouse=True)
@@ -82,26 +75,9 @@ def _one_process(monkeypatch):
 
 
 def run_two(folder: Path) -> list[dict]:
-    """What each of two processes found, started with the environment that torchrun gives."""
-    port, root = str(free_port()), Path(__file__).parents[2]
-    paths = [str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")]
-    shared = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder)],
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    """What each of two processes found."""
+    for code, _, error in finish(start(["-c", WORKER, str(folder)], 2)):
+        assert code == 0, error
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -143,7 +119,7 @@ def test_shares_are_whole_batches_and_together_all_of_them(monkeypatch):
 
 def test_one_process_needs_no_environment_and_connects_to_nobody():
     accumulator = accumulate(STREAMED)
-    assert processes.gather(accumulator) is accumulator
+    assert gather(accumulator) is accumulator
     assert processes.gather_list(["a"]) == ["a"]
     assert accumulator.count == COUNT
     assert (processes.rank(), processes.world_size(), processes.local_rank()) == (0, 1, 0)
@@ -155,7 +131,7 @@ def test_one_process_needs_no_environment_and_connects_to_nobody():
 def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="RANK is not set; start the processes with torchrun"):
-        processes.gather(accumulate(STREAMED))
+        gather(accumulate(STREAMED))
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UsageError, match='WORLD_SIZE is "two", not a number'):
         processes.world_size()

@@ -1,0 +1,32 @@
+"""How a base's network is called, whoever calls it. B images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.hosts.host import Condition, Family
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t, t, condition) -> output
+
+
+def calling(family: Family, denoiser: nn.Module, guidance: float | None = None) -> Network:
+    """The denoiser as its family calls it; a guidance that it has as an input is 1 or this."""
+    if family.guidance != "embedded":
+        return lambda x, t, condition: family.predict(denoiser, x, t, condition)
+    scale = 1.0 if guidance is None else guidance
+
+    def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        told = torch.full((len(x),), scale, dtype=torch.float32, device=x.device)
+        return family.predict(denoiser, x, t, {**condition, "guidance": told})
+
+    return network
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The precision of a network's weights, in which it wants its input."""
+    return next(network.parameters()).dtype

@@ -1,0 +1,66 @@
+"""What labels mean: the names that they count, classes or prompts, and the condition of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from smidgen.core.delta import Delta
+from smidgen.core.edits import Table
+from smidgen.errors import UsageError
+from smidgen.models.base import Base
+from smidgen.models.conditioner import Conditions, labels_alone
+from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS, prompt_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Label i is that of `names[i]`, the one behind the last that of no class; `conditions` turns
+    labels (B,) into what the network is told.
+    """
+
+    names: tuple[str, ...]
+    conditions: Conditions = labels_alone
+
+    @property
+    def null(self) -> int:
+        """The label of no class, for classifier-free guidance."""
+        return len(self.names)
+
+
+def labels_of(base: Base, delta: Delta | None = None, prompts: Sequence[str] = ()) -> Labels:
+    """The labels of these prompts, each once; without any, those of the classes that `delta` was
+    trained on or the base knows.
+
+    Raises: UsageError for prompts where the base reads none, or none where it reads such;
+        SmidgenError as `Conditioner.encode`.
+    """
+    if prompts:
+        names = tuple(dict.fromkeys(prompts))
+        return Labels(names=names, conditions=base.conditions(names))
+    names = class_names(base, delta)
+    if base.conditioner is not None and not names:
+        raise UsageError(
+            f'base "{base.name}" reads prompts: give some (prompts=..., --prompt), or a delta that '
+            "was trained on classes"
+        )
+    return Labels(names=names, conditions=base.conditions(class_prompts(base, delta)))
+
+
+def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:
+    """The classes that labels count: the delta's if it brings its own label table, or was trained
+    on prompts made of their names; else the base's.
+    """
+    if delta is not None and any(isinstance(edit, Table) for edit in delta.edits.values()):
+        return delta.provenance.classes
+    if delta is not None and base.conditioner is not None:
+        return tuple(delta.provenance.training.get(PROMPTS, {}).get("classes", ()))
+    return base.class_names
+
+
+def class_prompts(base: Base, delta: Delta | None) -> tuple[str, ...]:
+    """The prompts of `class_names`, in that order; none of a base that knows classes."""
+    if delta is None or base.conditioner is None:
+        return ()
+    template = delta.provenance.training.get(PROMPTS, {}).get("template", DEFAULT_PROMPT)
+    return tuple(prompt_of(name, template) for name in class_names(base, delta))

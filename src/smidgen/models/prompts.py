@@ -1,0 +1,10 @@
+"""The prompt of a class: its name in the place of {class} in a template. Imports no torch."""
+
+CLASS = "{class}"
+DEFAULT_PROMPT = "a photo of a {class}"
+PROMPTS = "prompts"  # where a delta's provenance says which prompts it was trained on
+
+
+def prompt_of(name: str, template: str) -> str:
+    """The prompt of the class of this name."""
+    return template.replace(CLASS, name)

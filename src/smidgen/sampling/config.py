@@ -1,0 +1,100 @@
+"""What is drawn and how: the one object that every request for images becomes.
+
+Nothing heavy is imported here, so that the command line checks it before torch loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from smidgen.diffusion.names import Channels, Sampler
+from smidgen.errors import UsageError, closest
+from smidgen.files.checks import check_choice, check_integer, check_number
+
+if TYPE_CHECKING:
+    from smidgen.models.base import Base
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """What to draw, and how.
+
+    Raises: UsageError for a value that makes no sense.
+    """
+
+    classes: str | tuple[str, ...] = "all"
+    """Class names with commas between them, or all."""
+    prompt: tuple[str, ...] = ()
+    """For a base that reads prompts: one or several; without any, those of the classes that the
+    delta was trained on."""
+    num_images: int | None = None
+    """Images in total, image i of class (or prompt) i mod K; none: one of each."""
+    steps: int = 50
+    """Sampling steps."""
+    sampler: Sampler | None = None
+    """ddpm: ancestral, as in the papers; dpm++: DPM-Solver++(2M), good from 15 steps on; euler: for
+    flow-matching bases; none: ddpm, or euler for those."""
+    guidance: float = 1.5
+    """Scale of classifier-free guidance, 1 is without; or what a base with the scale as an input
+    (FLUX) is told."""
+    guidance_channels: Channels = "all"
+    """first-three: as the code released with DiT does."""
+    seed: int = 0
+    """Image i depends on this and i only."""
+    batch_size: int = 32
+    """Images at a time; the images are the same whatever it is."""
+    precision: Precision = "fp32"
+    """Number format of the denoiser."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "steps", "batch_size"):
+            check_integer(name, getattr(self, name))
+        check_integer("seed", self.seed, least=0)
+        check_number("guidance", self.guidance)
+        check_choice("sampler", self.sampler, get_args(Sampler))
+        check_choice("guidance_channels", self.guidance_channels, get_args(Channels))
+        check_choice("precision", self.precision, get_args(Precision))
+
+    def resolved(self, base: Base) -> SamplingConfig:
+        """With the sampler and the precision that `base` makes of it.
+
+        Raises: UsageError for a sampler that is not for this base, or steps that it does not take.
+        """
+        process = base.process
+        sampler = self.sampler or process.default_sampler
+        if sampler not in process.samplers:
+            raise UsageError(
+                f'{sampler} does not sample "{base.name}", a {process.name} base; use '
+                f"{' or '.join(process.samplers)}"
+            )
+        most = process.most_steps(sampler)
+        if most is not None and self.steps > most:
+            raise UsageError(
+                f"steps is {self.steps}; {sampler} takes at most {most} with this base"
+            )
+        return replace(self, sampler=sampler, precision=base.precision)
+
+    def chosen(self, known: Sequence[str]) -> list[str]:
+        """The names among the `known` ones that `classes` means, in its order.
+
+        Raises: UsageError for a name that is not known, with the closest one, or for none at all.
+        """
+        if self.classes == "all" and "all" not in known:
+            return list(known)
+        chosen = self.classes
+        if isinstance(chosen, str):  # one name may itself hold commas
+            chosen = [chosen] if chosen in known else [part.strip() for part in chosen.split(",")]
+        if not chosen:
+            raise UsageError('no classes given; name some, or "all"')
+        for name in chosen:
+            if name not in known:
+                raise UsageError(f'unknown class "{name}"{closest(name, known)}')
+        return list(chosen)
+
+    def facts(self) -> dict[str, Any]:
+        """All that the images depend on, as JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "batch_size"}

@@ -1,0 +1,154 @@
+"""Drawing images from a base, with or without a delta. B images of a batch.
+
+Image i has class (or prompt) i mod K and depends on the seed and i alone: it has its own generator,
+and batches are filled up so that matrix products round alike whatever the batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smidgen.core.delta import Delta
+from smidgen.core.edits import Weight
+from smidgen.diffusion.guidance import guide
+from smidgen.diffusion.sampler import draw_noise, sample_generator
+from smidgen.models.base import Base
+from smidgen.models.calling import calling, dtype_of
+from smidgen.models.labels import Labels, labels_of
+from smidgen.sampling.config import SamplingConfig
+
+# (numbers of the images, uint8 (B, H, W, 3))
+Drawn = tuple[range, NDArray[np.uint8]]
+# (images done, images in all)
+Report = Callable[[int, int], None]
+
+# Products of fewer rows run other kernels, which round differently: the network's batches are
+# multiples of this. Measured for the (B, D) products of a DiT, 1 to 1024 rows, on an AVX-512 CPU;
+# GPUs and other CPUs promise nothing of the kind, so there a last bit may differ.
+ROWS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A request that was checked against its base: image i shows label `chosen[i mod K]`."""
+
+    base: Base
+    config: SamplingConfig
+    delta: Delta | None
+    labels: Labels
+    chosen: tuple[int, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Images in all."""
+        return self.config.num_images or len(self.chosen)
+
+    def label(self, number: int) -> int:
+        """What the image of this number shows."""
+        return self.chosen[number % len(self.chosen)]
+
+    def name(self, number: int) -> str:
+        """The class or prompt of the image of this number."""
+        return self.labels.names[self.label(number)]
+
+    def facts(self) -> dict[str, Any]:
+        """All that the images depend on, as JSON."""
+        base, delta = self.base, self.delta
+        return {
+            "base": base.name,
+            "base_fingerprint": base.fingerprint,
+            "method": None if delta is None else delta.provenance.method,
+            "image_size": base.image_size,
+            **self.config.facts(),
+        }
+
+    def batches(
+        self, *, part: tuple[int, int] = (0, 1), report: Report | None = None
+    ) -> Generator[Drawn, None, None]:
+        """The images in batches; the delta acts in the base only while one is drawn. `part` (k, n):
+        every n-th batch only, from batch k on, for the k-th of n processes.
+        """
+        config, total = self.config, self.num_images
+        # filled up with the images that would come next, which are thrown away
+        rows = ROWS // math.gcd(ROWS, 1 if config.guidance == 1 else 2)
+        for start in range(0, total, config.batch_size)[part[0] :: part[1]]:
+            numbers = range(start, min(start + config.batch_size, total))
+            filled = range(start, start + -(-len(numbers) // rows) * rows)
+            with nullcontext() if self.delta is None else self.delta.attach(self.base):
+                images = draw_batch(self, filled)[: len(numbers)]
+            if report is not None:
+                report(numbers.stop, total)
+            yield numbers, images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def prepare(
+    base: Base,
+    config: SamplingConfig,
+    *,
+    delta: Delta | None = None,
+    labels: Labels | None = None,
+) -> Drawing:
+    """The drawing of what `config` asks for. `labels` None: those of its prompts, of the delta's
+    classes or of the base's.
+
+    Raises: UsageError for a class, sampler or number of steps that is not this base's; SmidgenError
+        for a delta of another base, or a base that no host calls.
+    """
+    _ = base.family  # says so if no host calls this network
+    config = config.resolved(base)
+    placed = None if delta is None else _placed(delta, base)
+    known = labels or labels_of(base, placed, config.prompt)
+    chosen = tuple(known.names.index(name) for name in config.chosen(known.names))
+    return Drawing(base=base, config=config, delta=placed, labels=known, chosen=chosen)
+
+
+def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
+    """uint8 images (B, 3, H, W) of these numbers, of the base as it is now, with whatever is
+    attached to it.
+    """
+    base, config, labels = drawing.base, drawing.config, drawing.labels
+    embedded = base.family.guidance == "embedded"
+    called = calling(base.family, base.denoiser, config.guidance if embedded else None)
+    dtype = dtype_of(base.denoiser)
+
+    def network(x: Tensor, t: Tensor, shown: Tensor) -> Tensor:
+        return base.process.predicted(called(x.to(dtype), t, labels.conditions(shown)), x, t)
+
+    shown = torch.tensor([drawing.label(number) for number in numbers], device=base.device)
+    scale = 1.0 if embedded else config.guidance
+    denoise = guide(network, shown, labels.null, scale, config.guidance_channels)
+    generators = [sample_generator(config.seed, number) for number in numbers]
+    noise = draw_noise(base.latent_shape, generators, base.device)
+    assert config.sampler is not None, "the configuration of a drawing is resolved"
+    latents = base.process.sample(
+        denoise, noise, generators, sampler=config.sampler, steps=config.steps
+    )
+    pixels = base.codec.decode(latents)
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _placed(delta: Delta, base: Base) -> Delta:
+    """The delta where the base is; the caller's own one is never moved.
+
+    Raises: SmidgenError if it belongs to another base.
+    """
+    delta.check_base(base.fingerprint, base.name)
+    dtype = dtype_of(base.denoiser)
+    weights = [edit for edit in delta.edits.values() if isinstance(edit, Weight)]
+    fits = all(p.device == base.device for p in delta.parameters())
+    if fits and all(p.dtype == dtype for edit in weights for p in edit.parameters()):
+        return delta
+    delta = delta.clone().to(base.device)
+    for edit in delta.edits.values():
+        if isinstance(edit, Weight):
+            edit.to(dtype)
+    return delta

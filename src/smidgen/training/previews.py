@@ -1,0 +1,80 @@
+"""What is drawn and measured while a training goes on: grids of samples, and their metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from smidgen.evaluation.run import measure_drawing
+from smidgen.models.base import Base
+from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.draw import Drawing, prepare
+from smidgen.training.config import RunConfig
+from smidgen.training.loop import Evaluator
+from smidgen.training.objective import Task
+from smidgen.training.state import writing
+
+# quick to draw, and the same ones every time
+STEPS = 20
+GRID_IMAGES = 64
+METRIC_IMAGES = 512
+BATCH = 64
+
+
+def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
+    """The grid and the metrics of a run, as far as its settings ask for them."""
+    training = config.training
+
+    def draw_grid(step: int) -> dict[str, float]:
+        images = [part for _, part in _drawing(base, task, GRID_IMAGES).batches()]
+        path = config.output / "samples" / f"step-{step}.png"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grid(np.concatenate(images)).save(path)
+        return {}
+
+    def measure(step: int) -> dict[str, float]:
+        drawing = _drawing(base, task, METRIC_IMAGES)
+        result = measure_drawing(
+            drawing,
+            config.data,
+            features=training.metrics_features,
+            layout=config.layout,
+            split=config.split,
+            device=base.device,
+            cache_dir=config.cache_dir,
+        )
+        found = result["metrics"].items()
+        means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}
+        return {name: value for name, value in means.items() if value is not None}
+
+    wanted = {draw_grid: training.sample_every, measure: training.metrics_every}
+    return [Evaluator(every=every, run=function) for function, every in wanted.items() if every]
+
+
+def _drawing(base: Base, task: Task, count: int) -> Drawing:
+    """So many images of the base as it is now, or one of each class if there are more of them."""
+    sampling = SamplingConfig(
+        num_images=max(count, len(task.labels.names)),
+        steps=STEPS,
+        sampler=base.process.preview_sampler,
+        batch_size=BATCH,
+    )
+    return prepare(base, sampling, labels=task.labels)
+
+
+def grid(images: NDArray[np.uint8]) -> Image.Image:
+    """Images (N, H, W, 3) side by side in about as many rows as columns."""
+    num_columns = math.ceil(math.sqrt(len(images)))
+    num_rows = math.ceil(len(images) / num_columns)
+    _, height, width, _ = images.shape
+    sheet = np.full((num_rows * height, num_columns * width, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        row, column = divmod(number, num_columns)
+        top, left = row * height, column * width
+        sheet[top : top + height, left : left + width] = image
+    return Image.fromarray(sheet)

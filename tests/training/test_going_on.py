@@ -1,0 +1,171 @@
+"""Runs that go on: more steps, settings that change no bit, what was taken away, one at a time."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import smidgen
+from smidgen.core.delta import Delta
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.lock import held
+from tests.training.test_loop import Killed, final_files, latent_set, run, stop_at
+from tests.training.tiny import tiny_base, write_images
+
+SHORT = {
+    "steps": 4,
+    "batch_size": 4,
+    "validation_share": 0.2,
+    "checkpoint_every": 2,
+    "trackers": (),
+    "progress": False,
+}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_images(tmp_path / "photos")
+
+
+def train(photos, output, **settings):
+    cache = photos.parent / "cache"
+    return smidgen.train(
+        tiny_base(), photos, output=output, **(SHORT | {"cache_dir": cache} | settings)
+    )
+
+
+def bytes_of(folder):
+    return (folder / "delta.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["difffit", "lora", "full"])
+def test_more_steps_at_a_constant_rate_end_as_if_asked_for_at_once(tmp_path, photos, method):
+    settings = {"method": method, "warmup_steps": 3}
+    train(photos, tmp_path / "twice", steps=3, **settings)
+    train(photos, tmp_path / "twice", steps=7, **settings)
+    train(photos, tmp_path / "once", steps=7, **settings)
+    assert bytes_of(tmp_path / "twice") == bytes_of(tmp_path / "once")
+    report = json.loads((tmp_path / "twice" / "run.json").read_text())
+    assert (report["resumed_at_step"], report["steps"]) == (3, 7)
+
+
+def test_more_steps_of_a_cosine_are_refused_with_the_reason(tmp_path, photos):
+    train(photos, tmp_path / "run", lr_schedule="cosine")
+    with pytest.raises(UsageError, match="a cosine that ends at the last step"):
+        train(photos, tmp_path / "run", lr_schedule="cosine", steps=8)
+
+
+def test_what_changes_no_bit_does_not_stop_a_resume(tmp_path, photos):
+    train(photos, tmp_path / "whole", steps=6)
+    train(photos, tmp_path / "run", steps=2)
+    moved = shutil.move(photos, tmp_path / "elsewhere" / "photos")
+    others = {"checkpoint_every": 3, "keep_checkpoints": 1, "validate_every": 1, "trackers": ()}
+    train(
+        tmp_path / "elsewhere" / ".." / "elsewhere" / "photos", tmp_path / "run", steps=6, **others
+    )
+    assert moved.exists()
+    run, whole = (Delta.load(tmp_path / name / "delta.safetensors") for name in ("run", "whole"))
+    assert all(map(torch.equal, run.parameters(), whole.parameters()))
+
+
+def test_a_finished_run_whose_images_changed_says_so(tmp_path, photos):
+    train(photos, tmp_path / "run")
+    shutil.copy(photos / "bee" / "0.png", photos / "bee" / "new.png")
+    with pytest.raises(UsageError, match=r"the images changed since .*run was started"):
+        train(photos, tmp_path / "run")
+
+
+def test_a_delta_that_was_taken_away_comes_back_from_the_checkpoint(tmp_path, photos):
+    train(photos, tmp_path / "run")
+    before = bytes_of(tmp_path / "run")
+    (tmp_path / "run" / "delta.safetensors").unlink()
+    train(photos, tmp_path / "run")
+    assert bytes_of(tmp_path / "run") == before
+
+
+def test_a_kill_before_the_report_leaves_a_run_that_is_reported_next_time(tmp_path, photos):
+    train(photos, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    train(photos, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 4
+
+
+def test_an_empty_folder_called_like_a_checkpoint_is_none(tmp_path, photos):
+    train(photos, tmp_path / "run", steps=2)
+    (tmp_path / "run" / "checkpoints" / "step-999").mkdir()
+    train(photos, tmp_path / "run", steps=4)
+    assert Delta.load(tmp_path / "run" / "delta.safetensors").provenance.training["step"] == 4
+
+
+def test_a_file_in_the_way_of_a_checkpoint_does_not_block_it(tmp_path, photos):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.toml").write_text("")  # so that the folder counts as a run
+    train(photos, tmp_path / "run", force=True)
+    for name in ("step-6.partial", "step-6"):
+        (tmp_path / "run" / "checkpoints" / name).write_text("in the way")
+    train(photos, tmp_path / "run", steps=6)
+    assert (tmp_path / "run" / "checkpoints" / "step-6" / "state.json").is_file()
+
+
+def test_the_second_training_into_one_folder_is_told_who_holds_it(tmp_path, photos):
+    with held(tmp_path / "run"), pytest.raises(UsageError, match=r"run is held by process \d+ on"):
+        train(photos, tmp_path / "run")
+    train(photos, tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_lock_that_a_killed_process_left_holds_nothing(tmp_path, photos):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("process 1 on somewhere")
+    train(photos, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("exp_avg", lambda tensor: tensor.reshape(-1)[:1]),
+        ("exp_avg_sq", lambda tensor: tensor.double()),
+        ("exp_avg", lambda tensor: tensor * float("nan")),
+        ("step", lambda tensor: tensor.long()),
+        ("delta", lambda tensor: torch.ones(1)),
+        ("ema", lambda tensor: tensor.half()),
+        ("rng", lambda tensor: tensor[:3]),
+        ("rng", lambda tensor: tensor.int()),
+    ],
+)
+def test_a_tensor_of_another_shape_or_type_is_refused_by_name(tmp_path, name, change):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(5))
+    path = tmp_path / "checkpoints" / "step-4" / "state.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.startswith(f"{name}/"))
+    save_file(tensors | {key: change(tensors[key]).contiguous()}, path)
+    with pytest.raises(SmidgenError, match=f"step-4 is damaged \\({key} is ") as caught:
+        run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "4"},
+        {"step": 7},
+        {"epoch": -1},
+        {"identity": 3},
+        {"best": []},
+        {"scaler": {"scale": "x"}},
+        {"format_version": None},
+    ],
+)
+def test_a_record_of_another_form_is_refused_in_one_line(tmp_path, changes):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(5))
+    path = tmp_path / "checkpoints" / "step-4" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    before = final_files(tmp_path)
+    with pytest.raises(SmidgenError, match="step-4 is damaged") as caught:
+        run(tmp_path, latents=latent_set())
+    assert "\n" not in str(caught.value)
+    assert final_files(tmp_path) == before

@@ -1,0 +1,127 @@
+"""Several processes train as one with their batches would: over gloo, on the CPU."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import smidgen
+from smidgen.core.delta import Delta
+from smidgen.methods import METHODS
+from smidgen.training.config import TrainingConfig
+from smidgen.training.loop import train_delta
+from tests.launch import finish, start
+from tests.training.test_loop import build, latent_set
+from tests.training.tiny import tiny_base, write_images
+
+SETTINGS = {"steps": 6, "checkpoint_every": 3, "validation_share": 0.2, "trackers": ()}
+EQUAL = """
+import sys
+from tests.training.test_together import train_methods
+train_methods(sys.argv[1], batch_size=2)
+"""
+RUN = """
+import sys
+from tests.training.test_together import train_run
+train_run(*sys.argv[1:])
+"""
+
+
+def train_methods(folder, batch_size):
+    """Every method, with label dropout, accumulation and a validation."""
+    for method in METHODS:
+        if method != "adapter":  # which needs the UNet's positions
+            config = TrainingConfig(batch_size=batch_size, gradient_accumulation=2, **SETTINGS)
+            base = tiny_base()
+            train_delta(
+                base, build(base, method), latent_set(num_views=2), config, Path(folder) / method
+            )
+
+
+def train_run(photos, output, cache, die_at=0, **settings):
+    """A run as a user starts it; at step `die_at` rank 1 is gone without a word."""
+    if int(die_at):
+        from smidgen.training import loop
+
+        step = loop.update_average
+        seen = []
+
+        def update(*arguments):
+            import os
+
+            seen.append(None)
+            if len(seen) == int(die_at) and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*arguments)
+
+        loop.update_average = update
+    smidgen.train(
+        tiny_base(),
+        photos,
+        output=output,
+        cache_dir=cache,
+        flip=True,
+        batch_size=2,
+        progress=False,
+        **(SETTINGS | {"steps": 12, "sample_every": 6} | settings),
+    )
+
+
+def test_two_processes_equal_one_with_twice_the_batch_for_every_method(tmp_path):
+    outcomes = finish(start(["-c", EQUAL, str(tmp_path / "two")], 2))
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    train_methods(tmp_path / "one", batch_size=4)
+    for method in (path.name for path in (tmp_path / "one").iterdir()):
+        one, two = (
+            Delta.load(tmp_path / place / method / "delta.safetensors") for place in ("one", "two")
+        )
+        for (name, expected), found in zip(one.named_parameters(), two.parameters(), strict=True):
+            # Adam divides by the size of a gradient, so that rounding moves what hardly has one
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5, msg=name)
+        logs = [
+            [json.loads(line) for line in (tmp_path / p / method / "log.jsonl").open()]
+            for p in ("one", "two")
+        ]
+        for expected, found in zip(*logs, strict=True):
+            assert found["step"] == expected["step"]
+            for key in ("loss", "grad_norm", "validation_loss"):
+                assert found.get(key) == pytest.approx(expected.get(key), rel=1e-4), (method, key)
+
+
+def test_a_run_of_two_writes_once_and_is_found_finished(tmp_path):
+    photos = write_images(tmp_path / "photos")
+    places = [str(photos), str(tmp_path / "run"), str(tmp_path / "cache")]
+    for _ in range(2):
+        outcomes = finish(start(["-c", RUN, *places], 2))
+        assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {
+        "step-6.png",
+        "step-12.png",
+    }
+    ((code, _, error),) = finish(start(["-c", RUN, *places], 1))
+    assert code != 0
+    assert "the number of processes changed" in error
+
+
+def test_a_process_that_dies_ends_the_run_and_the_same_command_resumes_bit_equal(tmp_path):
+    photos = write_images(tmp_path / "photos")
+    places = [str(photos), str(tmp_path / "run"), str(tmp_path / "cache")]
+    main, other = finish(start(["-c", RUN, *places, "8"], 2))
+    assert other[0] == -signal.SIGKILL
+    assert main[0] not in (0, -signal.SIGKILL)
+    assert "lost the others" in main[2].strip().splitlines()[-1]
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {
+        "step-3",
+        "step-6",
+    }
+    for output in ("run", "whole"):
+        places[1] = str(tmp_path / output)
+        outcomes = finish(start(["-c", RUN, *places], 2))
+        assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_at_step"] == 6
+    run, whole = ((tmp_path / p / "delta.safetensors").read_bytes() for p in ("run", "whole"))
+    assert run == whole
