@@ -23,7 +23,7 @@ from smidgen.cli.options import (
     check_output_folder,
     quiet_stdout,
 )
-from smidgen.files.settings import flatten, settings_of
+from smidgen.files.settings import flatten
 from smidgen.training.config import TrainingConfig
 
 DESCRIPTION = """Fine-tune a base to a folder of images: a sub-folder for each class.
@@ -75,10 +75,7 @@ GROUPS: Mapping[str, type] = {
 
 def run(argv: Sequence[str]) -> None:
     """Parse, check, train, answer."""
-    request = read_request("train", argv)
-    if not request.wants_help:
-        _check_early(request)
-    parsed = parse_train(request)
+    parsed = parse_train(read_request("train", argv))
     options, switches = parsed["run"], parsed["switches"]
     check_paths(options)
     if switches.dry_run:
@@ -94,18 +91,6 @@ def run(argv: Sequence[str]) -> None:
         f"in {document['steps']:,} steps"
     )
     answer(document, [summary], Path(document["delta"]), as_json=switches.json)
-
-
-def _check_early(request: Request) -> None:
-    """Refuse what is wrong whatever the method's own flags are, before torch is imported."""
-    known = settings_of(*GROUPS.values(), OutputSwitches)
-    flags = {token.partition("=")[0].replace("_", "-") for token in request.arguments}
-    ours = {flag for setting in known.values() for flag in (setting.flag, setting.no_flag)}
-    if {flag for flag in flags if flag.startswith("--")} <= ours and set(request.values) <= set(
-        known
-    ):
-        parsed = parse(request, GROUPS, switches=OutputSwitches, description=DESCRIPTION)
-        check_paths(parsed["run"])
 
 
 def parse_train(request: Request) -> dict[str, Any]:
