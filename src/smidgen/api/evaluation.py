@@ -23,6 +23,7 @@ from smidgen.errors import UsageError
 from smidgen.evaluation import processes, run
 from smidgen.evaluation.plan import check_names
 from smidgen.evaluation.stream import ArrayBatch
+from smidgen.files.settings import make
 from smidgen.models.base import Base
 from smidgen.models.pretrained import load_base
 from smidgen.training.network import class_names
@@ -82,7 +83,7 @@ def evaluate(
         if sampling is not None or base is not None:
             raise UsageError(f"{source} holds images: base and sampling are for a run or a delta")
         return run.evaluate(source, reference, progress=progress, **settings)
-    config = run.evaluation_config(settings)
+    config = make(run.EvaluationConfig, settings)
     run.check_reference(Path(reference), config)
     check_names(config.features, config.metrics, config.prompt)
     path = source / DELTA if source.is_dir() else source

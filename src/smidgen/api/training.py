@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -20,9 +19,10 @@ from smidgen.api.sampling import draw_images
 from smidgen.core.delta import Delta
 from smidgen.data.layouts import resolve_split
 from smidgen.diffusion.sampler import sample_generator
-from smidgen.errors import UsageError, closest
+from smidgen.errors import UsageError
 from smidgen.evaluation.run import SAMPLE_RECORD, evaluate
-from smidgen.methods import Method, configure
+from smidgen.files.settings import make
+from smidgen.methods import configure
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions
 from smidgen.models.pretrained import load_base
@@ -77,8 +77,8 @@ def train(
         for images that cannot be used, a loss that is not finite, a disk that refuses; Interrupted
         after Ctrl-C.
     """
-    training = training_config(settings)
-    _, config = method_and_config(method, method_config)
+    training = make(TrainingConfig, settings)
+    _, config = configure(method, method_config)
     resolve_split(layout, split)
     # a data set of the hub has no folder here
     if layout != "hf" and not Path(data).is_dir():
@@ -108,27 +108,6 @@ def train(
         progress=progress,
         make_evaluators=lambda delta, target: _evaluators(base, delta, run, target, cache),
     )
-
-
-def training_config(settings: Mapping[str, Any]) -> TrainingConfig:
-    """The settings as a TrainingConfig.
-
-    Raises: UsageError for an unknown name, with the closest one, or a value that makes no sense.
-    """
-    known = [field.name for field in dataclasses.fields(TrainingConfig)]
-    for name in settings:
-        if name not in known:
-            raise UsageError(f'unknown setting "{name}"{closest(name, known)}')
-    return TrainingConfig(**settings)
-
-
-def method_and_config(name: str, values: Mapping[str, Any] | None) -> tuple[Method, Any]:
-    """A method, or a combination such as "difffit+lora", and its Config with these values, of a
-    combination by method.
-
-    Raises: UsageError for an unknown method, option or value.
-    """
-    return configure(name, values)
 
 
 def _free_folder(run: RunConfig, base: Base) -> Path:

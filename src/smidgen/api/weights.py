@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from smidgen.api.training import training_config
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
 from smidgen.errors import UsageError
+from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_host
 from smidgen.methods import configure
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
 
@@ -58,7 +59,7 @@ def inspect(
 
     Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
-    config = training_config(settings)
+    config = make(TrainingConfig, settings)
     shape = _shape_of(base, num_classes)
     count = _num_labels(shape)
     delta = _meta_delta(shape, count or 0, method, method_config)

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from smidgen.data.embedded_sets import locate_reference, name_reference
 from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
-from smidgen.errors import SmidgenError, UsageError, closest
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation import processes
 from smidgen.evaluation.document import Source, make_document, strange_classes
 from smidgen.evaluation.names import PROMPT
@@ -35,6 +35,7 @@ from smidgen.evaluation.stream import (
     array_batches,
     folder_batches,
 )
+from smidgen.files.settings import make
 
 SAMPLE_RECORD = "sample.json"  # written by sampling: {"settings": {...}, "images": {file: class}}
 
@@ -93,7 +94,7 @@ def evaluate(
     Raises: UsageError for unknown features, metrics or settings or a missing path; SmidgenError for
         unusable content, or a reference without a class that was drawn.
     """
-    config, folder = evaluation_config(settings), Path(images)
+    config, folder = make(EvaluationConfig, settings), Path(images)
     check_names(config.features, config.metrics, config.prompt)
     if not folder.exists():
         raise UsageError(f"no such file or folder: {folder}")
@@ -131,7 +132,7 @@ def measure_batches(
 
     Raises: as `evaluate`, and what the batches raise.
     """
-    config = evaluation_config(settings)
+    config = make(EvaluationConfig, settings)
     check_reference(Path(reference), config)
     plan = config.plan()
     known = _reference(plan, Path(reference), config, None)
@@ -143,18 +144,6 @@ def measure_batches(
     identity = _array_identity(plan, measured)
     source = Source(name=name, identity=identity, sampling=sampling, certain=True)
     return make_document(plan, measured, known, source, name_reference(reference))
-
-
-def evaluation_config(settings: Mapping[str, Any]) -> EvaluationConfig:
-    """The settings as an EvaluationConfig.
-
-    Raises: UsageError for an unknown name, with the closest one.
-    """
-    known = [field.name for field in fields(EvaluationConfig)]
-    for name in settings:
-        if name not in known:
-            raise UsageError(f'unknown setting "{name}"{closest(name, known)}')
-    return EvaluationConfig(**settings)
 
 
 def check_reference(reference: Path, config: EvaluationConfig) -> None:
