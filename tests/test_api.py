@@ -120,7 +120,7 @@ def test_without_an_output_runs_get_folders_of_their_own(tmp_path, monkeypatch, 
     [
         ({"stepz": 4}, 'unknown setting "stepz"; did you mean "steps"'),
         ({"method": "diffit"}, 'unknown method "diffit"; did you mean "difffit"'),
-        ({"method_config": {"block": "all"}}, 'unknown option "block" of difffit'),
+        ({"method_config": {"block": "all"}}, 'difffit: unknown option "block"; .*"blocks"'),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"max_bad_share": 2.0}, "max_bad_share is 2.0"),
         ({"image_size": 16}, "the base was loaded for 8"),

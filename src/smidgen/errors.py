@@ -21,6 +21,8 @@ def closest(name: str, known: Iterable[str]) -> str:
     them all if none is near.
     """
     known = list(known)
+    if not known:
+        return "; there are none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f'; did you mean "{near[0]}"?'

@@ -47,7 +47,7 @@ def smidgen(capsys):
         capsys.readouterr()
         try:
             code = main([str(argument) for argument in arguments])
-        except SystemExit as leaving:  # tyro leaves this way after printing a help
+        except SystemExit as leaving:  # after printing a help
             code = int(leaving.code or 0)
         printed = capsys.readouterr()
         return Outcome(code, printed.out, printed.err)

@@ -59,6 +59,8 @@ def test_every_help_has_two_examples(smidgen, verb):
         (("--blocks", "9-3"), ("9-3",)),
         (("--gammas", "block", "nowhere"), ("block, qkv, proj, final, patch, time",)),
         (("--max-bad-share", "-1"), ("max_bad_share is -1",)),
+        (("--num-threads", "999999"), ("num_threads is 999999", "at most 1024")),
+        (("--image-size", "1" + "0" * 400), ("--image-size", "an integer")),
         (("--image-size", "-8"), ("image_size is -8",)),
         (("--base", "glyps/"), ("glyps/",)),
         (("--base", "DiT-XL/2"), ("DiT-XL/2", "without weights", "a file")),
@@ -93,6 +95,10 @@ def test_what_must_be_given_is_named(smidgen, verb):
         ("[training]\nsteps = 3\n", ('unknown key "training"',)),
         ("lr = nan\n", ("lr is nan",)),
         ("dry_run = true\n", ('unknown key "dry_run"',)),
+        ("num_threads = 999999\n", ("num_threads is 999999",)),
+        (f"{'.'.join(['method'] * 5000)} = 1\n", ("recipe.toml", "nested too deeply")),
+        (f"method = {'[' * 5000}{']' * 5000}\n", ("recipe.toml", "nested too deeply")),
+        (f"method = {'[' * 20}{']' * 20}\n", ("method",)),
     ],
 )
 def test_wrong_recipes_are_refused(smidgen, base, photos, tmp_path, text, words):
@@ -367,3 +373,24 @@ def test_misuse_is_answered_without_importing_torch(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 2), (arguments, done.stderr)
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_and_a_mistyped_flag_are_answered_without_importing_torch(verb):
+    program = (
+        "import sys; from smidgen.cli.main import main\n"
+        "def call(*argv):\n"
+        "    try:\n"
+        "        return main(argv)\n"
+        "    except SystemExit as leaving:\n"
+        "        return int(leaving.code or 0)\n"
+        "codes = [call(sys.argv[1], '--help'), call(sys.argv[1], '--stpes', '3')]\n"
+        "assert codes == [0, 2], codes\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", program, verb]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: smidgen {verb} ")
+    assert 'unknown flag "--stpes"' in done.stderr

@@ -56,9 +56,27 @@ def test_toml_that_is_none_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("a = 1\nb = ?\n")
     with pytest.raises(Unreadable, match="line 2"):
         read_toml(tmp_path / "a.toml")
-    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000 + "]" * 5000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000 + "]" * 5000,
+        "a = " + "[" * 100 + "]" * 100,
+        "a = " + "{b = " * 5000 + "1" + "}" * 5000,
+        ".".join(["a"] * 5000) + " = 1",
+        f"[{'.'.join(['a'] * 5000)}]",
+    ],
+)
+def test_toml_nested_beyond_use_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "deep.toml").write_text(text)
     with pytest.raises(Unreadable, match="nested too deeply"):
         read_toml(tmp_path / "deep.toml")
+
+
+def test_toml_as_deep_as_any_settings_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[a.b.c]\nd = [[1], [{e = 2}]]\n")
+    assert read_toml(tmp_path / "a.toml") == {"a": {"b": {"c": {"d": [[1], [{"e": 2}]]}}}}
 
 
 def test_what_is_no_ordinary_file_is_never_opened(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from smidgen.training.config import TrainingConfig
 NONSENSE = {
     "steps": (0, -1, 1.5, True, "10"),
     "batch_size": (0, -8),
+    "num_threads": (0, 1025, 999_999),
     "lr": (-1e-3, math.nan, math.inf, "1e-3", True),
     "max_grad_norm": (0, -1.0, math.nan),
     "ema_decay": (-0.1, 1.1, math.nan),

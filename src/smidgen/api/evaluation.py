@@ -16,6 +16,7 @@ from smidgen.data.folder import Progress
 from smidgen.errors import UsageError
 from smidgen.evaluation import run
 from smidgen.evaluation.plan import check_names
+from smidgen.files.settings import make
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES
 from smidgen.models.labels import class_names
@@ -62,7 +63,7 @@ def evaluate(
         if sampling is not None or base is not None:
             raise UsageError(f"{source} holds images: base and sampling are for a run or a delta")
         return run.evaluate(source, reference, progress=progress, **settings)
-    config = run.evaluation_config(settings)
+    config = make(run.EvaluationConfig, settings)
     run.check_reference(Path(reference), config)
     check_names(config.features, config.metrics, config.prompt)
     path = source / DELTA if source.is_dir() else source

@@ -1,33 +1,34 @@
-"""From a verb's arguments and recipe to its dataclasses: tyro parses, errors become one line.
+"""From a verb's arguments and recipe to its dataclasses.
 
 The recipe's values become the defaults that flags override. A recipe is the first argument and ends
-in .toml. What a verb does with its dataclasses is in the verb's own file.
+in .toml. How text and TOML become values is in files/settings.py, the help in help.py, what a verb
+does with its dataclasses in its own file.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
-import inspect
-import io
 import itertools
-import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from smidgen.cli.help import help_text
 from smidgen.errors import UsageError, closest
 from smidgen.files.settings import (
-    NONE,
     Setting,
+    Text,
     check_values,
+    convert,
     describe,
+    fill,
     read_recipe,
     settings_of,
 )
+from smidgen.files.toml import toml
+
+MARK = "="  # before every value, so that argparse takes none for a flag: --lr -inf, --prompt=--x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,18 +50,13 @@ class Request:
         return "-h" in self.arguments or "--help" in self.arguments
 
     def peek(self, name: str, default: Any = None) -> Any:
-        """The text of a flag, else the recipe's value, before anything is parsed or imported."""
-        flags = [token.replace("_", "-") for token in self.arguments]
-        spelling = "--" + name.replace("_", "-")
-        for position in reversed(range(len(flags))):
-            flag, equals, _ = self.arguments[position].partition("=")
-            if flag.replace("_", "-") != spelling:
-                continue
-            if equals:
-                return self.arguments[position].partition("=")[2]
-            following = self.arguments[position + 1 : position + 2]
-            return following[0] if following else default
-        return self.values.get(name, default)
+        """The text of a flag, else the recipe's value, before anything is parsed."""
+        found = self.values.get(name, default)
+        for token, following in itertools.pairwise([*self.arguments, default]):
+            flag, equals, value = token.partition("=")
+            if flag.replace("_", "-") == "--" + name.replace("_", "-"):
+                found = value if equals else following
+        return found
 
 
 def read_request(verb: str, argv: Sequence[str], *, positional: str | None = None) -> Request:
@@ -74,7 +70,7 @@ def read_request(verb: str, argv: Sequence[str], *, positional: str | None = Non
         recipe = Path(arguments.pop(0))
         values = read_recipe(recipe)
     elif arguments and not arguments[0].startswith("-") and positional is None:
-        raise UsageError(f'unexpected "{arguments[0]}"; a recipe comes first and ends in .toml')
+        raise UsageError(f"unexpected {toml(arguments[0])}; a recipe comes first and ends in .toml")
     for before, token in itertools.pairwise(arguments):
         if token.endswith(".toml") and not before.startswith("--"):
             raise UsageError(f"the recipe comes first: smidgen {verb} {token} --flag value ...")
@@ -90,140 +86,82 @@ def parse(
 
     Prints the help and exits if it is asked for.
 
-    Raises: UsageError in one line for whatever tyro or the recipe's check refuses.
+    Raises: UsageError in one line for whatever the flags or the recipe have wrong.
     """
-    in_recipe = settings_of(*groups.values())
-    settings = settings_of(*groups.values(), switches)
-    defaults = check_values(request.values, in_recipe, str(request.recipe))
-    _check_flags(request.arguments, settings)
-    arguments = _spell_none(request.arguments, settings)
     everything = {**groups, "switches": switches}
-    command = dataclasses.make_dataclass(
-        "Command",
-        [(name, _flags_of(group)) for name, group in everything.items()],
-        frozen=True,
-        kw_only=True,
-    )
-    default = command(
-        **{name: _with_defaults(group, defaults) for name, group in everything.items()}
-    )
-    parsed = _run_tyro(
-        command, default, dataclasses.replace(request, arguments=arguments), description, settings
-    )
-    return {name: getattr(parsed, name) for name in everything}
-
-
-def _flags_of(group: type) -> Any:
-    """The type that tyro takes: flags without the group's name, its docstring up to "Raises:"."""
-    paragraphs = (inspect.getdoc(group) or "").partition("\n\nRaises:")[0].split("\n\n")
-    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    if any(dataclasses.is_dataclass(hint) for hint in typing.get_type_hints(group).values()):
-        # its groups keep their own names before their flags: --lora.rank
-        return Annotated[group, tyro.conf.arg(name="", help=text)]
-    return Annotated[tyro.conf.OmitArgPrefixes[group], tyro.conf.arg(help=text)]
-
-
-def _with_defaults(group: type, values: Mapping[str, Any]) -> Any:
-    """An instance of the group for tyro to take defaults from, without the group's own checks.
-
-    They run when tyro makes the real one: what a flag overrides need not be right.
-    """
-    bare = object.__new__(group)
-    hints = typing.get_type_hints(group)
-    settings = settings_of(group)
-    for field in dataclasses.fields(group):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            prefix = f"{field.name}."
-            inner = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-            value = _with_defaults(typing.cast(type, hint), inner)
-        else:
-            default = settings[field.name].default
-            missing = default is dataclasses.MISSING
-            value = values.get(field.name, tyro.MISSING if missing else default)
-        object.__setattr__(bare, field.name, value)
-    return bare
-
-
-def _check_flags(arguments: Sequence[str], settings: Mapping[str, Setting]) -> None:
-    """Refuse unknown flags before tyro does, with the closest known one."""
-    known = {setting.flag for setting in settings.values()}
-    known |= {setting.no_flag for setting in settings.values() if setting.annotation is bool}
-    for token in arguments:
-        flag = token.partition("=")[0].replace("_", "-")
-        if token.startswith("--") and flag not in known | {"--help"}:
-            raise UsageError(f'unknown flag "{flag}"{closest(flag, sorted(known))}')
-
-
-def _spell_none(arguments: Sequence[str], settings: Mapping[str, Setting]) -> list[str]:
-    """tyro spells it None, recipes "none": both are taken where a setting may have no value."""
-    optional = {setting.flag for setting in settings.values() if setting.optional}
-    spelled = list(arguments)
-    for position, token in enumerate(arguments):
-        flag, equals, value = token.partition("=")
-        if flag.replace("_", "-") not in optional:
-            continue
-        if equals and value == NONE:
-            spelled[position] = f"{flag}=None"
-        elif arguments[position + 1 : position + 2] == [NONE]:
-            spelled[position + 1] = "None"
-    return spelled
-
-
-def _run_tyro(
-    command: type,
-    default: Any,
-    request: Request,
-    description: str,
-    settings: Mapping[str, Setting],
-) -> Any:
-    complaint = io.StringIO()
+    settings = settings_of(*everything.values())
+    values = check_values(request.values, *groups.values(), source=str(request.recipe))
+    if request.wants_help:
+        print(help_text(request.verb, description, everything, values, request.positional), end="")
+        raise SystemExit(0)
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                command,
-                prog=f"smidgen {request.verb}",
-                description=description,
-                args=request.arguments,
-                default=default,
-            )
-    except SystemExit as leaving:
-        if not leaving.code:
-            raise
-        message = _in_one_line(complaint.getvalue(), request, settings)
-        raise UsageError(f"{message} (smidgen {request.verb} --help)") from None
+        values |= _read_flags(request, settings)
+    except UsageError as error:
+        raise UsageError(f"{error} (smidgen {request.verb} --help)") from None
+    missing = [
+        one.name if one.name == request.positional else one.flag
+        for one in settings.values()
+        if one.default is dataclasses.MISSING and one.name not in values
+    ]
+    if missing:
+        raise UsageError(f"missing {', '.join(missing)} (smidgen {request.verb} --help)")
+    return {name: fill(group, values) for name, group in everything.items()}
 
 
-def _in_one_line(text: str, request: Request, settings: Mapping[str, Setting]) -> str:
-    """tyro's boxed complaint in the words of the recipe's checks."""
-    lines = [re.sub(r"[\u2500-\u257f|]|-{3,}", " ", line).strip() for line in text.splitlines()]
-    words = " ".join(" ".join(lines).partition("For full helptext")[0].split())
-    by_flag = {setting.flag: setting for setting in settings.values()}
-    flags = re.findall(r"--[a-z0-9-]+(?:\.[a-z0-9-]+)*", words)
-    named = [flag for flag in flags if flag in by_flag]
-    if words.startswith("Required options"):
-        bare = [request.positional] if {"PATH", "STR"} & set(lines) and request.positional else []
-        return f"missing {', '.join(bare + list(dict.fromkeys(named)))}"
-    if words.startswith("Unrecognized options"):
-        return f'unexpected "{words.partition(": ")[2]}"; a value follows its flag'
-    if named:
-        return _bad_value(by_flag[named[0]], request.arguments)
-    return words
+def _read_flags(request: Request, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The values of the flags that are given, and of the setting without one, by their names.
+
+    Raises: UsageError.
+    """
+    flagged = [one for one in settings.values() if one.name != request.positional]
+    flags = {flag: one for one in flagged for flag in one.flags}
+    try:
+        found, bare = _parser(flags).parse_known_args(list(_marked(request.arguments, flags)))
+    except argparse.ArgumentError as error:  # of a flag that should have one value
+        expected = describe(flags[str(error.argument_name)].annotation)
+        raise UsageError(f"{error.argument_name} lacks its value; expected {expected}") from None
+    given, bare = vars(found), [_text(token) for token in bare]
+    if request.positional and bare:
+        takes_all = settings[request.positional].is_list
+        given[request.positional], bare = (bare, []) if takes_all else (bare[0], bare[1:])
+    if bare:
+        raise UsageError(f"unexpected {toml(bare[0])}; a value follows its flag")
+    return {
+        name: convert(value, settings[name].annotation, settings[name].flag)
+        for name, value in given.items()
+    }
 
 
-def _bad_value(setting: Setting, arguments: Sequence[str]) -> str:
-    """`--steps is "ten"; expected an integer`, or that the value is missing."""
-    expected = describe(setting.annotation)
-    for position, token in enumerate(arguments):
-        flag, equals, value = token.partition("=")
-        if flag.replace("_", "-") != setting.flag:
+def _parser(flags: Mapping[str, Setting]) -> argparse.ArgumentParser:
+    """A parser that collects what is given, without defaults, and leaves text as it is."""
+    parser = argparse.ArgumentParser(
+        argument_default=argparse.SUPPRESS, add_help=False, allow_abbrev=False, exit_on_error=False
+    )
+    for flag, one in flags.items():
+        kind: dict[str, Any] = {"type": _text, "nargs": "*" if one.is_list else None}
+        if one.annotation is bool:
+            kind = {"action": "store_const", "const": flag == one.flag}
+        parser.add_argument(flag, dest=one.name, **kind)
+    return parser
+
+
+def _marked(arguments: Sequence[str], flags: Iterable[str]) -> Iterator[str]:
+    """The flags as they are listed, and every value behind MARK, a token each.
+
+    Raises: UsageError for an unknown flag, with the closest one.
+    """
+    for token in arguments:
+        if not token.startswith("--"):
+            yield MARK + token
             continue
-        given = [value] if equals else []
-        for following in arguments[position + 1 :] if not equals else ():
-            if following.startswith("--"):
-                break
-            given.append(following)
-        if not given:
-            return f"{setting.flag} lacks its value; expected {expected}"
-        return f'{setting.flag} is "{" ".join(given)}"; expected {expected}'
-    return f"{setting.flag} has a bad value; expected {expected}"
+        flag, equals, value = token.partition("=")
+        flag = flag.replace("_", "-")
+        if flag not in flags:
+            raise UsageError(f"unknown flag {toml(flag)}{closest(flag, sorted(flags))}")
+        yield flag
+        if equals:
+            yield MARK + value
+
+
+def _text(marked: str) -> Text:
+    return Text(marked.removeprefix(MARK))

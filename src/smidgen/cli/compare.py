@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.metric_table import comparison_lines
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_input, log
@@ -28,7 +26,7 @@ examples:
 class CompareOptions:
     """What to compare."""
 
-    results: tyro.conf.Positional[tuple[str, ...]] = ()
+    results: tuple[str, ...] = ()
     """Files that evaluate wrote, or the folders with a result.json in them; two or more."""
     any_protocol: bool = False
     """Compare numbers that were measured in different ways too, and show the differences."""

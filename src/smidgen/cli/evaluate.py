@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.metric_table import result_lines
 from smidgen.cli.options import (
@@ -57,7 +55,7 @@ examples:
 class EvaluateOptions:
     """What to measure."""
 
-    images: tyro.conf.Positional[Path]
+    images: Path
     """A run's folder, a delta's file, or a folder of images (any program's; or a .npz with arr_0).
     Classes of images: sub-folders, or what sampling recorded."""
     reference: Path

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import (
     Switches,
@@ -35,7 +33,7 @@ COLUMNS = ("site", "edit", "shape", "times", "count")
 class InspectOptions:
     """What to look at."""
 
-    model: tyro.conf.Positional[str]
+    model: str
     """An architecture (DiT-XL/2, sd-1.4, sd-1.5, sdxl), a base (shipped name, folder of ours or of
     diffusers, file, hub id) or a delta file."""
     num_classes: int | None = None

@@ -16,10 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff
-
 from smidgen.errors import UsageError
-from smidgen.files.settings import flatten, recipe_text, settings_of
+from smidgen.files.settings import SWITCH, flatten, recipe_text, settings_of
 from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
 from smidgen.processes import own_device
 
@@ -94,17 +92,17 @@ class BaseOnDevice(BaseOptions):
 class Switches:
     """How to run and how to answer; never part of a recipe."""
 
-    dry_run: FlagCreatePairsOff[bool] = False
+    dry_run: bool = dataclasses.field(default=False, metadata=SWITCH)
     """Check everything, print the resolved recipe and what it would do, and stop."""
-    json: FlagCreatePairsOff[bool] = False
+    json: bool = dataclasses.field(default=False, metadata=SWITCH)
     """Answer with one JSON document on stdout and nothing else."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputSwitches(Switches):
-    """Those of a verb whose output may be there already."""
+    """How to run, to answer, and to treat what is there already; never part of a recipe."""
 
-    force: FlagCreatePairsOff[bool] = False
+    force: bool = dataclasses.field(default=False, metadata=SWITCH)
     """Start over where the output holds another run."""
 
 

@@ -23,7 +23,7 @@ from smidgen.cli.options import (
 )
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import read_json
-from smidgen.files.settings import flatten, settings_of
+from smidgen.files.settings import flatten
 from smidgen.training.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ GROUPS: Mapping[str, type] = {"base": BaseOnDevice, "run": RunConfig, "training"
 
 def run(argv: Sequence[str]) -> None:
     """Parse, check, train, answer."""
-    request = read_request("train", argv)
-    if not request.wants_help:
-        _check_early(request)
-    parsed = parse_train(request)
+    parsed = parse_train(read_request("train", argv))
     config, switches = parsed["run"], parsed["switches"]
     check_paths(config)
     if switches.dry_run:
@@ -61,18 +58,6 @@ def run(argv: Sequence[str]) -> None:
         f"in {document['steps']:,} steps"
     )
     answer(document, [summary], Path(document["delta"]), as_json=switches.json)
-
-
-def _check_early(request: Request) -> None:
-    """Refuse what is wrong whatever the method's own flags are, before torch is imported."""
-    known = settings_of(*GROUPS.values(), OutputSwitches)
-    flags = {token.partition("=")[0].replace("_", "-") for token in request.arguments}
-    ours = {flag for setting in known.values() for flag in (setting.flag, setting.no_flag)}
-    if {flag for flag in flags if flag.startswith("--")} <= ours and set(request.values) <= set(
-        known
-    ):
-        parsed = parse(request, GROUPS, switches=OutputSwitches, description=DESCRIPTION)
-        check_paths(parsed["run"])
 
 
 def parse_train(request: Request, description: str = DESCRIPTION, **others: type) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_output_folder, quiet_stdout
 from smidgen.data.embedded_sets import SETS, is_whole, unpack
@@ -28,7 +26,7 @@ examples:
 class UnpackOptions:
     """What to write."""
 
-    set: tyro.conf.Positional[str]
+    set: str
     """Name of the set."""
     output: Path
     """New or empty folder."""

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from smidgen import processes
 from smidgen.data.embedded_sets import locate_reference, name_reference
 from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
-from smidgen.errors import UsageError, closest
+from smidgen.errors import UsageError
 from smidgen.evaluation.document import Source, make_document, strange_classes
 from smidgen.evaluation.names import PROMPT
 from smidgen.evaluation.plan import Plan, check_names, make_plan
@@ -35,6 +35,7 @@ from smidgen.evaluation.stream import (
     array_batches,
     folder_batches,
 )
+from smidgen.files.settings import make
 from smidgen.sampling.draw import Drawing
 from smidgen.sampling.folder import SampleRecord, read_record
 
@@ -93,7 +94,7 @@ def evaluate(
     Raises: UsageError for unknown features, metrics or settings or a missing path; SmidgenError for
         unusable content, or a reference without a class that was drawn.
     """
-    config, folder = evaluation_config(settings), Path(images)
+    config, folder = make(EvaluationConfig, settings), Path(images)
     check_names(config.features, config.metrics, config.prompt)
     if not folder.exists():
         raise UsageError(f"no such file or folder: {folder}")
@@ -131,7 +132,7 @@ def measure_batches(
 
     Raises: as `evaluate`, and what the batches raise.
     """
-    config = evaluation_config(settings)
+    config = make(EvaluationConfig, settings)
     check_reference(Path(reference), config)
     plan = config.plan()
     known = _reference(plan, Path(reference), config, None)
@@ -172,18 +173,6 @@ def measure_drawing(
             progress=progress,
             **settings,
         )
-
-
-def evaluation_config(settings: Mapping[str, Any]) -> EvaluationConfig:
-    """The settings as an EvaluationConfig.
-
-    Raises: UsageError for an unknown name, with the closest one.
-    """
-    known = [field.name for field in fields(EvaluationConfig)]
-    for name in settings:
-        if name not in known:
-            raise UsageError(f'unknown setting "{name}"{closest(name, known)}')
-    return EvaluationConfig(**settings)
 
 
 def check_reference(reference: Path, config: EvaluationConfig) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from smidgen.errors import SmidgenError
 
 MOST_BYTES = 2**26  # of any JSON or TOML: far beyond a label table's names, far below the memory
+MOST_DEPTH = 32  # of tables and lists in TOML: what is checked or shown later may recurse
 MOST_SHOWN = 160  # of a reason
 
 T = TypeVar("T")
@@ -94,11 +95,27 @@ def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:
     """The table in a TOML file. Raises: Unreadable, with the line of what is no TOML."""
     content = read_bytes(path, most)
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        table = tomllib.loads(content.decode("utf-8"))
+        if _is_deeper(table, MOST_DEPTH):
+            raise RecursionError
     except RecursionError as error:
         raise _unreadable(path, "it is nested too deeply") from error
     except (ValueError, UnicodeDecodeError) as error:  # a TOMLDecodeError is a ValueError
         raise _unreadable(path, f"not valid TOML: {str(error)[:MOST_SHOWN]}") from error
+    return table
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    """Whether tables and lists lie in each other more than `most` deep, found without recursion."""
+    layer = [value]
+    for _ in range(most):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(one, dict | list) for one in layer)
 
 
 def _unreadable(path: Path | str, reason: str) -> Unreadable:

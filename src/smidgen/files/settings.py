@@ -1,4 +1,5 @@
-"""Recipes: flat TOML files <-> frozen dataclasses, with one wording for what a value must be.
+"""Settings: the fields of frozen dataclasses, and the one way in which a flag's text, a TOML value
+and a Python value become theirs, with one wording for what a value must be.
 
 A recipe's keys are the names of the flags (with underscores or hyphens); a missing key means the
 default. The fields of a dataclass within a dataclass have dotted names: `lora.rank = 8`, or `rank`
@@ -7,29 +8,45 @@ in a table `[lora]`. TOML has no null: "none" stands for it. No command line her
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import tomllib
+import numbers
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from smidgen.errors import UsageError, closest
+from smidgen.files.reading import Unreadable, read_toml
 from smidgen.files.toml import NONE, toml
 
-C = typing.TypeVar("C")
+C = TypeVar("C")
 
-NO_FLAG: Mapping[str, bool] = {"flag": False}  # metadata of a field that is no setting of its own
+UNIONS = (Union, types.UnionType)
+LISTS = (tuple, Sequence)
+MOST_SHOWN = 160  # characters of a wrong value
+MOST_INTEGER = 2**63  # TOML's integers have 64 bits, and so have those of torch
+
+# metadata of a field that is no setting of its own; of a flag that only switches something on
+NO_FLAG: Mapping[str, bool] = {"flag": False}
+SWITCH: Mapping[str, bool] = {"switch": True}
+
+
+class Text(str):
+    """What a flag was given: it stands for a value of the type of its setting."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One field of a config dataclass; `default` is dataclasses.MISSING if it must be given."""
+    """One field of a config dataclass; `default` is dataclasses.MISSING if it must be given, and a
+    `switch` is a flag without an opposite.
+    """
 
     name: str
     annotation: Any
     default: Any
+    switch: bool = False
 
     @property
     def flag(self) -> str:
@@ -37,155 +54,180 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
     @property
-    def no_flag(self) -> str:
-        """The spelling that switches a flag off, e.g. --no-flip or --lora.no-flip."""
+    def flags(self) -> tuple[str, ...]:
+        """All its spellings; the second one switches it off, e.g. --no-flip or --lora.no-flip."""
         group, dot, leaf = self.flag[2:].rpartition(".")
-        return f"--{group}{dot}no-{leaf}"
+        pair = self.annotation is bool and not self.switch
+        return (self.flag, f"--{group}{dot}no-{leaf}") if pair else (self.flag,)
 
     @property
-    def optional(self) -> bool:
-        """Whether None is a value."""
-        return type(None) in get_args(self.annotation)
+    def is_list(self) -> bool:
+        """Whether it has any number of values."""
+        return get_origin(self.annotation) in LISTS
 
 
-def settings_of(*configs: type) -> dict[str, Setting]:
+def settings_of(*configs: type, prefix: str = "") -> dict[str, Setting]:
     """All fields of config dataclasses by name, in order; those of a field that is a dataclass
-    itself under `field.name`.
+    itself under `field.name`. `prefix` stands before all names.
 
     Raises: ValueError if two of them share a field name, a mistake in the program.
     """
     found: dict[str, Setting] = {}
     for config in configs:
-        for setting in _own_settings(config):
-            if setting.name in found:
-                raise ValueError(f"two configs have a field {setting.name}")
-            found[setting.name] = setting
+        for field, annotation in fields_of(config):
+            name = prefix + field.name
+            if name in found:
+                raise ValueError(f"two configs have a field {name}")
+            if dataclasses.is_dataclass(annotation):
+                found |= settings_of(cast(type, annotation), prefix=f"{name}.")
+                continue
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            switch = field.metadata.get("switch", False)
+            found[name] = Setting(name=name, annotation=annotation, default=default, switch=switch)
     return found
 
 
-def _own_settings(config: type) -> Iterator[Setting]:
+def fields_of(config: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a config dataclass that are settings or hold such, each with its type."""
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
-        if not field.metadata.get("flag", True):
-            continue
-        annotation, default = hints[field.name], field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if dataclasses.is_dataclass(annotation):
-            for inner in _own_settings(typing.cast(type, annotation)):
-                yield dataclasses.replace(inner, name=f"{field.name}.{inner.name}")
-        else:
-            yield Setting(name=field.name, annotation=annotation, default=default)
+        if field.metadata.get("flag", True):
+            yield field, hints[field.name]
 
 
-def read_recipe(path: Path, settings: Mapping[str, Setting] | None = None) -> dict[str, Any]:
-    """The values of a recipe; with `settings`, its keys and the types of its values are checked.
-
-    Raises: UsageError if the file cannot be read, is no TOML (with the line), has an unknown key
-    (with the closest known one) or a value of the wrong type.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except FileNotFoundError as error:
-        raise UsageError(f"no such recipe: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the recipe {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
-    values = {key.replace("-", "_"): value for key, value in values.items()}
-    return values if settings is None else check_values(values, settings, str(path))
-
-
-def check_values(
-    values: Mapping[str, Any], settings: Mapping[str, Setting], source: str
-) -> dict[str, Any]:
-    """The values in the types of their settings.
-
-    Raises: UsageError for an unknown name or a value of the wrong type, naming `source`.
-    """
-    values = _dotted(values, settings)
-    for name in values:
-        if name not in settings:
-            raise UsageError(f'{source}: unknown key "{name}"{closest(name, settings)}')
-    return {
-        name: convert(value, settings[name].annotation, f"{source}: {name}")
-        for name, value in values.items()
-    }
-
-
-def _dotted(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The keys of a table that the settings know within a recipe, as `table.key`."""
-    tables = {name.partition(".")[0] for name in settings if "." in name}
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and name in tables:
-            flat |= {f"{name}.{key.replace('-', '_')}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def make(config: type[C], values: Mapping[str, Any]) -> C:
-    """The config with these Python values, the others at their defaults.
+def make(config: type[C], values: Mapping[str, Any], source: str = "", kind: str = "setting") -> C:
+    """The config with these Python values, the others at their defaults. Messages name `source`,
+    and call what has a value a `kind`.
 
     Raises: UsageError for an unknown name, with the closest one, or a value of the wrong type; and
         as the config itself.
     """
-    settings = settings_of(config)
+    return fill(config, check_values(values, config, source=source, kind=kind))
+
+
+def fill(config: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+    """The config with checked values by the names of `settings_of`, the others at their defaults;
+    what belongs to other configs is left aside.
+    """
+    given: dict[str, Any] = {}
+    for field, annotation in fields_of(config):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(annotation):
+            given[field.name] = fill(cast(type, annotation), values, f"{name}.")
+        elif name in values:
+            given[field.name] = values[name]
+    return config(**given)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The values of a recipe by name, as TOML has them; `check_values` looks at them.
+
+    Raises: UsageError if the file cannot be read or is no TOML, with the line.
+    """
+    try:
+        return {key.replace("-", "_"): value for key, value in read_toml(path).items()}
+    except Unreadable as error:
+        if not path.exists():
+            raise UsageError(f"no such recipe: {path}") from error
+        raise UsageError(f"cannot read the recipe {path}: {error.reason}") from error
+
+
+def check_values(
+    values: Mapping[str, Any], *configs: type, source: str, kind: str = "key"
+) -> dict[str, Any]:
+    """The values in the types of their settings in the configs, by the names of `settings_of`.
+
+    Raises: UsageError for an unknown name or a value of the wrong type, in the words of `make`.
+    """
+    where, settings = f"{source}: " if source else "", settings_of(*configs)
+    values = _dotted(values, configs, where)
     for name in values:
         if name not in settings:
-            raise UsageError(f'unknown setting "{name}"{closest(name, settings)}')
-    return config(**{n: convert(v, settings[n].annotation, n) for n, v in values.items()})
+            raise UsageError(f'{where}unknown {kind} "{name}"{closest(name, settings)}')
+    return {
+        name: convert(value, settings[name].annotation, where + name)
+        for name, value in values.items()
+    }
+
+
+def _dotted(values: Mapping[str, Any], configs: Sequence[type], where: str) -> dict[str, Any]:
+    """What is given for a field that is a dataclass itself, such as a table, as `field.name`."""
+    hints = {field.name: hint for config in configs for field, hint in fields_of(config)}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if not dataclasses.is_dataclass(hints.get(name)):
+            flat[name] = value
+            continue
+        inner = flatten(value) if dataclasses.is_dataclass(value) else value
+        if not isinstance(inner, Mapping):
+            raise UsageError(f"{where}{name} is {_shown(value)}; expected its options by name")
+        flat |= {f"{name}.{key.replace('-', '_')}": one for key, one in inner.items()}
+    return flat
 
 
 def convert(value: Any, annotation: Any, name: str) -> Any:
-    """A TOML value as the Python type of its field (lists become tuples, strings paths).
+    """A flag's Text, a TOML or a Python value as the type of its field: a list becomes a tuple,
+    text a path, an integer a number where that is the type.
 
     Raises: UsageError saying what `name` is and what was expected.
     """
-    converted = _convert(value, annotation)
-    if converted is _WRONG:
-        raise UsageError(f"{name} is {toml(value)}; expected {describe(annotation)}")
-    return converted
-
-
-_WRONG = object()
+    try:
+        return _convert(value, annotation)
+    except (ValueError, OverflowError):
+        expected = describe(annotation)
+        raise UsageError(f"{name} is {_shown(value)}; expected {expected}") from None
 
 
 def _convert(value: Any, annotation: Any) -> Any:
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        if type(None) in get_args(annotation) and value in (None, NONE):
+    """Raises: ValueError, OverflowError."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in UNIONS:
+        for one in sorted(parts, key=lambda part: part is not type(None)):  # "none" is no text here
+            with contextlib.suppress(ValueError, OverflowError):
+                return _convert(value, one)
+    elif origin is Literal:
+        if isinstance(value, str) and value in parts:
+            return str(value)
+    elif origin in LISTS:
+        if isinstance(value, list | tuple):
+            return tuple(_convert(item, parts[0]) for item in value)
+    elif annotation is type(None):
+        if value is None or (isinstance(value, str) and value in (NONE, "None")):
             return None
-        results = [_convert(value, one) for one in _alternatives(get_args(annotation))]
-        return next((result for result in results if result is not _WRONG), _WRONG)
-    if origin is Literal:
-        return value if value in get_args(annotation) else _WRONG
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return _WRONG
-        items = tuple(_convert(item, get_args(annotation)[0]) for item in value)
-        return _WRONG if any(item is _WRONG for item in items) else items
-    if annotation is float and type(value) is int:
-        return float(value)
-    if annotation is Path and isinstance(value, str | Path):
-        return Path(value)
-    return value if type(value) is annotation else _WRONG
+    elif annotation in (int, float):
+        number = numbers.Integral if annotation is int else numbers.Real  # NumPy's are such, too
+        if isinstance(value, number | Text) and not isinstance(value, bool):
+            converted = annotation(cast(Any, value))
+            if annotation is float or abs(converted) < MOST_INTEGER:
+                return converted
+    elif annotation is Path:
+        if isinstance(value, str | Path) and "\0" not in str(value):
+            return Path(value)
+    elif annotation is Any or isinstance(value, annotation):
+        return str(value) if isinstance(value, Text) else value
+    raise ValueError
 
 
-def _alternatives(parts: Iterable[Any]) -> list[Any]:
-    return [part for part in parts if part is not type(None)]
+def _shown(value: Any) -> str:
+    text = "a table" if isinstance(value, Mapping) else toml(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that a union stands for; any other annotation alone."""
+    return get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
 
 
 def describe(annotation: Any) -> str:
     """What a value of this type looks like to a person, e.g. `a number or "none"`."""
-    is_union = get_origin(annotation) in (Union, types.UnionType)
-    parts = get_args(annotation) if is_union else (annotation,)
+    parts = alternatives(annotation)
     choices = [str(one) for part in parts if get_origin(part) is Literal for one in get_args(part)]
-    words = [_word(part) for part in _alternatives(parts) if get_origin(part) is not Literal]
-    if type(None) in parts:
-        choices.append(NONE)
+    choices += [NONE] if type(None) in parts else []
+    words = [
+        _word(one) for one in parts if get_origin(one) is not Literal and one is not type(None)
+    ]
     if len(choices) == 1:
         words.append(f'"{choices[0]}"')
     elif choices:
@@ -194,7 +236,7 @@ def describe(annotation: Any) -> str:
 
 
 def _word(kind: Any) -> str:
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in LISTS:
         return f"a list, each {describe(get_args(kind)[0])}"
     words = {bool: "true or false", int: "an integer", float: "a number", Path: "a path"}
     return words.get(kind, "text")
@@ -204,13 +246,10 @@ def flatten(*configs: Any) -> dict[str, Any]:
     """The values of config instances by the names of `settings_of`, in order."""
     values: dict[str, Any] = {}
     for config in configs:
-        for field in dataclasses.fields(config):
-            if not field.metadata.get("flag", True):
-                continue
+        for field, _ in fields_of(type(config)):
             value = getattr(config, field.name)
             if dataclasses.is_dataclass(value):
-                inner = flatten(value)
-                values |= {f"{field.name}.{name}": inner[name] for name in inner}
+                values |= {f"{field.name}.{name}": one for name, one in flatten(value).items()}
             else:
                 values[field.name] = value
     return values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ def toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return repr(value) if math.isfinite(value) else str(float(value))
+        return repr(int(value) if isinstance(value, int) else float(value))  # not NumPy's form
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(toml(item) for item in value) + "]"
     # JSON's escapes are TOML's, but for DEL, which only JSON leaves as it is

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, is_dataclass, make_dataclass
+from dataclasses import field, make_dataclass
 from typing import Any
 
 import torch
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit
-from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods.method import Method, Tunable, assemble, make_config
+from smidgen.errors import SmidgenError
+from smidgen.methods.method import Method, Tunable, assemble
 
 PLUS = "+"
 
@@ -19,9 +19,8 @@ PLUS = "+"
 def combine(methods: Mapping[str, Method]) -> Method:
     """The method that trains what all `methods` train, their edits in this order.
 
-    Its config has a field for each method, with that method's config or a mapping of its options.
-    A label table, and any other edit that two share by name and form, is there once. The learning
-    rate is the smallest of theirs.
+    Its config has a field for each method, with that method's config. A label table, and any other
+    edit that two share by name and form, is there once. The learning rate is their smallest.
     """
     name = PLUS.join(methods)
 
@@ -82,24 +81,13 @@ def _refuse(one: str, other: str, what: str) -> None:
 def _config(methods: Mapping[str, Method]) -> type:
     """A frozen dataclass with a field for the config of each method."""
 
-    def take_mappings(self: Any) -> None:
-        for name, method in methods.items():
-            value = getattr(self, name)
-            if not is_dataclass(value):
-                if not isinstance(value, Mapping):
-                    raise UsageError(f"{name} is {value!r}; expected its options by name")
-                object.__setattr__(self, name, make_config(name, method, value))
-
     return make_dataclass(
         "Config",
         [
             (name, method.config, field(default_factory=method.config))
             for name, method in methods.items()
         ],
-        namespace={
-            "__doc__": f"The options of {', '.join(methods)}, each under its own name.",
-            "__post_init__": take_mappings,
-        },
+        namespace={"__doc__": f"The options of {', '.join(methods)}, each under its own name."},
         frozen=True,
         kw_only=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit
-from smidgen.errors import SmidgenError, UsageError, closest
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.settings import make
 from smidgen.hosts.host import Host
 
 MAX_SIZE = 2**20  # of an option: wider than any network, and no count of parameters overflows
@@ -51,15 +52,7 @@ def make_config(name: str, method: Method, values: Mapping[str, Any]) -> Any:
 
     Raises: UsageError for an unknown option, with the closest one, or a value that makes no sense.
     """
-    known = [field.name for field in fields(method.config)]
-    for option in values:
-        if option not in known:
-            hint = closest(option, known) if known else ": it has none"
-            raise UsageError(f'unknown option "{option}" of {name}{hint}')
-    given = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
-    return method.config(**given)
+    return make(method.config, values, source=name, kind="option")
 
 
 def assemble(

@@ -19,6 +19,10 @@ from smidgen.sampling.config import Precision
 Schedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["logit-normal", "uniform"]
 
+# OpenMP notes every thread on the stack: some ten thousand end in a segmentation fault. This is
+# more than common machines have processors, and the same on all, so that a recipe stays valid.
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -97,6 +101,8 @@ class TrainingConfig:
         counts = ("steps", "batch_size", "gradient_accumulation", "checkpoint_every")
         for name in (*counts, "keep_checkpoints", "keep_deltas", "validate_every", "num_threads"):
             check_integer(name, getattr(self, name), least=1)
+        if self.num_threads is not None and self.num_threads > MOST_THREADS:
+            raise UsageError(f"num_threads is {self.num_threads}; expected at most {MOST_THREADS}")
         for name in ("warmup_steps", "seed", "sample_every", "metrics_every"):
             check_integer(name, getattr(self, name), least=0)
         for name in ("lr", "weight_decay", "vlb_weight", "embedded_guidance"):
