@@ -9,7 +9,8 @@ import smidgen
 from smidgen import api
 from smidgen.api.evaluation import SamplingConfig, evaluate, own_device, source_kind
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from tests.training.tiny import tiny_base, write_images
 
 DRAW = SamplingConfig(num_images=7, steps=3, guidance=2.0, seed=4)
@@ -28,9 +29,8 @@ def base():
 @pytest.fixture
 def delta(base, tmp_path):
     """The file of a delta whose every value is off its start."""
-    entry = METHODS["difffit"]
     generator = torch.Generator().manual_seed(1)
-    built = entry.build(base, entry.config(), ("bee", "dog"), generator)
+    built = build_delta("difffit", base, configure("difffit"), ("bee", "dog"), generator)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -3,7 +3,7 @@
 import pytest
 
 from smidgen.errors import UsageError
-from smidgen.methods.adaptformer import Config
+from smidgen.methods.configs import AdaptFormerConfig
 from tests.laws.tiny import (
     NEW_CLASSES,
     TINY_HOSTS,
@@ -58,4 +58,4 @@ def test_the_default_is_parallel_of_width_64_and_scale_one_tenth():
 )
 def test_nonsense_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        Config(**options)
+        AdaptFormerConfig(**options)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from smidgen.hosts.host import find_host
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, preset
 from tests.laws.tiny import TinyBase
 
@@ -25,8 +26,7 @@ def base():
 
 
 def _build(base, method, **config):
-    entry = METHODS[method]
-    delta = entry.build(base, entry.config(**config), FOOD_101, torch.Generator())
+    delta = build_delta(method, base, configure(method, config), FOOD_101, torch.Generator())
     assert all(parameter.is_meta for parameter in delta.parameters())
     return delta
 

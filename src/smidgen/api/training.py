@@ -22,7 +22,7 @@ from smidgen.data.layouts import resolve_split
 from smidgen.diffusion.sampler import sample_generator
 from smidgen.errors import UsageError, closest
 from smidgen.evaluation.run import SAMPLE_RECORD, evaluate
-from smidgen.methods import Method, configure
+from smidgen.methods import configure
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions
 from smidgen.models.pretrained import load_base
@@ -78,7 +78,7 @@ def train(
         after Ctrl-C.
     """
     training = training_config(settings)
-    _, config = method_and_config(method, method_config)
+    config = configure(method, method_config)
     resolve_split(layout, split)
     # a data set of the hub has no folder here
     if layout != "hf" and not Path(data).is_dir():
@@ -120,15 +120,6 @@ def training_config(settings: Mapping[str, Any]) -> TrainingConfig:
         if name not in known:
             raise UsageError(f'unknown setting "{name}"{closest(name, known)}')
     return TrainingConfig(**settings)
-
-
-def method_and_config(name: str, values: Mapping[str, Any] | None) -> tuple[Method, Any]:
-    """A method, or a combination such as "difffit+lora", and its Config with these values, of a
-    combination by method.
-
-    Raises: UsageError for an unknown method, option or value.
-    """
-    return configure(name, values)
 
 
 def _free_folder(run: RunConfig, base: Base) -> Path:

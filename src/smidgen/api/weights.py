@@ -16,6 +16,7 @@ from smidgen.core.edits import Edit, Weight
 from smidgen.errors import UsageError
 from smidgen.hosts.host import Host, find_host
 from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
@@ -130,9 +131,8 @@ def _num_labels(shape: _Shape) -> int | None:
 def _meta_delta(
     shape: _Shape, num_classes: int, method: str, method_config: Mapping[str, Any] | None
 ) -> Delta:
-    chosen, config = configure(method, method_config)
     classes = [f"class {number}" for number in range(num_classes)]
-    return chosen.build(shape, config, classes, torch.Generator())
+    return build_delta(method, shape, configure(method, method_config), classes, torch.Generator())
 
 
 def _counts(denoiser: nn.Module, delta: Delta) -> dict[str, Any]:

@@ -193,13 +193,12 @@ def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
 def start_delta(parsed: Mapping[str, Any], base: Base) -> Any:
     """The delta as training begins with it: new rows in the label table, nothing learned."""
     from smidgen.data.folder import scan
-    from smidgen.methods import resolve
+    from smidgen.methods.build import build_delta
     from smidgen.training.randomness import generator_for
 
     classes = scan(parsed["run"].data, decode=False).classes
     generator = generator_for(parsed["training"].seed, "delta")
-    method = resolve(parsed["run"].method)
-    return method.build(base, parsed["method"], classes, generator)
+    return build_delta(parsed["run"].method, base, parsed["method"], classes, generator)
 
 
 def draw(parsed: Mapping[str, Any], base: Base, name: str, delta: Any) -> None:

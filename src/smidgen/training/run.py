@@ -25,6 +25,7 @@ from smidgen.data.layouts import open_images, resolve_split
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.writing import write_json
 from smidgen.methods import resolve
+from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.training.config import DEFAULT_PROMPT, TrainingConfig
 from smidgen.training.journal import counting_bar
@@ -104,7 +105,7 @@ def fine_tune(
         delta.check_base(base.fingerprint, base.name)
         return delta
     latents = read_latents(base, config, cache_dir=cache_dir, progress=progress)
-    delta = build_delta(base, config, latents)
+    delta = fresh_delta(base, config, latents)
     conditions = base.conditions(class_prompts(base, delta))
     begin_run(folder, config.recipe(base), force=force)
     if latents.folder is not None:
@@ -182,7 +183,7 @@ def read_latents(
         )
 
 
-def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
+def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     """A fresh delta of the method for the classes of the images, its provenance filled in.
 
     Where the base reads prompts, classes are no part of the delta, but its provenance has their
@@ -191,10 +192,7 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     """
     if latents.folder is None:
         raise SmidgenError("these latents come from no folder: nothing says what their classes are")
-    generator = generator_for(config.training.seed, "delta")
     classes = latents.folder.classes
-    known = classes if base.conditioner is None else ()
-    delta = resolve(config.method).build(base, config.method_config, known, generator)
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
@@ -220,8 +218,14 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     if base.conditioner is not None:
         template = config.training.prompt or DEFAULT_PROMPT
         training[PROMPTS] = {"template": template, "classes": list(classes)}
-    delta.provenance = dataclasses.replace(delta.provenance, training=training)
-    return delta
+    return build_delta(
+        config.method,
+        base,
+        config.method_config,
+        classes if base.conditioner is None else (),
+        generator_for(config.training.seed, "delta"),
+        training=training,
+    )
 
 
 def _report(
