@@ -64,9 +64,9 @@ def test_table_1_difffit_as_printed_without_the_final_gamma(base):
     assert _count(base, "difffit", gammas=("block", "qkv", "proj")) == 835_232
 
 
-@pytest.mark.parametrize("form", ["parallel", "sequential"])
-def test_table_1_adaptformer(base, form):
-    assert _count(base, "adaptformer", form=form) == 4_280_320
+@pytest.mark.parametrize("options", [{}, {"read": "stream"}, {"form": "sequential"}])
+def test_table_1_adaptformer(base, options):
+    assert _count(base, "adaptformer", **options) == 4_280_320
 
 
 def test_table_1_vpt_deep(base):

@@ -1,5 +1,8 @@
 """AdaptFormer (Chen et al. 2022, arXiv 2205.13535), section 3.2: a bottleneck of width m beside or
 behind each feed-forward, s * up(relu(down(h))), in the two forms of the DiffFit paper's Table 1.
+
+Beside it, the paper's equation 5 reads the normed stream, and the code of its authors the stream
+before the norm (github.com/ShoufaChen/AdaptFormer): option `read`. Their dropout is left out.
 """
 
 from __future__ import annotations
@@ -7,19 +10,25 @@ from __future__ import annotations
 import torch
 
 from smidgen.core.bypass import Bottleneck, Bypass
+from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
+from smidgen.hosts.host import Block, Host
 from smidgen.methods.bypass import building, start
 from smidgen.methods.configs import AdaptFormerConfig
 from smidgen.methods.method import Tunable
 
 READ_TAP = {"parallel": "ff.in", "sequential": "ff.out"}
 WRITE_TAP = "ff.out"  # before the gate, where the block has one
+STREAM = "FFN_in"  # the position of the stream that the feed-forward's norm reads
 
 
 def build(
     base: Tunable, config: AdaptFormerConfig, generator: torch.Generator
 ) -> dict[str, Bypass]:
-    """A bottleneck for each block with a feed-forward."""
+    """A bottleneck for each block with a feed-forward.
+
+    Raises: SmidgenError if no block has a feed-forward, or the stream before one is not known.
+    """
     host = base.host
     bottlenecks: dict[str, Bypass] = {}
     with building(base):
@@ -27,6 +36,8 @@ def build(
             if WRITE_TAP not in block.taps or READ_TAP[config.form] not in block.taps:
                 continue
             read, write = block.taps[READ_TAP[config.form]], block.taps[WRITE_TAP]
+            if config.read == "stream":
+                read = _stream(host, block)
             size = host.sizes[write]  # a feed-forward returns as many channels as it reads
             body = Bottleneck(size, config.width, size, activation="relu", bias=True)
             name = f"{block.module}.adaptformer"
@@ -37,3 +48,13 @@ def build(
         )
     start(bottlenecks, generator, zero=True)
     return bottlenecks
+
+
+def _stream(host: Host, block: Block) -> Site:
+    """Where the residual stream is before the norm of the block's feed-forward."""
+    if STREAM not in block.positions:
+        raise SmidgenError(
+            f'read "stream" needs the residual stream before a feed-forward, which the host of '
+            f'{host.family} does not name in {block.module}; use read "normed"'
+        )
+    return block.positions[STREAM].read

@@ -18,6 +18,7 @@ Gamma = Literal["block", "qkv", "proj", "final", "patch", "time", "auto"]
 DIFFFIT_BLOCKS = ("auto", "half", "all")
 # AdaptFormer
 Form = Literal["parallel", "sequential"]
+Read = Literal["normed", "stream"]
 # VPT
 Depth = Literal["deep", "shallow"]
 VPT_BLOCKS = ("auto", "all")
@@ -90,6 +91,9 @@ class AdaptFormerConfig:
     form: Form = "parallel"
     """parallel reads what the feed-forward reads, sequential what it returns; both add to what it
     returns."""
+    read: Read = "normed"
+    """Of the parallel form: normed reads behind the norm of the feed-forward, as in the paper's
+    equation 5, stream before it, as in the authors' code."""
     width: int = 64
     """Width of the bottleneck."""
     scale: float = 0.1
@@ -97,6 +101,12 @@ class AdaptFormerConfig:
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, get_args(Form))
+        check_choice("read", self.read, get_args(Read))
+        if (self.form, self.read) == ("sequential", "stream"):
+            raise UsageError(
+                'read is "stream", but the sequential form reads what the feed-forward returns; '
+                'leave read out, or use form "parallel"'
+            )
         check_size("width", self.width)
         check_scale(self.scale)
 
