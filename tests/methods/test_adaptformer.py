@@ -115,7 +115,7 @@ def test_a_host_that_does_not_name_the_stream_is_refused():
 
 
 @pytest.mark.parametrize("read", ["normed", "stream"])
-def test_the_start_adds_nothing(read):
+def test_the_start_is_the_authors_with_biases_of_zero(read):
     delta = tiny_delta(tiny_base("dit"), "adaptformer", std=0.0, read=read)
     options = {"form": "parallel", "read": read, "width": 64, "scale": 0.1}
     assert delta.provenance.config == options
@@ -123,7 +123,7 @@ def test_the_start_adds_nothing(read):
     assert tensors["blocks.1.adaptformer.down.weight"].shape == (64, 16)
     for block in range(2):
         name = f"blocks.{block}.adaptformer"
-        for zero in ("up.weight", "up.bias"):
+        for zero in ("down.bias", "up.weight", "up.bias"):
             assert not tensors[f"{name}.{zero}"].any(), zero
         weight = tensors[f"{name}.down.weight"].detach()
         bound = 1 / 16**0.5  # kaiming uniform with a = sqrt(5): sqrt(6 / (1 + 5)) / sqrt(fan in)

@@ -8,6 +8,7 @@ before the norm (github.com/ShoufaChen/AdaptFormer): option `read`. Their dropou
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from smidgen.core.bypass import Bottleneck, Bypass
 from smidgen.core.sites import Site
@@ -25,7 +26,8 @@ STREAM = "FFN_in"  # the position of the stream that the feed-forward's norm rea
 def build(
     base: Tunable, config: AdaptFormerConfig, generator: torch.Generator
 ) -> dict[str, Bypass]:
-    """A bottleneck for each block with a feed-forward.
+    """A bottleneck for each block with a feed-forward. It starts as in the authors' code: down as
+    PyTorch's linears but with a bias of 0, up 0.
 
     Raises: SmidgenError if no block has a feed-forward, or the stream before one is not known.
     """
@@ -47,6 +49,8 @@ def build(
             f"adaptformer needs a block with a feed-forward; a {host.family} base has none"
         )
     start(bottlenecks, generator, zero=True)
+    for bottleneck in bottlenecks.values():
+        nn.init.zeros_(bottleneck.get_parameter("down.bias"))
     return bottlenecks
 
 
