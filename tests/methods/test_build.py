@@ -10,7 +10,7 @@ from smidgen.core.edits import Shift, Weight
 from smidgen.errors import SmidgenError
 from smidgen.methods import METHODS, configure
 from smidgen.methods.build import build_delta
-from tests.laws.tiny import NEW_CLASSES, tiny_base, tiny_delta
+from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, tiny_base, tiny_delta
 
 # the names of the edits before and behind the label table of the tiny DiT; None: there is none
 NEIGHBOURS = {
@@ -91,6 +91,20 @@ def test_the_same_generator_builds_the_same_delta():
     base = tiny_base("dit")
     one, other = (_build(base, "difffit+adapter").state_dict() for _ in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_beside_a_base_without_weights_a_delta_has_shapes_alone_and_nothing_is_drawn(method):
+    with torch.device("meta"):
+        network = TINY_HOSTS["dit"].make(3)
+    real = tiny_base("dit")
+    base = replace(real, denoiser=network)
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    delta = _build(base, method, generator)
+    assert all(parameter.is_meta for parameter in delta.parameters())
+    assert delta.specs() == _build(real, method).specs()
+    assert torch.equal(generator.get_state(), before)
 
 
 @pytest.mark.parametrize("name", ["lora", "difffit+lora"])

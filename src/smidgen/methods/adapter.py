@@ -16,7 +16,6 @@ import torch
 from smidgen.core.bypass import Bottleneck, Bypass, ConvBottleneck
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import Block, Host, Position
-from smidgen.methods.bypass import building, start
 from smidgen.methods.configs import LEGAL, AdapterConfig, check_pair
 from smidgen.methods.method import Tunable, check_size
 
@@ -33,17 +32,18 @@ def build(base: Tunable, config: AdapterConfig, generator: torch.Generator) -> d
     """
     host = base.host
     places = positions(host, config)
-    with building(base):
-        width = config.width or WIDTH
-        if config.share is not None:
-            width = nearest_width(host, places, config, config.share * _num_parameters(base))
-        adapters = {
-            f"{block.module}.adapter": Bypass(
-                read.read, write.writes, _body(read, write, width, config), scale=config.scale
-            )
-            for block, read, write in _both(host, *places)
-        }
-    start(adapters, generator, zero=config.init == "zero")
+    width = config.width or WIDTH
+    if config.share is not None:
+        num_parameters = sum(parameter.numel() for parameter in base.denoiser.parameters())
+        width = nearest_width(host, places, config, config.share * num_parameters)
+    adapters = {
+        f"{block.module}.adapter": Bypass(
+            read.read, write.writes, _body(read, write, width, config), scale=config.scale
+        )
+        for block, read, write in _both(host, *places)
+    }
+    for adapter in adapters.values():
+        adapter.initialise(generator, zero=config.init == "zero")
     return adapters
 
 
@@ -133,7 +133,3 @@ def _body(
             read.size, width, write.size, groups=groups, activation=config.activation
         )
     return Bottleneck(read.size, width, write.size, activation=config.activation, bias=True)
-
-
-def _num_parameters(base: Tunable) -> int:
-    return sum(parameter.numel() for parameter in base.denoiser.parameters())

@@ -14,7 +14,6 @@ from smidgen.core.bypass import Bottleneck, Bypass
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Block, Host
-from smidgen.methods.bypass import building, start
 from smidgen.methods.configs import AdaptFormerConfig
 from smidgen.methods.method import Tunable
 
@@ -33,23 +32,22 @@ def build(
     """
     host = base.host
     bottlenecks: dict[str, Bypass] = {}
-    with building(base):
-        for block in host.blocks:
-            if WRITE_TAP not in block.taps or READ_TAP[config.form] not in block.taps:
-                continue
-            read, write = block.taps[READ_TAP[config.form]], block.taps[WRITE_TAP]
-            if config.read == "stream":
-                read = _stream(host, block)
-            size = host.sizes[write]  # a feed-forward returns as many channels as it reads
-            body = Bottleneck(size, config.width, size, activation="relu", bias=True)
-            name = f"{block.module}.adaptformer"
-            bottlenecks[name] = Bypass(read, (write,), body, scale=config.scale)
+    for block in host.blocks:
+        if WRITE_TAP not in block.taps or READ_TAP[config.form] not in block.taps:
+            continue
+        read, write = block.taps[READ_TAP[config.form]], block.taps[WRITE_TAP]
+        if config.read == "stream":
+            read = _stream(host, block)
+        size = host.sizes[write]  # a feed-forward returns as many channels as it reads
+        body = Bottleneck(size, config.width, size, activation="relu", bias=True)
+        name = f"{block.module}.adaptformer"
+        bottlenecks[name] = Bypass(read, (write,), body, scale=config.scale)
     if not bottlenecks:
         raise SmidgenError(
             f"adaptformer needs a block with a feed-forward; a {host.family} base has none"
         )
-    start(bottlenecks, generator, zero=True)
     for bottleneck in bottlenecks.values():
+        bottleneck.initialise(generator)
         nn.init.zeros_(bottleneck.get_parameter("down.bias"))
     return bottlenecks
 

@@ -5,6 +5,7 @@ label table, the provenance and the device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib import import_module
 from itertools import takewhile
@@ -69,8 +70,11 @@ def _edits(
     reason = base.host.refusals.get(method)
     if reason is not None:
         raise SmidgenError(f"{method} does not work on a {base.host.family} base: {reason}")
-    module = import_module(f"smidgen.methods.{method}")
-    edits: dict[str, Edit] = dict(module.build(base, config, generator))
+    build = import_module(f"smidgen.methods.{method}").build
+    # beside a base on another device the edits are made on the CPU, where the generator draws
+    on_meta = next(base.denoiser.parameters()).is_meta
+    with torch.device("meta") if on_meta else nullcontext():
+        edits: dict[str, Edit] = dict(build(base, config, generator))
     table = label_edits(base, classes, generator)
     own = dict(takewhile(lambda item: isinstance(item[1], Weight | Shift), edits.items()))
     return own | table | edits

@@ -16,7 +16,6 @@ from smidgen.core.bypass import Bottleneck, Bypass, Conv
 from smidgen.core.sites import Site
 from smidgen.errors import UsageError, closest
 from smidgen.hosts.host import Host, Linear
-from smidgen.methods.bypass import building, start
 from smidgen.methods.configs import LoRAConfig, words
 from smidgen.methods.method import Tunable
 
@@ -28,12 +27,12 @@ GROUPS = ("linear", "conv", "all")
 def build(base: Tunable, config: LoRAConfig, generator: torch.Generator) -> dict[str, Bypass]:
     """A bypass without effect beside every target."""
     alpha = config.rank if config.alpha is None else config.alpha
-    with building(base):
-        pairs = {
-            name_of(linear): bypass_beside(base.denoiser, linear, config.rank, alpha / config.rank)
-            for linear in chosen(base.host, base.denoiser, words(config.targets))
-        }
-    start(pairs, generator, zero=True)
+    pairs = {
+        name_of(linear): bypass_beside(base.denoiser, linear, config.rank, alpha / config.rank)
+        for linear in chosen(base.host, base.denoiser, words(config.targets))
+    }
+    for pair in pairs.values():
+        pair.initialise(generator)
     return pairs
 
 

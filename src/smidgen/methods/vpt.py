@@ -12,7 +12,6 @@ from smidgen.core.edits import Edit, Weight
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Block, Host
-from smidgen.methods.bypass import building
 from smidgen.methods.configs import VPTConfig
 from smidgen.methods.method import Tunable, block_range
 
@@ -28,10 +27,7 @@ def build(base: Tunable, config: VPTConfig, generator: torch.Generator) -> dict[
     takers = [block for block in host.blocks if block.tokens is not None]
     if not takers:
         raise SmidgenError(f"vpt needs blocks that take tokens; a {host.family} base has none")
-    with building(base):
-        prompts = (
-            _shallow(host, config) if config.depth == "shallow" else _deep(host, takers, config)
-        )
+    prompts = _shallow(host, config) if config.depth == "shallow" else _deep(host, takers, config)
     for tokens in prompts.values():
         tokens.initialise(generator)
     return {**prompts, **(final_copy(base) if config.final_layer else {})}
