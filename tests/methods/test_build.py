@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from smidgen.core.edits import Shift, Weight
 from smidgen.errors import SmidgenError
 from smidgen.methods import METHODS, configure
 from smidgen.methods.build import build_delta
+from smidgen.methods.label_table import label_table
 from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, tiny_base, tiny_delta
 
 # the names of the edits before and behind the label table of the tiny DiT; None: there is none
@@ -85,6 +87,16 @@ def test_parts_draw_one_after_the_other_as_if_each_stood_alone(name):
     found = delta.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_label_table_is_drawn_behind_the_edits_of_the_method(method):
+    base, generator = tiny_base("dit"), torch.Generator().manual_seed(5)
+    edits = import_module(f"smidgen.methods.{method}").build(base, configure(method), generator)
+    rows = label_table(base, NEW_CLASSES, generator).rows
+    delta = _build(base, method, torch.Generator().manual_seed(5))
+    assert torch.equal(delta.edits["label_table"].rows, rows)
+    assert delta.edits.keys() == {*edits, "label_table"}
 
 
 def test_the_same_generator_builds_the_same_delta():
