@@ -33,7 +33,8 @@ from smidgen.evaluation.metrics import Gaussian, class_agreement, frechet_distan
 from smidgen.evaluation.reference import read_statistics
 from smidgen.evaluation.stream import accumulate, array_batches
 from smidgen.files.settings import read_recipe
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.training.randomness import generator_for
 
@@ -130,7 +131,7 @@ def untrained(base: Base, class_names: Sequence[str]) -> Delta:
     """The delta as training starts it."""
     method, config, training = settings()
     draw = generator_for(training["seed"], "delta")
-    return METHODS[method].build(base, METHODS[method].config(**config), class_names, draw)
+    return build_delta(method, base, configure(method, config), class_names, draw)
 
 
 def run_set(name: str, base: Base, extractor: Extractor, folder: Path) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def train(config, settings, method):
     from smidgen.diffusion.process import Diffusion
     from smidgen.diffusion.schedule import Schedule
     from smidgen.hosts.host import find_host
-    from smidgen.methods import resolve
+    from smidgen.methods import configure
+    from smidgen.methods.build import build_delta
     from smidgen.models.base import Base, base_fingerprint
     from smidgen.models.dit import DiT
     from smidgen.training.loop import train_delta
@@ -97,9 +98,9 @@ def train(config, settings, method):
         fingerprint=base_fingerprint(denoiser),
         image_size=config.image_size,
     )
-    entry = resolve(method)
     classes = [f"class {number}" for number in range(NUM_CLASSES)]
-    delta = entry.build(base, entry.config(), classes, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    delta = build_delta(method, base, configure(method), classes, generator)
     shape = (2 * NUM_CLASSES, 1, config.in_channels, config.image_size, config.image_size)
     latents = LatentSet(
         mean=torch.randn(shape),

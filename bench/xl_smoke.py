@@ -28,7 +28,8 @@ from smidgen.core.fingerprint import fingerprints_match
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.objective import add_noise, hybrid_loss
 from smidgen.diffusion.sampler import ddpm, draw_noise, sample_generator
-from smidgen.methods import resolve
+from smidgen.methods import configure, resolve
+from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, preset
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.pretrained import load_base, load_codec
@@ -73,12 +74,12 @@ def check(path: Path, codec: Path, precision: str) -> dict:
     with timed("load"):
         base = load_base(path, codec=codec, dtype=dtype)
     generator = torch.Generator().manual_seed(0)
-    method = resolve("difffit")
     classes = [f"class {number}" for number in range(NUM_CLASSES)]
-    delta = method.build(base, method.config(), classes, generator)
+    delta = build_delta("difffit", base, configure("difffit"), classes, generator)
     assert delta.num_parameters() == TRAINABLE, delta.num_parameters()
     before = {name: p.detach().clone() for name, p in delta.named_parameters()}
-    optimizer = torch.optim.AdamW(delta.parameters(), lr=method.default_lr, weight_decay=0.0)
+    lr = resolve("difffit").default_lr
+    optimizer = torch.optim.AdamW(delta.parameters(), lr=lr, weight_decay=0.0)
     with timed("train_step"), delta.attach(base):
         x0, noise = torch.randn(2, 1, 4, 32, 32, generator=generator)
         t, y = torch.tensor([500]), torch.tensor([7])

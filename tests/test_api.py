@@ -12,7 +12,8 @@ import smidgen
 from smidgen import api
 from smidgen.core.edits import Weight
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods import METHODS
+from smidgen.methods import METHODS, configure
+from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT
 from smidgen.sampling.config import SamplingConfig
 from tests.training.tiny import CLASSES, tiny_base, write_images
@@ -27,9 +28,8 @@ def base():
 
 def delta_of(base, method="difffit", classes=("bee", "dog")):
     """A delta whose every value is off its start."""
-    entry = METHODS[method]
     generator = torch.Generator().manual_seed(1)
-    delta = entry.build(base, entry.config(), classes, generator)
+    delta = build_delta(method, base, configure(method), classes, generator)
     with torch.no_grad():
         for parameter in delta.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

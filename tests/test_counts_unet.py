@@ -12,6 +12,7 @@ import torch
 import smidgen
 from smidgen.hosts.host import find_host
 from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from tests.laws.tiny import TinyBase
 
@@ -34,8 +35,7 @@ def _base() -> TinyBase:
 
 
 def _trainable(method: str, **values) -> int:
-    chosen, config = configure(method, values)
-    delta = chosen.build(_base(), config, (), torch.Generator())
+    delta = build_delta(method, _base(), configure(method, values), (), torch.Generator())
     assert all(parameter.is_meta for parameter in delta.parameters())
     return delta.num_parameters()
 

@@ -9,7 +9,8 @@ import smidgen
 from smidgen.api.evaluation import evaluate, source_kind
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.processes import own_device
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
@@ -31,9 +32,8 @@ def base():
 @pytest.fixture
 def delta(base, tmp_path):
     """The file of a delta whose every value is off its start."""
-    entry = METHODS["difffit"]
     generator = torch.Generator().manual_seed(1)
-    built = entry.build(base, entry.config(), ("bee", "dog"), generator)
+    built = build_delta("difffit", base, configure("difffit"), ("bee", "dog"), generator)
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -10,7 +10,8 @@ import torch
 import smidgen
 from smidgen import api
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models import architectures
 from smidgen.models.calling import calling
 from smidgen.models.labels import labels_of
@@ -38,8 +39,7 @@ def base(folder):
 
 
 def lora(base):
-    entry = METHODS["lora"]
-    return entry.build(base, entry.config(), (), torch.Generator().manual_seed(0))
+    return build_delta("lora", base, configure("lora"), (), torch.Generator().manual_seed(0))
 
 
 def test_a_flow_is_measured_by_the_prompts_of_the_classes_that_it_was_trained_on(tmp_path):

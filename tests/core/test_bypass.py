@@ -119,6 +119,32 @@ def test_an_image_is_added_to_tokens_row_by_row():
         torch.testing.assert_close(network(x), expected)
 
 
+@pytest.mark.parametrize("width", [3, 2])
+def test_tokens_are_added_to_an_image_row_by_row(width):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = nn.Identity(), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):  # (B, N, C) -> (B, C, 2, width), the last tokens left out
+            z = self.norm(x)[:, : 2 * width]
+            return self.conv(z.reshape(5, 2, width, 3).permute(0, 3, 1, 2))
+
+    network, x = randomise(Network().double(), seed=1), normal(5, 6, 3)
+    edit = bypass(Site("norm", "in"), (Site("conv", axis=1),))
+    if width == 2:  # 6 tokens beside 4 pixels
+        with attach(edit, network), pytest.raises(SmidgenError, match=r"\(5, 4, 2, 2\) at conv"):
+            network(x)
+        return
+    p = dict(edit.named_parameters())
+    z = (x @ p["down.weight"].T + p["down.bias"]).clamp(min=0)
+    z = z @ p["up.weight"].T + p["up.bias"]
+    added = torch.stack([torch.stack([z[:, 3 * i + j] for j in range(3)], 2) for i in (0, 1)], 2)
+    expected = network(x) + added
+    with attach(edit, network):
+        torch.testing.assert_close(network(x), expected)
+
+
 def test_reading_and_adding_at_one_site():
     network, x = nn.Identity(), normal(2, 3)
     body = Bottleneck(3, 2, 3, activation="relu", bias=True)

@@ -8,7 +8,8 @@ from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
 from smidgen.hosts.derived import host as derived_host
 from smidgen.hosts.host import find_host
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from tests.laws.tiny import TINY_HOSTS, all_labels, tiny_base, tiny_delta
 
 DERIVED = ("auraflow", "lumina2")
@@ -73,9 +74,8 @@ def test_every_tensor_of_a_method_gets_a_gradient(base, method):
 
 @pytest.mark.parametrize("method", ["adapter", "adaptformer", "vpt"])
 def test_a_method_that_needs_the_data_flow_is_refused_with_the_reason(base, method):
-    entry = METHODS[method]
     with pytest.raises(SmidgenError, match=r"docs/add-a-host\.md"):
-        entry.build(base, entry.config(), (), torch.Generator())
+        build_delta(method, base, configure(method), (), torch.Generator())
 
 
 def test_a_created_affine_is_refused_for_folding_with_the_reason(base):

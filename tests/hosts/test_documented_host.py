@@ -9,7 +9,8 @@ import torch
 
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from tests.laws.tiny import TinyBase, randomise
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-host.md"
@@ -38,9 +39,10 @@ def base(page):
 
 @pytest.mark.parametrize("method", ["full", "bitfit", "difffit"])
 def test_a_method_trains_and_folds_on_the_documented_host(page, base, method):
-    entry = METHODS[method]
     classes = ("dog", "elk", "fox", "gnu")
-    delta = entry.build(base, entry.config(), classes, torch.Generator().manual_seed(0)).double()
+    delta = build_delta(
+        method, base, configure(method), classes, torch.Generator().manual_seed(0)
+    ).double()
     randomise(delta, 0.2, seed=1)
     x = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     inputs = x, torch.linspace(10, 900, 5).double(), torch.arange(5)
@@ -59,9 +61,10 @@ def test_every_bias_of_the_documented_host_is_listed(base):
 
 
 def test_a_method_that_needs_a_missing_tap_names_it(base):
-    entry = METHODS["difffit"]
     with pytest.raises(SmidgenError, match=r"attn\.qkv\.out"):
-        entry.build(base, entry.config(gammas=("qkv",)), ("dog",), torch.Generator())
+        build_delta(
+            "difffit", base, configure("difffit", {"gammas": ("qkv",)}), ("dog",), torch.Generator()
+        )
 
 
 def test_the_documented_family_calls_the_network(page, base):

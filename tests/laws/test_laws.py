@@ -13,7 +13,8 @@ from smidgen.core.edits import Shift
 from smidgen.core.fold import fold
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from tests.laws.refusals import NOT_AT_THE_BASE, NOT_COMPILED, NOT_FOLDED, REFUSED, reason
 from tests.laws.tiny import (
     KNOWN_CLASSES,
@@ -223,9 +224,10 @@ def test_a_bf16_base_works(case):
     with torch.no_grad():
         expected, base = case.attached(), case.call()
     case.model.bfloat16()
-    delta = METHODS[case.method].build(
+    delta = build_delta(
+        case.method,
         case.base,
-        METHODS[case.method].config(),
+        configure(case.method),
         case.delta.provenance.classes,
         torch.Generator().manual_seed(0),
     )

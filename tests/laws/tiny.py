@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from smidgen.core.delta import Delta
 from smidgen.hosts.host import Host, find_host
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, DiTConfig
 from tests.laws.tiny_host import IN_FLOAT32, TinyHost
 from tests.laws.tiny_transformers import TINY_TRANSFORMERS
@@ -197,10 +198,9 @@ def tiny_delta(
 
     A base without labels is given no classes.
     """
-    entry = METHODS[method]
     generator = torch.Generator().manual_seed(2)
     classes = classes if base.host.has_labels else ()
-    delta = entry.build(base, entry.config(**config), classes, generator).double()
+    delta = build_delta(method, base, configure(method, config), classes, generator).double()
     randomise(delta, std, seed=3)
     return delta
 

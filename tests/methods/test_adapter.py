@@ -11,7 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch.nn import functional
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods.adapter import LEGAL, Config, check_pair
+from smidgen.methods.configs import LEGAL, AdapterConfig, check_pair
 from tests.laws.tiny import TINY_HOSTS, all_labels, tiny_base, tiny_delta, trained_tensors
 from tests.methods.equations import assert_same_output_and_gradients, dit
 
@@ -181,7 +181,7 @@ def test_there_are_20_legal_pairs():
     ],
 )
 def test_an_illegal_pair_is_refused_with_the_legal_outputs(read, write, message):
-    for attempt in (check_pair, lambda r, w: Config(input_position=r, output_position=w)):
+    for attempt in (check_pair, lambda r, w: AdapterConfig(input_position=r, output_position=w)):
         with pytest.raises(UsageError) as refusal:
             attempt(read, write)
         assert str(refusal.value) == message
@@ -275,4 +275,4 @@ def test_zero_starts_without_effect_and_pytorch_with_its_default_for_all():
 def test_nonsense_is_refused(options):
     (name,) = options
     with pytest.raises(UsageError, match=f"^{name} is "):
-        Config(**options)
+        AdapterConfig(**options)

@@ -7,7 +7,8 @@ import torch
 
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import find_host
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from tests.laws.tiny import KNOWN_CLASSES, TINY_HOSTS, TinyBase, all_labels, tiny_base, tiny_delta
 
 LABEL_TABLE = "y_embedder.embedding_table.weight"
@@ -52,4 +53,4 @@ def test_a_base_without_biases_is_refused():
         denoiser=model, host=find_host(model), class_names=(), name="bare", fingerprint=""
     )
     with pytest.raises(SmidgenError, match="trains biases and a derived base has none"):
-        METHODS["bitfit"].build(base, METHODS["bitfit"].config(), (), torch.Generator())
+        build_delta("bitfit", base, configure("bitfit"), (), torch.Generator())

@@ -8,12 +8,13 @@ import torch
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS, configure, resolve
+from smidgen.methods.build import build_delta
 from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, all_labels, tiny_base, tiny_delta
 
 
 def _build(base, name, classes=NEW_CLASSES, std=0.0, **options):
-    method, config = configure(name, options)
-    delta = method.build(base, config, classes, torch.Generator().manual_seed(2)).double()
+    generator = torch.Generator().manual_seed(2)
+    delta = build_delta(name, base, configure(name, options), classes, generator).double()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in delta.parameters():
@@ -100,7 +101,7 @@ def test_provenance_has_the_options_by_method(tmp_path):
     lora = {"rank": 2, "alpha": None, "targets": ["q", "v"]}
     assert provenance.config == {"lora": lora, "bitfit": {}}
     assert json.loads(json.dumps(provenance.config)) == provenance.config
-    _, config = configure(provenance.method, provenance.config)
+    config = configure(provenance.method, provenance.config)
     assert dataclasses.asdict(config)["lora"]["targets"] == ("q", "v")
 
 
@@ -152,4 +153,4 @@ def test_a_single_method_is_itself():
     for name, method in METHODS.items():
         assert resolve(name) is method
     config = tiny_delta(tiny_base("dit"), "lora", rank=3).provenance.config
-    assert configure("lora", config)[1].rank == 3
+    assert configure("lora", config).rank == 3

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from smidgen.hosts.host import find_host
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, preset
 from tests.laws.tiny import TinyBase
 
@@ -25,8 +26,7 @@ def base():
 
 
 def _build(base, method, **config):
-    entry = METHODS[method]
-    delta = entry.build(base, entry.config(**config), FOOD_101, torch.Generator())
+    delta = build_delta(method, base, configure(method, config), FOOD_101, torch.Generator())
     assert all(parameter.is_meta for parameter in delta.parameters())
     return delta
 
@@ -64,9 +64,9 @@ def test_table_1_difffit_as_printed_without_the_final_gamma(base):
     assert _count(base, "difffit", gammas=("block", "qkv", "proj")) == 835_232
 
 
-@pytest.mark.parametrize("form", ["parallel", "sequential"])
-def test_table_1_adaptformer(base, form):
-    assert _count(base, "adaptformer", form=form) == 4_280_320
+@pytest.mark.parametrize("options", [{}, {"read": "stream"}, {"form": "sequential"}])
+def test_table_1_adaptformer(base, options):
+    assert _count(base, "adaptformer", **options) == 4_280_320
 
 
 def test_table_1_vpt_deep(base):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import find_host
-from smidgen.methods.difffit import Config, chosen_blocks
+from smidgen.methods.configs import DiffFitConfig
+from smidgen.methods.difffit import chosen_blocks
 from tests.laws.tiny import (
     NEW_CLASSES,
     TINY_HOSTS,
@@ -202,7 +203,7 @@ def test_biases_and_affines_can_be_left_out():
 @pytest.mark.parametrize("blocks", ["", "0-3", "4-0", "7", "1-", "first", "1-3-5", "-1-3"])
 def test_a_malformed_range_is_refused(blocks):
     with pytest.raises(UsageError, match="expected"):
-        Config(blocks=blocks)
+        DiffFitConfig(blocks=blocks)
 
 
 def test_a_range_beyond_the_depth_is_refused():
@@ -212,6 +213,6 @@ def test_a_range_beyond_the_depth_is_refused():
 
 def test_unknown_and_repeated_gammas_are_refused():
     with pytest.raises(UsageError, match="choose from: block"):
-        Config(gammas=("blocks",))
+        DiffFitConfig(gammas=("blocks",))
     with pytest.raises(UsageError, match="twice"):
-        Config(gammas=("qkv", "qkv"))
+        DiffFitConfig(gammas=("qkv", "qkv"))

@@ -9,7 +9,8 @@ from torch import nn
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts import find_host
-from smidgen.methods.lora import Config, chosen
+from smidgen.methods.configs import LoRAConfig
+from smidgen.methods.lora import chosen
 from tests.laws.tiny import (
     NEW_CLASSES,
     TINY_HOSTS,
@@ -168,4 +169,4 @@ def test_a_convolution_without_a_low_rank_of_its_own_is_left_out_and_refused_by_
 @pytest.mark.parametrize("options", [{"rank": 0}, {"alpha": 0.0}, {"targets": ()}])
 def test_nonsense_is_refused(options):
     with pytest.raises(UsageError, match="expected"):
-        Config(**options)
+        LoRAConfig(**options)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods.vpt import Config
+from smidgen.methods.configs import VPTConfig
 from tests.laws.tiny import (
     NEW_CLASSES,
     TINY_HOSTS,
@@ -92,7 +92,7 @@ def test_prompts_start_at_random_and_the_final_layer_as_the_base_s():
 )
 def test_nonsense_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        Config(**options)
+        VPTConfig(**options)
 
 
 def test_a_range_beyond_the_blocks_is_refused():

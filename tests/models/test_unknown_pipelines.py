@@ -6,7 +6,8 @@ import torch
 import smidgen
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.pretrained import load_base
 from tests.laws.tiny import TINY_HOSTS
 from tests.models.tiny_pipelines import tiny_vae
@@ -45,8 +46,7 @@ def base(folder):
 
 
 def fresh(base, method) -> Delta:
-    entry = METHODS[method]
-    delta = entry.build(base, entry.config(), (), torch.Generator().manual_seed(0))
+    delta = build_delta(method, base, configure(method), (), torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in delta.parameters():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.calling import calling
 from smidgen.models.labels import Labels
 from smidgen.models.pretrained import load_base
@@ -17,8 +18,7 @@ from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffu
 @pytest.mark.parametrize("save", [save_stable_diffusion, save_stable_diffusion_3])
 def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, save):
     base = load_base(save(tmp_path / "pipeline"))
-    entry = METHODS["lora"]
-    delta = entry.build(base, entry.config(), (), torch.Generator().manual_seed(0))
+    delta = build_delta("lora", base, configure("lora"), (), torch.Generator().manual_seed(0))
     config = TrainingConfig(batch_size=4)
     found = base.conditioner.encode(["a"])
     example = example_of(base.denoiser, base)

@@ -13,7 +13,8 @@ from smidgen.core.delta import Delta
 from smidgen.core.file import read_file, write_file
 from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods import METHODS
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.training import network, runtime
 from smidgen.training.config import TrainingConfig
 from smidgen.training.interrupt import Interrupted
@@ -42,8 +43,9 @@ def latent_set(num_images: int = 20, num_views: int = 1) -> LatentSet:
 
 
 def build(base, method="difffit", seed=0) -> Delta:
-    entry = METHODS[method]
-    return entry.build(base, entry.config(), CLASSES, torch.Generator().manual_seed(seed))
+    return build_delta(
+        method, base, configure(method), CLASSES, torch.Generator().manual_seed(seed)
+    )
 
 
 def run(folder, method="difffit", latents=None, on_step=None, evaluators=(), **settings):

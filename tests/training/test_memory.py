@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from smidgen.methods import METHODS
+from smidgen.methods import METHODS, configure
+from smidgen.methods.build import build_delta
 from smidgen.models.calling import calling
 from smidgen.models.labels import labels_of
 from smidgen.training.config import TrainingConfig
@@ -16,8 +17,9 @@ from tests.training.tiny import tiny_base
 
 
 def delta_of(base, method):
-    entry = METHODS[method]
-    return entry.build(base, entry.config(), ("bee", "dog"), torch.Generator().manual_seed(0))
+    return build_delta(
+        method, base, configure(method), ("bee", "dog"), torch.Generator().manual_seed(0)
+    )
 
 
 def real_step(base, delta, batch_size):

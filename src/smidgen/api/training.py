@@ -54,7 +54,7 @@ def train(
     given |= {"data": Path(data), "output": Path(output or RUNS), "method": method}
     config = replace(
         make(RunConfig, given),
-        method_config=configure(method, method_config)[1],
+        method_config=configure(method, method_config),
         training=make(TrainingConfig, {k: v for k, v in settings.items() if k not in of_run}),
     ).resolved()
     # a data set of the hub has no folder here

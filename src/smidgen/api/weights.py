@@ -15,7 +15,8 @@ from smidgen.core.edits import Edit, Weight
 from smidgen.errors import UsageError
 from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_host
-from smidgen.methods import configure, resolve
+from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
@@ -63,7 +64,7 @@ def inspect(
         base,
         num_classes=num_classes,
         method=method,
-        method_config=configure(method, method_config)[1],
+        method_config=configure(method, method_config),
         training=make(TrainingConfig, settings) if settings else None,
     )
 
@@ -147,7 +148,7 @@ def _num_labels(shape: _Shape) -> int | None:
 
 def _meta_delta(shape: _Shape, num_classes: int, method: str, method_config: Any) -> Delta:
     classes = [f"class {number}" for number in range(num_classes)]
-    return resolve(method).build(shape, method_config, classes, torch.Generator())
+    return build_delta(method, shape, method_config, classes, torch.Generator())
 
 
 def _counts(denoiser: nn.Module, delta: Delta) -> dict[str, Any]:

@@ -192,12 +192,12 @@ def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
 def start_delta(config: RunConfig, base: Base) -> Any:
     """The delta as training begins with it: new rows in the label table, nothing learned."""
     from smidgen.data.folder import scan
-    from smidgen.methods import resolve
+    from smidgen.methods.build import build_delta
     from smidgen.training.randomness import generator_for
 
     classes = scan(config.data, decode=False).classes
     generator = generator_for(config.training.seed, "delta")
-    return resolve(config.method).build(base, config.method_config, classes, generator)
+    return build_delta(config.method, base, config.method_config, classes, generator)
 
 
 def sampling_of(demo: DemoOptions, num_images: int) -> SamplingConfig:

@@ -145,9 +145,14 @@ def aligned(
 ) -> Float[Tensor, "..."]:
     """`term`, whose channels are at `term_axis`, as `y` has its own at `axis`, in its precision.
 
-    Beside tokens, (B, N, C), an image (B, C, H, W) is the tokens of its rows one by one.
+    Beside tokens, (B, N, C), an image (B, C, H, W) is the tokens of its rows one by one, and the
+    other way round.
     """
     if term.ndim == 4 and y.ndim == 3:
         term, term_axis = term.movedim(term_axis, -1).flatten(1, 2), -1
+    elif term.ndim == 3 and y.ndim == 4:
+        tokens, rows = term.movedim(term_axis, -1), y.movedim(axis, -1).shape[1:3]
+        if tokens.shape[1] == rows.numel():  # another number is for the caller to refuse
+            term, term_axis = tokens.unflatten(1, rows), -1
     axis, term_axis = axis % y.ndim, term_axis % term.ndim
     return term.to(y) if axis == term_axis else term.to(y).movedim(term_axis, axis)

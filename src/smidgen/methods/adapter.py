@@ -8,125 +8,46 @@ output position. Which sites a position is in a block is the host's knowledge.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 
 from smidgen.core.bypass import Bottleneck, Bypass, ConvBottleneck
-from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import Block, Host, Position
-from smidgen.methods.bypass import building, start
-from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import (
-    Tunable,
-    assemble,
-    check_scale,
-    check_size,
-    refuse_where_impossible,
-)
+from smidgen.methods.configs import LEGAL, AdapterConfig, check_pair
+from smidgen.methods.method import Tunable, check_size
 
-Place = Literal[
-    "SA_in", "SA_out", "CA_in", "CA_c", "CA_out", "FFN_in", "FFN_out", "Trans_out",
-    "Res_in", "Res_out",
-]  # fmt: skip
-Output = Literal["SA_in", "CA_in", "CA_c", "FFN_in", "Trans_out", "Res_in", "Res_out"]
-Activation = Literal["relu", "sigmoid", "silu", "identity"]
-Auto = Literal["auto"]
-
-# What flows through a block, in order. What is read on one line may be added there, not before it,
-# and never on another line.
-FLOWS = (
-    ("SA_in", "SA_out", "CA_in", "CA_out", "FFN_in", "FFN_out", "Trans_out"),
-    ("CA_c",),
-    ("Res_in", "Res_out"),
-)
-LEGAL: Mapping[str, tuple[str, ...]] = {  # input -> its outputs, the nearest first: 20 pairs
-    place: tuple(later for later in flow[number:] if later in get_args(Output))
-    for flow in FLOWS
-    for number, place in enumerate(flow)
-}
 BEST_INPUTS = ("CA_out", "SA_out")  # section 4: read after the cross-attention
 WIDTH = 64
 NUM_GROUPS = 32  # of the GroupNorm of the convolutional form
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The paper's recipe by default: read after the cross-attention, add before the feed-forward.
-
-    `input_position`: where it reads, auto: CA_out, without cross-attention SA_out.
-    `output_position`: where it adds, auto: the next place behind the input where something can be
-    added (FFN_in behind CA_out). `width` of the bottleneck (64) or instead `share`, the part of the
-    base's parameters that the adapters should have, which the nearest width gives. `scale` of what
-    is added, fixed. `init`: zero starts without effect, pytorch with PyTorch's default for all
-    weights, as the paper's authors do.
-    """
-
-    input_position: Place | Auto = "auto"
-    output_position: Output | Auto = "auto"
-    activation: Activation = "relu"
-    width: int | None = None
-    share: float | None = None
-    scale: float = 1.0
-    init: Literal["zero", "pytorch"] = "zero"
-
-    def __post_init__(self) -> None:
-        _check_choice("input_position", self.input_position, (*get_args(Place), "auto"))
-        _check_choice("output_position", self.output_position, (*get_args(Output), "auto"))
-        _check_choice("activation", self.activation, get_args(Activation))
-        _check_choice("init", self.init, ("zero", "pytorch"))
-        if self.width is not None and self.share is not None:
-            raise UsageError("width and share both say how wide the adapters are; give one")
-        if self.width is not None:
-            check_size("width", self.width)
-        if self.share is not None and not 0 < self.share < 1:
-            raise UsageError(f"share is {self.share}; expected a number between 0 and 1")
-        check_scale(self.scale)
-        if "auto" not in (self.input_position, self.output_position):
-            check_pair(self.input_position, self.output_position)
-
-
-def build(
-    base: Tunable, config: Config, classes: Sequence[str], generator: torch.Generator
-) -> Delta:
-    """One adapter in each block that has both positions, and the label table if there is one.
+def build(base: Tunable, config: AdapterConfig, generator: torch.Generator) -> dict[str, Bypass]:
+    """One adapter in each block that has both positions.
 
     Raises: SmidgenError if no block has them; UsageError if the output is not behind the input, or
         the share is too small for any width.
     """
     host = base.host
-    refuse_where_impossible(host, "adapter")
     places = positions(host, config)
-    with building(base):
-        width = config.width or WIDTH
-        if config.share is not None:
-            width = nearest_width(host, places, config, config.share * _num_parameters(base))
-        adapters = {
-            f"{block.module}.adapter": Bypass(
-                read.read, write.writes, _body(read, write, width, config), scale=config.scale
-            )
-            for block, read, write in _both(host, *places)
-        }
-    start(adapters, generator, zero=config.init == "zero")
-    table = label_edits(base, classes, generator)
-    return assemble(base, "adapter", config, classes, table, adapters)
+    width = config.width or WIDTH
+    if config.share is not None:
+        num_parameters = sum(parameter.numel() for parameter in base.denoiser.parameters())
+        width = nearest_width(host, places, config, config.share * num_parameters)
+    adapters = {
+        f"{block.module}.adapter": Bypass(
+            read.read, write.writes, _body(read, write, width, config), scale=config.scale
+        )
+        for block, read, write in _both(host, *places)
+    }
+    for adapter in adapters.values():
+        adapter.initialise(generator, zero=config.init == "zero")
+    return adapters
 
 
-def check_pair(read: str, write: str) -> None:
-    """Raises: UsageError unless something read at `read` can be added at `write` in a block."""
-    if write in LEGAL[read]:
-        return
-    if any(read in flow and write in flow for flow in FLOWS):
-        problem = f'input "{read}" comes after output "{write}" in this block'
-    else:
-        problem = f'what is read at input "{read}" cannot be added at output "{write}"'
-    raise UsageError(f"{problem}; choose the output from: {', '.join(LEGAL[read])}")
-
-
-def positions(host: Host, config: Config) -> tuple[str, str]:
+def positions(host: Host, config: AdapterConfig) -> tuple[str, str]:
     """The input and the output position that `config` means on this host.
 
     Raises: SmidgenError if the host's blocks do not have them.
@@ -176,7 +97,7 @@ def _writable(block: Block, place: str) -> bool:
     return place in block.positions and bool(block.positions[place].writes)
 
 
-def nearest_width(host: Host, places: tuple[str, str], config: Config, target: float) -> int:
+def nearest_width(host: Host, places: tuple[str, str], config: AdapterConfig, target: float) -> int:
     """The width whose adapters have the number of parameters nearest to `target`; the count is
     linear in the width.
 
@@ -202,7 +123,7 @@ def nearest_width(host: Host, places: tuple[str, str], config: Config, target: f
 
 
 def _body(
-    read: Position, write: Position, width: int, config: Config
+    read: Position, write: Position, width: int, config: AdapterConfig
 ) -> Bottleneck | ConvBottleneck:
     """The form of section 3.2 for tokens or, in residual blocks, for images."""
     if read.form == "image":
@@ -212,12 +133,3 @@ def _body(
             read.size, width, write.size, groups=groups, activation=config.activation
         )
     return Bottleneck(read.size, width, write.size, activation=config.activation, bias=True)
-
-
-def _num_parameters(base: Tunable) -> int:
-    return sum(parameter.numel() for parameter in base.denoiser.parameters())
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UsageError(f'{name} is "{value}"; choose from: {", ".join(choices)}')

@@ -1,17 +1,16 @@
-"""Several methods as one: "difffit+lora" is one delta with the edits of both."""
+"""Several methods as one: "difffit+lora" is one delta with the edits of both. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field, make_dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from smidgen.core.delta import Delta
-from smidgen.core.edits import Edit
 from smidgen.errors import SmidgenError
-from smidgen.methods.method import Method, Tunable, assemble
+from smidgen.methods.method import Method
+
+if TYPE_CHECKING:
+    from smidgen.core.edits import Edit
 
 PLUS = "+"
 
@@ -19,42 +18,31 @@ PLUS = "+"
 def combine(methods: Mapping[str, Method]) -> Method:
     """The method that trains what all `methods` train, their edits in this order.
 
-    Its config has a field for each method, with that method's config. A label table, and any other
-    edit that two share by name and form, is there once. The learning rate is their smallest.
+    Its config has a field for each method, with that method's config. The learning rate is the
+    smallest of theirs.
     """
-    name = PLUS.join(methods)
-
-    def build(
-        base: Tunable, config: Any, classes: Sequence[str], generator: torch.Generator
-    ) -> Delta:
-        deltas = {
-            part: method.build(base, getattr(config, part), classes, generator)
-            for part, method in methods.items()
-        }
-        return assemble(base, name, config, classes, merged(deltas))
-
     return Method(
         config=_config(methods),
-        build=build,
         default_lr=min(method.default_lr for method in methods.values()),
     )
 
 
-def merged(deltas: Mapping[str, Delta]) -> dict[str, Edit]:
-    """The edits of all deltas by name in order, each shared one once.
+def merged(groups: Mapping[str, Mapping[str, Edit]]) -> dict[str, Edit]:
+    """The edits of all methods by name in order. A label table, and any other edit that two share
+    by name and form, is there once.
 
     Raises: SmidgenError if two methods want different things for one tensor of the base.
     """
     edits: dict[str, Edit] = {}
     owners: dict[str, str] = {}  # name of an edit -> its method
     claimed: dict[str, str] = {}  # parameter of the base that an edit replaces -> its method
-    for method, delta in deltas.items():
-        for name, edit in delta.edits.items():
+    for method, group in groups.items():
+        for name, edit in group.items():
             if name in edits and edits[name].spec() == edit.spec():
                 continue
             if name in owners:
                 _refuse(owners[name], method, name)
-            for claim in edit.claims() & claimed.keys():
+            for claim in sorted(edit.claims() & claimed.keys()):
                 _refuse(claimed[claim], method, claim)
             edits[name], owners[name] = edit, method
             claimed |= dict.fromkeys(edit.claims(), method)

@@ -5,27 +5,16 @@ where a norm has none) and scale vectors (gamma) in some blocks; section 3.2, Ta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 
-from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Scale, Shift
 from smidgen.core.sites import Site
-from smidgen.errors import SmidgenError, UsageError
+from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Host
 from smidgen.methods.bitfit import bias_shifts
-from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import (
-    Tunable,
-    assemble,
-    block_range,
-    range_ends,
-    refuse_where_impossible,
-)
-
-Gamma = Literal["block", "qkv", "proj", "final", "patch", "time", "auto"]
+from smidgen.methods.configs import DIFFFIT_BLOCKS, DiffFitConfig
+from smidgen.methods.method import Tunable, block_range
 
 BLOCK_TAPS = {  # gamma location -> taps that it multiplies in each chosen block, where they exist
     "qkv": ("attn.qkv.out", "attn.q.out", "attn.k.out", "attn.v.out"),
@@ -37,57 +26,19 @@ MODEL_TAPS = {"patch": "patch.out", "time": "time.out", "final": "final.out"}
 
 FINAL_SETTING = ("block", "qkv", "proj", "final")  # Table 4c, row 8
 SUB_LAYERS = ("block",)
-WORDS = ("auto", "half", "all")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The paper's final setting (Table 4c, row 8) by default.
-
-    `gammas`: where scale vectors multiply; "auto": block, qkv, proj and final on a transformer, on
-    any other network block alone (the outputs of attention, feed-forward and residual branches).
-    `blocks`: the blocks that get "block", "qkv" and "proj": "half" (the first half, 1-14 of 28),
-    "all", a range such as "15-28" or "28-15" (from 1, both ends included), or "auto": half of a
-    transformer, all of any other network. `biases` and `layer_norm` (the affines of all norms)
-    always cover the whole network.
-    """
-
-    gammas: tuple[Gamma, ...] = ("auto",)
-    blocks: str = "auto"
-    biases: bool = True
-    layer_norm: bool = True
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.gammas if name not in get_args(Gamma)]
-        if unknown:
-            raise UsageError(
-                f'unknown gamma "{unknown[0]}"; choose from: {", ".join(get_args(Gamma))}'
-            )
-        if len(set(self.gammas)) < len(self.gammas):
-            raise UsageError(f"gammas names a location twice: {', '.join(self.gammas)}")
-        if "auto" in self.gammas and len(self.gammas) > 1:
-            others = ", ".join(name for name in self.gammas if name != "auto")
-            raise UsageError(f'gammas "auto" stands alone, not with {others}')
-        if self.blocks not in WORDS:
-            range_ends(self.blocks, *WORDS)
-
-
-def build(
-    base: Tunable, config: Config, classes: Sequence[str], generator: torch.Generator
-) -> Delta:
+def build(base: Tunable, config: DiffFitConfig, generator: torch.Generator) -> dict[str, Edit]:
     """The edits of `config`. Where they share a site, a norm's weight comes before the bias, and
     the bias before the gamma.
 
     Raises: SmidgenError if the base lacks a location that `config` names.
     """
     host = base.host
-    refuse_where_impossible(host, "difffit")
     weights = norm_weights(host) if config.layer_norm else {}
     biases = bias_shifts(host) if config.biases else {}
-    table = label_edits(base, classes, generator)
     affines = created_affines(host) if config.layer_norm else {}
-    scales = gammas(host, config)
-    return assemble(base, "difffit", config, classes, weights, biases, table, affines, scales)
+    return {**weights, **biases, **affines, **gammas(host, config)}
 
 
 def norm_weights(host: Host) -> dict[str, Edit]:
@@ -106,7 +57,7 @@ def created_affines(host: Host) -> dict[str, Edit]:
     return edits
 
 
-def gammas(host: Host, config: Config) -> dict[str, Edit]:
+def gammas(host: Host, config: DiffFitConfig) -> dict[str, Edit]:
     """The scale vectors, in the order in which the network reaches them."""
     chosen = config.gammas
     if "auto" in chosen:
@@ -119,7 +70,7 @@ def gammas(host: Host, config: Config) -> dict[str, Edit]:
     return {f"{site.module}.gamma": Scale(site, host.sizes[site]) for site in dict.fromkeys(sites)}
 
 
-def _in_blocks(host: Host, locations: Sequence[str], config: Config) -> list[Site]:
+def _in_blocks(host: Host, locations: Sequence[str], config: DiffFitConfig) -> list[Site]:
     """The sites of `locations` in the chosen blocks; each must exist in some block of the base."""
     for location in locations:
         if "auto" not in config.gammas and not any(
@@ -152,6 +103,6 @@ def chosen_blocks(blocks: str, depth: int, *, half: bool = True) -> range:
     """
     if blocks == "half" or (blocks == "auto" and half):
         return range((depth + 1) // 2)
-    if blocks in WORDS:
+    if blocks in DIFFFIT_BLOCKS:
         return range(depth)
     return block_range(blocks, depth)

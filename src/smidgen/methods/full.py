@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from smidgen.core.delta import Delta
-from smidgen.core.edits import Edit, Weight
+from smidgen.core.edits import Weight
 from smidgen.errors import SmidgenError
-from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import Tunable, assemble
+from smidgen.methods.configs import NoOptions
+from smidgen.methods.method import Tunable
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Full fine-tuning has no options."""
-
-
-def build(
-    base: Tunable, config: Config, classes: Sequence[str], generator: torch.Generator
-) -> Delta:
-    """A copy of each module's own parameters, except the fixed ones; the label table as in all
-    methods. The copies are named like the base's tensors.
+def build(base: Tunable, config: NoOptions, generator: torch.Generator) -> dict[str, Weight]:
+    """A copy of each module's own parameters, except the fixed ones and the label table, which has
+    an edit of its own. The copies are named like the base's tensors.
 
     Raises: SmidgenError for a base that uses one parameter in two places.
     """
@@ -39,11 +28,9 @@ def build(
         for name, parameter in base.denoiser.named_parameters()
         if name not in fixed
     }
-    edits: dict[str, Edit] = {
+    return {
         module or "root": Weight(module, tensors) for module, tensors in by_owner(copies).items()
     }
-    tables = label_edits(base, classes, generator)
-    return assemble(base, "full", config, classes, edits, tables)
 
 
 def _check_untied(base: Tunable) -> None:

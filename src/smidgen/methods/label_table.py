@@ -12,7 +12,7 @@ import torch
 
 from smidgen.core.edits import Edit, Table
 from smidgen.errors import SmidgenError
-from smidgen.methods.method import Tunable, trained_dtype
+from smidgen.methods.method import Tunable
 
 ROW_STD = 0.02  # the released models' initialisation of the label table
 
@@ -57,7 +57,8 @@ def label_table(base: Tunable, classes: Sequence[str], generator: torch.Generato
         )
     known = {name: row for row, name in enumerate(names)}
     origin = [*(known.get(name) for name in classes), num_known]
-    old = weight.detach().to(trained_dtype(weight))
+    # half types are trained in float32
+    old = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     if old.is_meta:
         rows = old.new_empty(len(classes) + 1, old.shape[1])
     else:

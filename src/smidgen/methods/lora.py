@@ -4,8 +4,7 @@ convolutions. Without options it is a row of the DiffFit paper's Table 1: rank 8
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import cast
 
@@ -14,60 +13,27 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from smidgen.core.bypass import Bottleneck, Bypass, Conv
-from smidgen.core.delta import Delta
 from smidgen.core.sites import Site
 from smidgen.errors import UsageError, closest
 from smidgen.hosts.host import Host, Linear
-from smidgen.methods.bypass import building, start
-from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import Tunable, assemble, check_size, refuse_where_impossible
+from smidgen.methods.configs import LoRAConfig, words
+from smidgen.methods.method import Tunable
 
 SELF = "self."  # before a role: of self- or joint attention only, not of every attention
 FUSED = "qkv"
 GROUPS = ("linear", "conv", "all")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """`rank` of each pair of matrices; what they add is scaled by alpha / rank.
-
-    `alpha`: none means the rank, so a scale of 1. `targets`: roles of linears (q, k, v, o, ff1, ff2
-    and others of the base, of every attention and stream; self.q, cross.q, text.q of one kind
-    only), qkv (queries, keys and values, fused where the base has them so), linear (all linears),
-    conv (all convolutions but grouped ones), all, or exact module names.
-    """
-
-    rank: int = 8
-    alpha: float | None = None
-    targets: tuple[str, ...] = ("q", "v")
-
-    def __post_init__(self) -> None:
-        check_size("rank", self.rank)
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise UsageError(f"alpha is {self.alpha}; expected a number above 0")
-        if not words(self.targets):
-            raise UsageError("targets is empty; expected roles such as q v, linear, conv or all")
-
-
-def build(
-    base: Tunable, config: Config, classes: Sequence[str], generator: torch.Generator
-) -> Delta:
-    """A bypass without effect beside every target, and the label table if there is one."""
-    refuse_where_impossible(base.host, "lora")
+def build(base: Tunable, config: LoRAConfig, generator: torch.Generator) -> dict[str, Bypass]:
+    """A bypass without effect beside every target."""
     alpha = config.rank if config.alpha is None else config.alpha
-    with building(base):
-        pairs = {
-            name_of(linear): bypass_beside(base.denoiser, linear, config.rank, alpha / config.rank)
-            for linear in chosen(base.host, base.denoiser, words(config.targets))
-        }
-    start(pairs, generator, zero=True)
-    table = label_edits(base, classes, generator)
-    return assemble(base, "lora", config, classes, table, pairs)
-
-
-def words(targets: Iterable[str]) -> list[str]:
-    """The targets one by one, also those written with commas: "q,v"."""
-    return [word.strip() for target in targets for word in target.split(",") if word.strip()]
+    pairs = {
+        name_of(linear): bypass_beside(base.denoiser, linear, config.rank, alpha / config.rank)
+        for linear in chosen(base.host, base.denoiser, words(config.targets))
+    }
+    for pair in pairs.values():
+        pair.initialise(generator)
+    return pairs
 
 
 def name_of(linear: Linear) -> str:

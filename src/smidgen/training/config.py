@@ -193,6 +193,6 @@ class RunConfig:
         return replace(
             self,
             split=resolve_split(self.layout, self.split),
-            method_config=configure(self.method)[1] if options is None else options,
+            method_config=configure(self.method) if options is None else options,
             training=self.training.resolved(self.method),
         )

@@ -23,7 +23,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.lock import held
 from smidgen.files.standing import Standing
 from smidgen.files.writing import write_json
-from smidgen.methods import resolve
+from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.models.labels import labels_of
 from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
@@ -65,7 +65,7 @@ def fine_tune(
         latents = read_latents(base, config, progress=progress and is_main())
         if standing == "finished":
             return _finished(base, config, latents)
-        delta = build_delta(base, config, latents)
+        delta = fresh_delta(base, config, latents)
         task = Task(process=base.process, labels=labels_of(base, delta))
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
@@ -166,7 +166,7 @@ def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> La
         )
 
 
-def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
+def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     """A fresh delta of the method for the classes of the images, its provenance filled in.
 
     Where the base reads prompts, classes are no part of the delta, but its provenance has their
@@ -175,10 +175,7 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     """
     if latents.folder is None:
         raise SmidgenError("these latents come from no folder: nothing says what their classes are")
-    generator = generator_for(config.training.seed, "delta")
     classes = latents.folder.classes
-    known = classes if base.conditioner is None else ()
-    delta = resolve(config.method).build(base, config.method_config, known, generator)
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
@@ -202,8 +199,14 @@ def build_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     if base.conditioner is not None:
         template = config.training.prompt or DEFAULT_PROMPT
         training[PROMPTS] = {"template": template, "classes": list(classes)}
-    delta.provenance = dataclasses.replace(delta.provenance, training=training)
-    return delta
+    return build_delta(
+        config.method,
+        base,
+        config.method_config,
+        classes if base.conditioner is None else (),
+        generator_for(config.training.seed, "delta"),
+        training=training,
+    )
 
 
 def _report(base: Base, latents: LatentSet, result: TrainingResult, begun: float) -> dict[str, Any]:
