@@ -22,6 +22,7 @@ from smidgen.data.layouts import resolve_split
 from smidgen.diffusion.sampler import sample_generator
 from smidgen.errors import UsageError, closest
 from smidgen.evaluation.run import SAMPLE_RECORD, evaluate
+from smidgen.files.names import file_part
 from smidgen.methods import Method, configure
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions
@@ -133,7 +134,7 @@ def method_and_config(name: str, values: Mapping[str, Any] | None) -> tuple[Meth
 
 def _free_folder(run: RunConfig, base: Base) -> Path:
     """The first of runs/<data>-<method>, -2, -3 ... that is free or holds this very run."""
-    name = f"{run.data.resolve().name}-{run.method}"
+    name = file_part(f"{run.data.resolve().name}-{run.method}")
     for number in itertools.count(1):
         folder = RUNS / (name if number == 1 else f"{name}-{number}")
         if not folder.exists():

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +29,7 @@ from smidgen.cli.options import (
 )
 from smidgen.cli.records import RECORD, check_record, read_record, remove_images
 from smidgen.errors import UsageError, closest
+from smidgen.files.names import file_part
 from smidgen.files.settings import flatten
 from smidgen.files.writing import write_json
 from smidgen.models.names import EMBEDDED, shipped_names
@@ -234,11 +234,6 @@ def split_classes(text: str, known: Sequence[str]) -> list[str]:
     if text == "all":
         return list(known)
     return [text] if text in known else [part.strip() for part in text.split(",")]
-
-
-def file_part(name: str) -> str:
-    """The class name as part of a file name on any system."""
-    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name)[:100] or "_"
 
 
 def delta_facts(path: Path) -> dict[str, Any]:
