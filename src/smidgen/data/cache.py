@@ -18,7 +18,15 @@ from typing import Any
 import torch
 
 from smidgen.data.encoding import Encoder, Picture, encode_rows
-from smidgen.data.folder import ImageFile, ImageFolder, Progress, check_bad_share, with_findings
+from smidgen.data.findings import findings_of
+from smidgen.data.folder import (
+    ImageFile,
+    ImageFolder,
+    Look,
+    Progress,
+    check_bad_share,
+    with_findings,
+)
 from smidgen.data.images import (
     TRANSFORM_VERSION,
     Mode,
@@ -223,6 +231,7 @@ class LatentCache:
         self, folder: ImageFolder, pictures: list[Picture], num_encoded: int
     ) -> LatentSet:
         places = [self._index[picture.content] for picture in pictures]
+        looks = [Look(picture.content, picture.facts) for picture in pictures]
         shards = list(dict.fromkeys(shard for shard, _ in places))
         numbers = {shard: number for number, shard in enumerate(shards)}
         part_of = torch.tensor([numbers[shard] for shard, _ in places])
@@ -236,8 +245,9 @@ class LatentCache:
             labels=torch.tensor(folder.labels),
             names=tuple(folder.name(file.path) for file in folder.files),
             folder=folder,
+            contents=tuple(look.content for look in looks),
+            findings=findings_of(folder, looks, self.spec["size"]),
             num_encoded=num_encoded,
-            num_enlarged=sum(p.facts.enlarged(self.spec["size"]) for p in pictures),
         )
 
 
