@@ -1,7 +1,12 @@
-"""The two errors a user can cause. The command line prints them and leaves with their exit code."""
+"""The two errors a user can cause, and how they name things. The command line prints them and
+leaves with their exit code.
+"""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of the direction
 
 
 class SmidgenError(Exception):
@@ -25,5 +30,19 @@ def closest(name: str, known: Iterable[str]) -> str:
         return "; there are none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
-        return f'; did you mean "{near[0]}"?'
-    return f"; choose from: {', '.join(known)}"
+        return f'; did you mean "{shown(near[0])}"?'
+    return f"; choose from: {', '.join(map(shown, known))}"
+
+
+def shown(text: str, keep: str = "") -> str:
+    """`text` for one line of a terminal, a message or a report: control characters, line breaks,
+    turns of direction and bytes that are no UTF-8 as escapes. All else is as it is, wide spaces
+    too; so are the characters in `keep`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(ascii(c)[1:-1] if _is_harmful(c) and c not in keep else c for c in text)
+
+
+def _is_harmful(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS

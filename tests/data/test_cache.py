@@ -1,6 +1,7 @@
 """The latent cache: what is encoded when, what makes an entry, and what survives damage."""
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save
 
 from smidgen.data import cache as cache_module
 from smidgen.data.cache import LatentCache, default_cache_dir
@@ -143,6 +146,9 @@ def test_equal_files_are_encoded_once(images: Path) -> None:
     latents = build(images, LinearCodec())
     assert len(latents) == 8
     assert latents.num_encoded == 6
+    assert latents.report().endswith("\n6 encoded, 0 from the cache")
+    assert "2 are duplicates of others" in latents.report()
+    assert build(images).report().endswith("\n0 encoded, 6 from the cache")
     copies = [latents.names.index(f"b/copy {number}.png") for number in (1, 2)]
     assert latents.labels[copies].tolist() == [1, 1]
     for copy in copies:
@@ -186,9 +192,12 @@ def test_an_interrupted_build_keeps_what_it_wrote(
 def test_bad_files_are_the_same_as_a_scan_finds_cached_or_not(images: Path) -> None:
     (images / "a" / "cut.png").write_bytes((images / "a" / "0.png").read_bytes()[:100])
     (images / "a" / "same.jpg").write_bytes((images / "a" / "1.png").read_bytes())
+    Image.fromarray(noise(7)).save(images / "a" / "thumbnail.tif")
+    shutil.copy(images / "a" / "thumbnail.tif", images / "a" / "thumbnail.dng")
     write_image(images / "b" / "tiny.png", width=30, height=4)
     expected = scan(images)
-    assert len(expected.bad) == 3
+    assert [bad.kind for bad in expected.bad] == ["truncated", "unsupported", "tiny"]
+    assert len(expected.files) == 6 + 2
     for _ in range(2):
         found = build(images, bad_limit=0.5).folder
         assert found is not None
@@ -249,33 +258,93 @@ def test_files_that_vanish_or_change_after_the_scan_are_judged_as_they_are(image
     ]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "text", "empty", "header only"])
+def rewritten(path: Path, header: object, **tensors: torch.Tensor) -> bytes:
+    """The shard with another header of ours (text as it is, else as JSON) or other tensors."""
+    with safe_open(path, framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in ("mean", "std")} | tensors
+    text = header if isinstance(header, str) else json.dumps(header)
+    stored = {name: tensor.clone().contiguous() for name, tensor in stored.items()}
+    return save(stored, metadata={"smidgen": text})
+
+
+def damages(path: Path) -> dict[str, bytes]:
+    """Contents that a shard must not have."""
+    data = path.read_bytes()
+    flipped = bytearray(data)
+    flipped[-5] ^= 1
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["smidgen"])
+        mean = file.get_tensor("mean")
+    spec, rows = header["spec"], header["rows"]
+    return {
+        "truncated": data[:-7],
+        "flipped bit": bytes(flipped),
+        "text": b"{}",
+        "empty": b"",
+        "header only": b"\x02\0\0\0\0\0\0\0{}",
+        "huge header": b"\xff" * 8 + data[8:],
+        "no header of ours": save({"mean": mean, "std": mean.clone()}),
+        "nested": rewritten(path, "[" * 100_000 + "]" * 100_000),
+        "nested spec": rewritten(path, '{"rows": [], "spec": ' + '{"a":' * 100_000),
+        "a list": rewritten(path, [spec, rows]),
+        "rows a number": rewritten(path, {"spec": spec, "rows": 5}),
+        "rows of numbers": rewritten(path, {"spec": spec, "rows": [5] * len(rows)}),
+        "a width that is text": rewritten(
+            path, {"spec": spec, "rows": [[c, f, "9", h] for c, f, _, h in rows]}
+        ),
+        "a content that is a list": rewritten(
+            path, {"spec": spec, "rows": [[[c], f, w, h] for c, f, w, h in rows]}
+        ),
+        "too few rows": rewritten(path, {"spec": spec, "rows": rows[1:]}),
+        "spec a list": rewritten(path, {"spec": [1], "rows": rows}),
+        "mean a vector": rewritten(path, header, mean=mean[:, 0, 0, 0, 0]),
+        "mean of no rows": rewritten(path, {"spec": spec, "rows": []}, mean=mean[:0], std=mean[:0]),
+        "another number of views": rewritten(
+            path, header, mean=mean.repeat(1, 2, 1, 1, 1), std=mean.repeat(1, 2, 1, 1, 1)
+        ),
+        "half the latent": rewritten(path, header, mean=mean[..., :2]),
+        "whole numbers": rewritten(path, header, mean=mean.int()),
+        "bf16": rewritten(path, header, mean=mean.bfloat16(), std=mean.bfloat16()),
+    }
+
+
 def test_a_damaged_cache_file_is_rebuilt_with_a_log_line(
-    images: Path, damage: str, caplog: pytest.LogCaptureFixture
+    images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = build(images)
     (path,) = shards(images)
-    data = bytearray(path.read_bytes())
-    if damage == "flipped bit":
-        data[-5] ^= 1
-    path.write_bytes(
-        {
-            "truncated": data[:-7],
-            "flipped bit": data,
-            "text": b"{}",
-            "empty": b"",
-            "header only": b"\x02\0\0\0\0\0\0\0{}",
-        }[damage]
-    )
+    for what, data in damages(path).items():
+        for name in (path.name, f"{hashlib.sha256(data).hexdigest()}.safetensors"):
+            if what == "flipped bit" and name != path.name:
+                continue  # another bit is another latent, and its name fits it
+            path.unlink(missing_ok=True)
+            path.with_name(name).write_bytes(data)
+            with caplog.at_level(logging.WARNING):
+                again = build(images)
+            assert again.num_encoded == 6, what
+            assert torch.equal(again.mean, first.mean)
+            assert [record.levelname for record in caplog.records] == ["WARNING"]
+            assert "damaged" in caplog.text
+            assert len(caplog.messages[0]) < 600
+            caplog.clear()
+            assert build(images).num_encoded == 0
+            assert caplog.records == []
+            assert shards(images) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX")
+def test_a_pipe_or_a_folder_in_the_cache_is_passed_over_with_a_log_line(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(images)
+    (path,) = shards(images)
+    os.mkfifo(path.with_name("0.safetensors"))
+    path.with_name("1.safetensors").mkdir()
     with caplog.at_level(logging.WARNING):
-        again = build(images)
-    assert again.num_encoded == 6
-    assert torch.equal(again.mean, first.mean)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "damaged" in caplog.text
-    caplog.clear()
-    assert build(images).num_encoded == 0
-    assert caplog.records == []
+        assert build(images).num_encoded == 0
+    assert [message.partition(":")[0][:26] for message in caplog.messages] == [
+        "cannot read the cache file"
+    ] * 2
 
 
 def test_a_shard_of_another_codec_put_in_the_wrong_folder_is_not_used(images: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from smidgen.data import embedded_sets
 from smidgen.data.embedded_sets import (
     EMBEDDED,
+    MARKER,
     SETS,
     EmbeddedSet,
     load_set,
@@ -20,6 +21,7 @@ from smidgen.data.embedded_sets import (
     unpack,
 )
 from smidgen.errors import SmidgenError, UsageError
+from tests.data.making import write_image
 
 
 def make_set(num_images: int = 12) -> EmbeddedSet:
@@ -182,3 +184,11 @@ def test_a_shipped_reference_has_a_short_name_unless_a_path_has_it(tmp_path, mon
     (tmp_path / "greek").mkdir()
     assert locate_reference("greek") == Path("greek")
     assert locate_reference("klingon") == Path("klingon")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"set": 5}', "[]", '"greek"', "", "\xff"])
+def test_a_marker_that_is_none_marks_nothing(tmp_path, text):
+    write_image(tmp_path / "mine.png")
+    (tmp_path / MARKER).write_text(text, encoding="latin-1")
+    with pytest.raises(SmidgenError, match="has other contents"):
+        unpack("greek", tmp_path)

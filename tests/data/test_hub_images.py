@@ -1,5 +1,6 @@
 """Image sets that the test saves with the Hugging Face library, and what is said without it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from smidgen.data.cache import LatentCache
+from smidgen.data.hub_images import TableRow
+from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
 from tests.data.making import LinearCodec, write_image
@@ -174,3 +177,24 @@ def test_without_the_library_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SmidgenError, match="pip install datasets"):
         open_images("owner/name", layout="hf")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX")
+def test_a_pipe_in_a_saved_set_is_refused_and_never_opened(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    labelled(pictures, [0, 2, 0, 2, 0, 0]).save_to_disk(tmp_path / "set")
+    (rows,) = (tmp_path / "set").glob("*.arrow")
+    rows.unlink()
+    os.mkfifo(rows)
+    with pytest.raises(SmidgenError, match=r"\.arrow is no ordinary file: remove it"):
+        open_images(tmp_path / "set", layout="hf")
+
+
+def test_a_row_that_the_library_cannot_read_is_a_bad_file() -> None:
+    class Damaged:
+        def __getitem__(self, row: int) -> None:
+            raise OSError("Expected to be able to read 3 bytes, got 2")
+
+    with pytest.raises(UnusableImage, match="unreadable: Expected to be able to read"):
+        TableRow(table=Damaged(), column="image", row=0).read()

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import sys
 import tarfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 from smidgen.data.cache import LatentCache
+from smidgen.data.findings import survey
 from smidgen.data.folder import ImageFolder
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
@@ -199,14 +203,14 @@ def test_what_is_not_used_is_listed(tmp_path: Path, pictures: list[bytes]) -> No
     }
     write_shard(tmp_path / "0.tar", files)
     found = open_images(tmp_path, layout="webdataset")
-    assert shown(found) == {"0.tar/1.png": "a", "0.tar/data/7.png": "b"}
+    assert shown(found) == {"0.tar/1.png": "a", "0.tar/5.jpg": "a", "0.tar/data/7.png": "b"}
     assert {found.name(bad.path): (bad.kind, bad.counts) for bad in found.bad} == {
         "0.tar/1.mask.png": ("not used", False),
         "0.tar/2.png": ("no class", True),
         "0.tar/3.png": ("truncated", True),
         "0.tar/4.png": ("unreadable", True),
-        "0.tar/5.jpg": ("wrongly named", True),
         "0.tar/6": ("no image", True),
+        "0.tar/6.npy": ("side file", False),
     }
 
 
@@ -248,3 +252,131 @@ def test_compressed_and_single_shards_are_explained(tmp_path: Path, pictures: li
     (tmp_path / "0.tar.gz").rename(tmp_path / "1.tar")
     with pytest.raises(SmidgenError, match="no tar file"):
         open_images(tmp_path, layout="webdataset", split="1")
+
+
+def test_images_in_shards_are_known_by_their_bytes(tmp_path: Path, pictures: list[bytes]) -> None:
+    write_shard(
+        tmp_path / "0.tar",
+        {"a/0.jpg": pictures[0], "a/1.img": pictures[1], "a/2": pictures[2], "b/3.png": b"broken"}
+        | {"b/4.png": pictures[3]},
+    )
+    folder, findings = survey(open_images(tmp_path, layout="webdataset", decode=False))
+    assert shown(folder) == {
+        "0.tar/a/0.jpg": "a",
+        "0.tar/a/1.img": "a",
+        "0.tar/a/2": "a",
+        "0.tar/b/4.png": "b",
+    }
+    assert (findings.other_suffix, findings.bad, findings.side_files) == (2, 1, 0)
+
+
+def test_side_files_in_shards_are_not_bad(tmp_path: Path, pictures: list[bytes]) -> None:
+    files: dict[str, bytes | str] = {}
+    for number, data in enumerate(pictures):
+        files |= {f"a/{number}.png": data, f"a/{number}.xmp": "x", f"a/{number}.pt": "PK"}
+        files |= {f"a/._{number}.png": "a Mac's", f"a/{number}.json": "{}"}
+    files |= {"README.txt": "about it", "a/meta.json": '{"label": "x"}', ".DS_Store": "x"}
+    files |= {"__MACOSX/a/._0.png": "x", "thumbs.db": "x"}
+    write_shard(tmp_path / "0.tar", files)
+    (tmp_path / "._0.tar").write_bytes(b"a Mac's")
+    found = open_images(tmp_path, layout="webdataset")
+    assert found.classes == ("a",)
+    assert len(found.files) == 6
+    assert found.num_bad == 0
+    kinds = Counter(bad.kind for bad in found.bad)
+    assert kinds == {"side file": 2 * 6 + 4, "hidden file": 6 + 1}
+
+
+def test_links_and_unsafe_names_are_skipped_and_counted(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("a/0.png", "../1.png", "a/../2.png", "a/null\0.png", "../notes.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = len(pictures[0])
+            if "\0" in name:
+                member.name, member.pax_headers = "a/null.png", {"path": name}
+            tar.addfile(member, io.BytesIO(pictures[0]))
+        kinds = {tarfile.LNKTYPE: "hard", tarfile.SYMTYPE: "soft", tarfile.FIFOTYPE: "pipe"}
+        for kind, name in (kinds | {tarfile.CHRTYPE: "zero"}).items():
+            member = tarfile.TarInfo(f"a/{name}.png")
+            member.type, member.linkname = kind, f"a/{name}.png"  # links to themselves
+            tar.addfile(member)
+    found = open_images(tmp_path, layout="webdataset")
+    assert list(shown(found)) == ["0.tar/a/0.png"]
+    assert {found.name(bad.path): (bad.kind, bad.counts) for bad in found.bad} == {
+        "0.tar/../1.png": ("unsafe name", True),
+        "0.tar/a/../2.png": ("unsafe name", True),
+        "0.tar/a/null\\x00.png": ("unsafe name", True),
+        "0.tar/../notes.txt": ("unsafe name", False),
+        "0.tar/a/hard.png": ("not an image", True),
+        "0.tar/a/soft.png": ("not an image", True),
+        "0.tar/a/pipe.png": ("not an image", True),
+        "0.tar/a/zero.png": ("not an image", True),
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"label": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '["label"]',
+        '{"label": {"label": 1}}',
+        '{"label": 1.5}',
+        '{"label": null}',
+        '{"label": ' + "9" * 10_000 + "}",
+        "",
+        b"\xff\xfe",
+        '{"label": "' + "x" * 2**21 + '"}',
+    ],
+)
+def test_a_class_that_cannot_be_read_is_a_bad_file(
+    tmp_path: Path, pictures: list[bytes], text: str | bytes
+) -> None:
+    write_shard(
+        tmp_path / "0.tar",
+        {"0.png": pictures[0], "0.json": '{"label": "cat", "score": NaN}', "1.png": pictures[1]}
+        | {"1.json": text},
+    )
+    found = open_images(tmp_path, layout="webdataset")
+    assert shown(found) == {"0.tar/0.png": "cat"}
+    assert [bad.reason for bad in found.bad] == ["no class: its sample has no json"]
+
+
+def test_numbers_beyond_all_bounds_are_names(tmp_path: Path, pictures: list[bytes]) -> None:
+    many, other = "1" * 5000, "²"
+    write_shard(
+        tmp_path / "0.tar",
+        {"0.png": pictures[0], "0.cls": many, "1.png": pictures[1], "1.cls": other}
+        | {"2.png": pictures[2], "2.cls": "7"},
+    )
+    assert open_images(tmp_path, layout="webdataset").classes == ("7", many, other)
+    (tmp_path / "classnames.txt").write_text("a")
+    assert open_images(tmp_path, layout="webdataset").classes == ("7", many, other)
+
+
+def test_names_of_classes_in_shards_are_their_own_and_must_be_utf8(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    write_shard(tmp_path / "wide" / "0.tar", {"東京\u3000タワー/0.png": pictures[0]})
+    assert open_images(tmp_path / "wide", layout="webdataset").classes == ("東京\u3000タワー",)
+    write_shard(tmp_path / "raw" / "0.tar", {"caf\udce9/0.png": pictures[0]})
+    with pytest.raises(SmidgenError, match=r'"caf\\udce9" has a name that is not UTF-8'):
+        open_images(tmp_path / "raw", layout="webdataset")
+    # an image's own name is only ever shown
+    write_shard(tmp_path / "files" / "0.tar", {"a/caf\udce9.png": pictures[0]})
+    assert shown(open_images(tmp_path / "files", layout="webdataset")) == {
+        "0.tar/a/caf\\udce9.png": "a"
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX")
+def test_a_pipe_among_the_shards_is_refused_in_one_line(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    write_shard(tmp_path / "0.tar", {"a/0.png": pictures[0]})
+    os.mkfifo(tmp_path / "1.tar")
+    with pytest.raises(SmidgenError, match=r'1.tar" is no tar file.*no ordinary file') as caught:
+        open_images(tmp_path, layout="webdataset")
+    assert len(str(caught.value).splitlines()) == 1

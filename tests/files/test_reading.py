@@ -7,7 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from smidgen.files.reading import Unreadable, fit, parse_json, read_bytes, read_json, read_toml
+from smidgen.files.reading import (
+    Unreadable,
+    fit,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_toml,
+    size_of,
+)
 
 
 class Point(msgspec.Struct):
@@ -84,6 +92,15 @@ def test_what_is_no_ordinary_file_is_never_opened(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "absent"):
         with pytest.raises(Unreadable):
             read_bytes(path)
+
+
+@pytest.mark.parametrize("most", [2**20, 2**40])
+def test_reading_takes_the_memory_of_the_file_and_not_of_the_limit(
+    tmp_path: Path, most: int
+) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    assert read_bytes(tmp_path / "a", most) == b"x" * 1000
+    assert size_of(tmp_path / "a") == 1000
 
 
 def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -15,10 +16,11 @@ from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
-from smidgen.training import network, runtime
+from smidgen.training import loop, network, runtime
 from smidgen.training.config import TrainingConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.loop import Evaluator, learning_rate, train_delta
+from smidgen.training.validation import Validation
 from tests.training.tiny import tiny_base
 
 CLASSES = ("bee", "dog")
@@ -396,3 +398,20 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch, tmp_path):
         network.check_compiler()
     with pytest.raises(UsageError, match="fp16 needs an accelerator"):
         run(tmp_path, precision="fp16")
+
+
+def test_copies_of_a_picture_are_never_trained_on_and_held_out(tmp_path, monkeypatch):
+    held = []
+
+    def watched(latents, indices, task, config):
+        held.extend(indices.tolist())
+        return Validation(latents, indices, task, config)
+
+    monkeypatch.setattr(loop, "Validation", watched)
+    copies = "aabbccddeeffgghhiijj"  # images 2 i and 2 i + 1, which are of two classes
+    latents = dataclasses.replace(latent_set(), contents=tuple(copies))
+    for seed in range(3):
+        run(tmp_path / str(seed), latents=latents, seed=seed, steps=1)
+        assert held
+        assert {number ^ 1 for number in held} == set(held)
+        held.clear()

@@ -10,6 +10,7 @@ from typing import Any
 
 from smidgen.core.delta import Delta
 from smidgen.errors import UsageError
+from smidgen.files.names import file_part
 from smidgen.files.settings import make
 from smidgen.methods import configure
 from smidgen.models.base import Base
@@ -74,7 +75,7 @@ def train(
 
 def _with_free_folder(base: Base, config: RunConfig) -> RunConfig:
     """With the first of runs/<data>-<method>, -2, -3 ... that is free or holds this run."""
-    name = f"{config.data.resolve().name}-{config.method}"
+    name = file_part(f"{config.data.resolve().name}-{config.method}")
     for number in itertools.count(1):
         found = replace(config, output=RUNS / (name if number == 1 else f"{name}-{number}"))
         if not found.output.exists():

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
-from smidgen.errors import SmidgenError, UsageError
+from smidgen.errors import SmidgenError, UsageError, shown
 
 VERBS = {
     "train": "fine-tune a base to a folder of images; writes RUN/delta.safetensors",
@@ -114,6 +114,7 @@ def _version() -> str:
 def _fail(message: str, code: int) -> int:
     if os.environ.get("SMIDGEN_DEBUG") and sys.exc_info()[0] is not None:
         raise
+    message = shown(message, keep="\n")  # of a path that was given, say
     print(f"smidgen: {message}", file=sys.stderr, flush=True)
     return code
 

@@ -4,13 +4,14 @@ An image is found by the SHA-256 of its bytes in the folder of its transform and
 a changed file therefore has no entry, and only it is encoded again. See shards.py for the files.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from typing import Any
 import torch
 
 from smidgen.data.encoding import Encoder, Picture, encode_rows
-from smidgen.data.folder import ImageFile, ImageFolder, Progress, check_bad_share, with_findings
+from smidgen.data.findings import findings_of
+from smidgen.data.folder import (
+    ImageFile,
+    ImageFolder,
+    Look,
+    Progress,
+    check_bad_share,
+    with_findings,
+)
 from smidgen.data.images import (
     TRANSFORM_VERSION,
     Mode,
@@ -94,6 +103,14 @@ def _check_request(
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one of several processes encodes of the files, and how it waits for the others."""
+
+    files: slice
+    wait: Callable[[], None]
+
+
 class LatentCache:
     """The cached latents of one transform and codec."""
 
@@ -118,12 +135,15 @@ class LatentCache:
         batch_size: int | None = None,
         progress: Progress | None = None,
         bad_limit: float = 0.05,
+        share: Share | None = None,
     ) -> LatentSet:
         """The latents of every usable file of `folder`, encoding those that the cache lacks.
 
         `flip` caches the mirror image too. What is stored is float32. Files that vanished or
         changed since the scan are judged as they are now. `batch_size` None: as many images as
-        have 2^18 pixels, at most 64. `progress(done, total)` counts files.
+        have 2^18 pixels, at most 64. `progress(done, total)` counts files. With `share` several
+        processes encode together: each what is its own of the files, then, when `share.wait` has
+        waited for the others, all find all.
 
         Raises:
             SmidgenError: more bad files than `bad_limit`, a class without a usable image, a
@@ -144,7 +164,11 @@ class LatentCache:
         batch_size = batch_size or min(64, max(1, ENCODE_PIXELS // image_size**2))
         # The lock inside makes a second build in this process wait and then find everything.
         with strict_pillow():
-            cache = cls(cache_dir / "latents" / key, spec)
+            place = cache_dir / "latents" / key
+            if share is not None:
+                cls(place, spec)._encode(folder, codec, batch_size, share.files, progress)
+                share.wait()
+            cache = cls(place, spec)
             return cache._fill(folder, _Batches(cache, codec, batch_size), progress, bad_limit)
 
     def find(self, content: str) -> tuple[Shard, int] | None:
@@ -176,13 +200,7 @@ class LatentCache:
         for row, content in enumerate(shard.contents):
             self._index.setdefault(content, (shard, row))
 
-    def _fill(
-        self,
-        folder: ImageFolder,
-        batches: "_Batches",
-        progress: Progress | None,
-        bad_limit: float,
-    ) -> LatentSet:
+    def _reader(self, folder: ImageFolder) -> Callable[[ImageFile], Picture | UnusableImage]:
         size, mode = self.spec["size"], self.spec["mode"]
 
         def read(file: ImageFile) -> Picture | UnusableImage:
@@ -198,11 +216,38 @@ class LatentCache:
             except UnusableImage as error:
                 return error
 
+        return read
+
+    def _encode(
+        self,
+        folder: ImageFolder,
+        codec: Encoder,
+        batch_size: int,
+        files: slice,
+        progress: Progress | None,
+    ) -> None:
+        """Encodes what the cache lacks of these files; bad ones are for `_fill` to tell."""
+        batches, chosen = _Batches(self, codec, batch_size), folder.files[files]
+        with closing(ordered_map(self._reader(folder), chosen)) as outcomes:
+            for number, (file, found) in enumerate(zip(chosen, outcomes, strict=True), start=1):
+                if not isinstance(found, UnusableImage):
+                    batches.put(found, folder.name(file.path))
+                if progress is not None:
+                    progress(number, len(chosen))
+        batches.finish()
+
+    def _fill(
+        self,
+        folder: ImageFolder,
+        batches: "_Batches",
+        progress: Progress | None,
+        bad_limit: float,
+    ) -> LatentSet:
         good: list[ImageFile] = []
         pictures: list[Picture] = []
         bad: list[BadFile] = []
         total = len(folder.files) + folder.num_bad
-        with closing(ordered_map(read, folder.files)) as outcomes:
+        with closing(ordered_map(self._reader(folder), folder.files)) as outcomes:
             for file, found in zip(folder.files, outcomes, strict=True):
                 if isinstance(found, UnusableImage):
                     bad.append(BadFile(path=file.path, reason=str(found)))
@@ -223,6 +268,7 @@ class LatentCache:
         self, folder: ImageFolder, pictures: list[Picture], num_encoded: int
     ) -> LatentSet:
         places = [self._index[picture.content] for picture in pictures]
+        looks = [Look(picture.content, picture.facts) for picture in pictures]
         shards = list(dict.fromkeys(shard for shard, _ in places))
         numbers = {shard: number for number, shard in enumerate(shards)}
         part_of = torch.tensor([numbers[shard] for shard, _ in places])
@@ -236,8 +282,9 @@ class LatentCache:
             labels=torch.tensor(folder.labels),
             names=tuple(folder.name(file.path) for file in folder.files),
             folder=folder,
+            contents=tuple(look.content for look in looks),
+            findings=findings_of(folder, looks, self.spec["size"]),
             num_encoded=num_encoded,
-            num_enlarged=sum(p.facts.enlarged(self.spec["size"]) for p in pictures),
         )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.reading import Unreadable, read_json
 
 EMBEDDED = resources.files("smidgen.data") / "embedded"
 SETS = (
@@ -180,8 +181,8 @@ def is_whole(name: str, folder: Path) -> bool:
 def read_marker(folder: Path) -> dict[str, str] | None:
     """What the folder's marker says; None without a readable marker."""
     try:
-        return json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+        return read_json(folder / MARKER, dict[str, str])
+    except Unreadable:
         return None
 
 

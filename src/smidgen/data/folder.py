@@ -5,16 +5,24 @@ Which names are looked at is decided in listing.py, what is inside a file in ima
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from smidgen.data.images import FORMATS, UnusableImage, decode, read_bytes, strict_pillow
-from smidgen.data.listing import BadFile, class_name, list_images, printable
+from smidgen.data.formats import FORMATS
+from smidgen.data.images import (
+    Facts,
+    UnusableImage,
+    content_key,
+    decode,
+    read_bytes,
+    strict_pillow,
+)
+from smidgen.data.listing import BadFile, class_name, list_images
 from smidgen.data.reading import ordered_map
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, shown
+from smidgen.files.names import check_utf8, excerpt
 
 Progress = Callable[[int, int], None]
 
@@ -82,8 +90,8 @@ class ImageFolder:
         return self.num_bad / max(1, self.num_bad + len(self.files))
 
     def name(self, path: Path) -> str:
-        """The path below the root with forward slashes, printable whatever bytes it is made of."""
-        return printable(path.relative_to(self.root).as_posix())
+        """The path below the root with forward slashes, as it is shown."""
+        return shown(path.relative_to(self.root).as_posix())
 
     def skipped(self) -> list[dict[str, str | bool]]:
         """Every skipped file as JSON: `file`, `reason`, and whether it `counts` as a bad file."""
@@ -91,19 +99,6 @@ class ImageFolder:
             {"file": self.name(bad.path), "reason": bad.reason, "counts": bad.counts}
             for bad in self.bad
         ]
-
-    def report(self, *, num_enlarged: int = 0, show: int = 10) -> str:
-        """Lines of text: counts, then the first `show` skipped files with their reasons."""
-        images, classes = f"{len(self.files):,} image(s)", f"{len(self.classes):,} class(es)"
-        lines = [f"{images} in {classes} from {printable(str(self.root))}"]
-        if num_enlarged:
-            lines.append(f"{num_enlarged:,} smaller than the training size, enlarged")
-        if self.bad:
-            kinds = Counter(bad.kind for bad in self.bad).most_common()
-            counted = ", ".join(f"{number:,} {kind}" for kind, number in kinds)
-            lines.append(f"{len(self.bad):,} file(s) skipped: {counted}")
-            lines += [f"  {text}" for text in self.listed(self.bad, show)]
-        return "\n".join(lines)
 
     def listed(self, bad: Sequence[BadFile], show: int = 10) -> list[str]:
         """`name: reason` of the first `show` files, then how many more; files that count first."""
@@ -125,13 +120,16 @@ def scan(
     `min_size`: the shortest usable side in pixels. `progress(done, total)` is called for each file.
 
     Raises:
-        SmidgenError: no such folder, no images in it, or a class folder without a usable image.
+        SmidgenError: no such folder, no images in it, a class folder without a usable image, or
+            a folder whose name is not UTF-8.
     """
     root = Path(folder)
+    check_root(root)
     if not root.is_dir():
         problem = "this is a file, not a folder" if root.exists() else "no such folder"
         raise SmidgenError(
-            f'{problem}: "{root}"; give a folder of images, or of one sub-folder for each class'
+            f'{problem}: "{shown(str(root))}"; give a folder of images, or of one sub-folder for '
+            "each class"
         )
     listing = list_images(root)
     paths = enumerate(listing.images.values())
@@ -147,31 +145,61 @@ def scan(
     return decode_all(listed, progress) if decode else listed
 
 
+def check_root(root: Path) -> None:
+    """Refuses a place that the records of a run could not name.
+
+    Raises:
+        SmidgenError: it is not UTF-8, or the folder that a relative path means is not.
+    """
+    check_utf8(str(root), "the folder")
+    check_utf8(root.resolve().name, "the folder")
+
+
+class Look(NamedTuple):
+    """What was seen of a usable file: the SHA-256 of its bytes, and its facts."""
+
+    content: str
+    facts: Facts
+
+
 def decode_all(listed: ImageFolder, progress: Progress | None = None) -> ImageFolder:
     """The folder without the files that cannot be used: each is decoded once, in threads.
 
     Raises:
         SmidgenError: a class has no usable image.
     """
+    return look_at_all(listed, progress)[0]
 
-    def problem(file: ImageFile) -> str | None:
+
+def look_at_all(
+    listed: ImageFolder, progress: Progress | None = None
+) -> tuple[ImageFolder, list[Look]]:
+    """`decode_all`, and what was seen of each file of its result.
+
+    Raises:
+        SmidgenError: a class has no usable image.
+    """
+
+    def look(file: ImageFile) -> Look | str:
         try:
-            decode(file.read(), file.path, listed.min_size)
+            data = file.read()
+            return Look(content_key(data), decode(data, file.path, listed.min_size)[1])
         except UnusableImage as error:
             return str(error)
-        return None
 
     good: list[ImageFile] = []
+    looks: list[Look] = []
     bad: list[BadFile] = []
-    with strict_pillow(), closing(ordered_map(problem, listed.files)) as problems:
-        for file, reason in zip(listed.files, problems, strict=True):
-            if reason is None:
+    with strict_pillow(), closing(ordered_map(look, listed.files)) as found:
+        for file, seen in zip(listed.files, found, strict=True):
+            if isinstance(seen, Look):
                 good.append(file)
+                looks.append(seen)
             else:
-                bad.append(BadFile(path=file.path, reason=reason))
+                bad.append(BadFile(path=file.path, reason=seen))
             if progress is not None:
                 progress(len(good) + len(bad), len(listed.files))
-    return with_findings(listed, good, bad)
+    return with_findings(listed, good, bad), looks
 
 
 def with_findings(
@@ -199,9 +227,9 @@ def check_bad_share(folder: ImageFolder, limit: float = 0.05) -> None:
     total = folder.num_bad + len(folder.files)
     listed = folder.listed([bad for bad in folder.bad if bad.counts])
     raise SmidgenError(
-        f'{folder.num_bad:,} of {total:,} image files in "{folder.root}" cannot be used '
-        f"({folder.bad_share:.1%}; allowed are {limit:.1%}): repair or remove them, "
-        f"or raise the limit\n{'; '.join(listed)}"
+        f'{folder.num_bad:,} of {total:,} image files in "{shown(str(folder.root))}" cannot be '
+        f"used ({folder.bad_share:.1%}; allowed are {limit:.1%}): repair or remove them, or raise "
+        f"the limit with --max-bad-share (max_bad_share in Python)\n{'; '.join(listed)}"
     )
 
 
@@ -213,11 +241,13 @@ def check_classes(folder: ImageFolder) -> None:
     """
     found = set(folder.labels)
     empty = [name for label, name in enumerate(folder.classes) if label not in found]
-    if not empty:
+    if folder.files and not empty:
         return
-    names = ", ".join(f'"{name}"' for name in empty[:10])
+    names = ", ".join(f'"{excerpt(name)}"' for name in empty[:10])
     more = f" and {len(empty) - 10:,} more" if len(empty) > 10 else ""
-    what = f'no usable image in "{printable(str(folder.root))}"'
+    what = f'no usable image in "{shown(str(folder.root))}"'
+    if not folder.classes:
+        raise SmidgenError(f"{what}: its lists name no class")
     if folder.layout != "folder":
         split = f" of its split {folder.split}" if folder.split else ""
         what += f" for class {names}{more}{split}"
@@ -228,7 +258,7 @@ def check_classes(folder: ImageFolder) -> None:
     bad = [b for b in folder.bad if folder.flat or _class_of(folder, b) in empty]
     nested = sorted({b.path.parent for b in bad if b.kind == "misplaced" and b.counts})
     if nested:
-        inside = printable(str(folder.root / nested[0].relative_to(folder.root).parts[0]))
+        inside = shown(str(folder.root / nested[0].relative_to(folder.root).parts[0]))
         what += f': its images lie in folders inside it; perhaps "{inside}" is the folder to give'
     elif bad:
         what += f"; skipped: {'; '.join(folder.listed(bad))}"

@@ -36,7 +36,10 @@ class TableRow:
         Raises:
             UnusableImage: there are none.
         """
-        cell = self.table[self.row][self.column]
+        try:
+            cell = self.table[self.row][self.column]
+        except Exception as error:  # the library's and Arrow's own for a damaged file
+            raise UnusableImage("unreadable", str(error)[:160] or type(error).__name__) from error
         if cell is None:
             raise UnusableImage("unreadable", "an empty cell")
         if cell.get("bytes") is not None:
@@ -103,6 +106,9 @@ def _load(root: Path) -> Any:
             f'"{root}" is no data set saved by save_to_disk and no hub id (owner/name): looked for '
             f"dataset_dict.json or state.json; found: {contents(root)}"
         )
+    for path in root.rglob("*") if saved else ():
+        if not path.is_file() and not path.is_dir():  # a pipe would block the library
+            raise SmidgenError(f'{path} is no ordinary file: remove it from "{root}"')
     library = _library()
     try:
         if saved:

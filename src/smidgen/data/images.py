@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from smidgen.data.formats import FORMATS, RAW, SNIFFED_BYTES, UNSUPPORTED, sniff
 from smidgen.errors import SmidgenError
+from smidgen.files import reading
 
 Mode = Literal["crop", "resize"]
 
@@ -27,33 +28,6 @@ Mode = Literal["crop", "resize"]
 TRANSFORM_VERSION = 1
 
 MAX_FILE_BYTES = 2**30
-
-# What is read, by extension: Pillow's name of the format.
-FORMATS = {
-    ".png": "PNG",
-    ".apng": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pbm": "PPM",
-    ".pnm": "PPM",
-    ".avif": "AVIF",
-    ".jp2": "JPEG2000",
-}
-
-# Pictures to a person, but nothing that Pillow alone turns into pixels in a defined way.
-UNSUPPORTED = (
-    *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".eps", ".ai", ".tga", ".exr", ".hdr"),
-    *(".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng"),
-)
 
 # EXIF orientation (TIFF tag 0x0112) -> what makes the picture upright.
 _UPRIGHT = {
@@ -89,15 +63,18 @@ class Facts:
     height: int
 
     def check(self, path: Path, min_size: int) -> None:
-        """Raises UnusableImage for a name of another format and a side under `min_size`.
-
-        A name without a suffix says nothing of the format: rows of a table have such names.
-        """
-        if path.suffix and FORMATS.get(path.suffix.lower()) != self.format:
-            raise UnusableImage("wrongly named", f"{self.format} data in a {path.suffix} file")
+        """Raises UnusableImage for a camera's own file and a side under `min_size`."""
+        if self.format == "TIFF" and path.suffix.lower() in RAW:
+            raise UnusableImage("unsupported", f"{path.suffix} is not read; convert it to PNG")
         if min(self.width, self.height) < min_size:
             size = f"{self.width} x {self.height} pixels"
             raise UnusableImage("tiny", f"{size}, at least {min_size} a side are needed")
+
+    def has_other_suffix(self, path: Path) -> bool:
+        """Whether the name speaks of something else than the content; one without a suffix says
+        nothing.
+        """
+        return bool(path.suffix) and FORMATS.get(path.suffix.lower()) != self.format
 
     def enlarged(self, size: int) -> bool:
         """Whether either mode must enlarge a side to reach `size` pixels."""
@@ -126,15 +103,13 @@ def read_bytes(path: Path) -> bytes:
     """The file's bytes, read once so that what is hashed is what is decoded.
 
     Raises:
-        UnusableImage: it vanished, may not be read, is empty or is larger than 1 GiB.
+        UnusableImage: it vanished, may not be read, is no ordinary file (a pipe is never opened),
+            is empty or is larger than 1 GiB.
     """
     try:
-        with path.open("rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise UnusableImage("too large", "more than 1 GiB")
-            data = file.read()
-    except OSError as error:
-        raise UnusableImage("unreadable", error.strerror or str(error)) from error
+        data = reading.read_bytes(path, MAX_FILE_BYTES)
+    except reading.Unreadable as error:
+        raise UnusableImage("unreadable", error.reason) from error
     if not data:
         raise UnusableImage("unreadable", "empty file")
     return data
@@ -145,39 +120,13 @@ def content_key(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sniff(head: bytes) -> str | None:
-    """The image format that the first 32 bytes of a file announce, or None."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "TIFF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        if brand in (b"avif", b"avis"):
-            return "AVIF"
-        return "HEIC" if brand in (b"heic", b"heix", b"mif1", b"hevc", b"msf1") else None
-    # "BM" alone begins many a text; a bitmap's fifteenth byte is the size of a known header.
-    if head.startswith(b"BM") and head[14:18] in _BITMAP_HEADERS:
-        return "BMP"
-    return None
-
-
-_BITMAP_HEADERS = frozenset(n.to_bytes(4, "little") for n in (12, 40, 52, 56, 64, 108, 124))
-
-
 def decode(data: bytes, path: Path, min_size: int = 8) -> tuple[Image.Image, Facts]:
     """The upright RGB picture in `data`, every pixel decoded; `path` gives only its name.
 
     Alpha is composited on white; 16-bit values are divided by 257.
 
     Raises:
-        UnusableImage: not an image, wrongly named, animated, truncated, tiny, too large or damaged.
+        UnusableImage: not an image, unsupported, animated, truncated, tiny, too large or damaged.
     """
     try:
         return _decode(data, path, min_size)
@@ -222,8 +171,8 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def _unidentified(data: bytes, path: Path) -> UnusableImage:
-    suffix, found = path.suffix.lower(), sniff(data[:32])
-    if suffix in UNSUPPORTED or found == "HEIC":
+    suffix, found = path.suffix.lower(), sniff(data[:SNIFFED_BYTES])
+    if suffix in UNSUPPORTED or (found is not None and found not in FORMATS.values()):
         return UnusableImage("unsupported", f"{found or suffix} is not read; convert it to PNG")
     if found is not None:
         return UnusableImage("unreadable", f"damaged {found} data")

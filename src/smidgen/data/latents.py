@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from smidgen.data.findings import Findings, num_copies
 from smidgen.data.folder import ImageFolder
 
 
@@ -47,8 +48,9 @@ class MappedRows:
 class LatentSet:
     """float32 posteriors with labels (N,) and the images' names; large sets stay on the disk.
 
-    `folder` is what was scanned, with what turned out bad while encoding. `num_encoded` images were
-    encoded now and not found in the cache; `num_enlarged` are smaller than the training size.
+    `folder` is what was scanned, with what turned out bad while encoding, and `findings` the report
+    about it. `contents` are the SHA-256 of the images' files: equal ones are copies of a picture;
+    empty: not known. `num_encoded` pictures were encoded now and not found in the cache.
     """
 
     mean: torch.Tensor | MappedRows
@@ -56,8 +58,9 @@ class LatentSet:
     labels: torch.Tensor
     names: tuple[str, ...]
     folder: ImageFolder | None = None
+    contents: tuple[str, ...] = ()
+    findings: Findings | None = None
     num_encoded: int = 0
-    num_enlarged: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,6 +68,11 @@ class LatentSet:
     @property
     def num_views(self) -> int:
         return self.mean.shape[1]
+
+    @property
+    def num_enlarged(self) -> int:
+        """Images smaller than the training size."""
+        return (self.findings.enlarged or 0) if self.findings is not None else 0
 
     @property
     def shape(self) -> torch.Size:
@@ -91,9 +99,8 @@ class LatentSet:
         mean, std = (part[images[rows], views[rows]] for part in (self.mean, self.std))
         return mean + std * noise, self.labels[images]
 
-    def report(self, show: int = 10) -> str:
-        """The folder's report with what the cache found, as lines of text."""
-        cached = f"{self.num_encoded:,} encoded, {len(self) - self.num_encoded:,} from the cache"
-        if self.folder is None:
-            return cached
-        return f"{self.folder.report(num_enlarged=self.num_enlarged, show=show)}\n{cached}"
+    def report(self) -> str:
+        """What was found, and what of it had to be encoded, as lines of text."""
+        num_cached = len(self) - num_copies(self.contents) - self.num_encoded
+        lines = self.findings.lines() if self.findings is not None else []
+        return "\n".join([*lines, f"{self.num_encoded:,} encoded, {num_cached:,} from the cache"])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from smidgen.data.folder import ImageFile, ImageFolder
 from smidgen.data.listing import BadFile, class_name
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, shown
+from smidgen.files.names import excerpt
+from smidgen.files.reading import read_bytes
 
+MOST_LIST_BYTES = 2**28  # of a list or table of a data set: ten times the longest published one
+WHITE_SPACE = re.compile(r"[ \t\r\n\f\v]+")  # wide and unbreakable spaces are part of a name
 MISSING = "missing: in the list of the data set, not in its folder"
 
 
@@ -66,7 +73,7 @@ def contents(folder: Path, show: int = 8) -> str:
     if not names:
         return "an empty folder"
     more = f" and {len(names) - show:,} more" if len(names) > show else ""
-    return ", ".join(class_name(name) for name in names[:show]) + more
+    return ", ".join(shown(name) for name in names[:show]) + more
 
 
 def first_of(home: Path, *paths: str) -> Path:
@@ -85,15 +92,31 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a list that are not empty, without the white space around them.
 
     Raises:
-        SmidgenError: it cannot be read as text.
+        SmidgenError: it cannot be read.
+    """
+    data = read_bytes(path, MOST_LIST_BYTES)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_table(path: Path, *columns: str) -> list[tuple[str, ...]]:
+    """What each row of a CSV file has in `columns`, without the white space around it.
+
+    Raises:
+        SmidgenError: it cannot be read, or has not these columns.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        text = path.read_text(encoding="latin-1")
-    except OSError as error:
-        raise SmidgenError(f"cannot read {path}: {error.strerror or error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        text = read_bytes(path, MOST_LIST_BYTES).decode("utf-8")
+        table = csv.DictReader(io.StringIO(text, newline=""))
+        lacking = [column for column in columns if column not in (table.fieldnames or ())]
+        if lacking:
+            raise SmidgenError(f"{path} has no column {' or '.join(lacking)}")
+        return [tuple((row[column] or "").strip() for column in columns) for row in table]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SmidgenError(f"cannot read {path}: {error}") from error
 
 
 def pairs(path: Path) -> list[tuple[str, str]]:
@@ -106,20 +129,23 @@ def pairs(path: Path) -> list[tuple[str, str]]:
     for line in read_lines(path):
         key, _, value = line.partition(" ")
         if not value:
-            raise SmidgenError(f'a line of {path} is "{line}"; expected two words')
+            raise SmidgenError(f'a line of {path} is "{excerpt(line)}"; expected two words')
         found.append((key, value.strip()))
     return found
 
 
 def safe_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Official names as class names: printable, usable as a folder's name, and unique.
+    """Official names as class names: without slashes, breaks and dots in front, and unique.
 
     Names that occur twice get their number, as the classes of a base do.
+
+    Raises:
+        SmidgenError: one is not UTF-8.
     """
     cleaned = []
     for number, name in enumerate(names):
-        name = class_name(" ".join(name.split())).replace("/", "-").replace("\\", "-")
-        cleaned.append(name.lstrip(".").strip() or str(number))
+        name = class_name(WHITE_SPACE.sub(" ", name)).replace("/", "-").replace("\\", "-")
+        cleaned.append(name.strip(" ").lstrip(".").strip(" ") or str(number))
     counts = Counter(cleaned)
     return tuple(
         f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(cleaned)
@@ -150,8 +176,7 @@ def listed(
     for path, label in items:
         names = present.get(path.parent)
         if names is None:
-            if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
-                raise SmidgenError(f'a list of "{root}" names {path}, which lies elsewhere')
+            check_inside(root, path)
             names = present[path.parent] = names_in(path.parent)
         if path.name in names:
             files.append(ImageFile(path=path, label=label))
@@ -162,11 +187,17 @@ def listed(
     )
 
 
+def check_inside(root: Path, path: Path) -> None:
+    """Raises SmidgenError for a path of a list that leads out of the data set."""
+    if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
+        raise SmidgenError(f'a list of "{root}" names {excerpt(str(path))}, which lies elsewhere')
+
+
 def names_in(folder: Path) -> set[str]:
     """All names in a folder, none if it cannot be read."""
     try:
         return set(os.listdir(folder))  # noqa: PTH208 (a million names: strings are enough)
-    except OSError:
+    except (OSError, ValueError):  # a null character in the name
         return set()
 
 

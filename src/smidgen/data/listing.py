@@ -1,7 +1,8 @@
 """Which files of a folder are candidate images, from their names, kinds and first bytes only.
 
-Nothing that was meant as an image is passed over in silence: it becomes a BadFile. Links to files
-and class folders that are links are followed; no link below a class is, so no loop can be.
+An image has the suffix or the first bytes of one; whatever has neither is a side file. Nothing is
+passed over in silence: it becomes a BadFile, and counts as bad if it was meant as an image. Links
+to files and class folders that are links are followed; no link below a class is, so no loop can be.
 """
 
 import dataclasses
@@ -9,15 +10,11 @@ import os
 import unicodedata
 from pathlib import Path
 
-from smidgen.data.images import FORMATS, UNSUPPORTED, sniff
-from smidgen.errors import SmidgenError
+from smidgen.data.formats import SNIFFED_BYTES, has_image_suffix, sniff
+from smidgen.errors import SmidgenError, shown
+from smidgen.files.names import check_utf8
 
-# Files that belong beside images: listed when skipped, but no sign of a broken data set.
-SIDE_SUFFIXES = (
-    *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".html", ".xml", ".yaml", ".yml"),
-    *(".toml", ".caption", ".parquet", ".npz"),
-)
-SIDE_NAMES = ("thumbs.db", "desktop.ini", "license", "licence", "readme", "copying")
+SIDE_FILE = "side file"
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
 
 
@@ -56,12 +53,12 @@ def list_images(root: Path) -> Listing:
     if not folders:
         name = class_name(root.resolve().name) or "images"
         return Listing(flat=True, images={name: _candidates(files, bad)}, bad=bad)
-    for entry in files:
-        bad += _beside_classes(entry)
+    bad += [_beside_classes(entry) for entry in files]
     images: dict[str, list[Path]] = {}
     for name, folder in sorted((class_name(path.name), path) for path in folders):
         if name in images:
-            raise SmidgenError(f'two folders of "{root}" are named "{name}": rename one')
+            where = shown(str(root))
+            raise SmidgenError(f'two folders of "{where}" are named "{shown(name)}": rename one')
         images[name], skipped = list_class(folder)
         bad += skipped
     return Listing(flat=False, images=images, bad=bad)
@@ -82,14 +79,13 @@ def list_class(folder: Path) -> tuple[list[Path], list[BadFile]]:
 
 
 def class_name(folder_name: str) -> str:
-    """A folder's name as a class name: composed Unicode, so that it is equal on every system."""
-    return unicodedata.normalize("NFC", printable(folder_name))
+    """A folder's name as a class name: composed Unicode, so that it is equal on every system.
 
-
-def printable(text: str) -> str:
-    """`text` with what cannot be encoded (file names of arbitrary bytes) or shown as escapes."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    Raises:
+        SmidgenError: it is not UTF-8.
+    """
+    check_utf8(folder_name, "the folder")
+    return unicodedata.normalize("NFC", folder_name)
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[os.DirEntry[str]]]:
@@ -98,7 +94,9 @@ def _entries(folder: Path) -> tuple[list[Path], list[os.DirEntry[str]]]:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise SmidgenError(f'cannot read the folder "{folder}": {error.strerror}') from error
+        raise SmidgenError(
+            f'cannot read the folder "{shown(str(folder))}": {error.strerror}'
+        ) from error
     folders = [Path(entry.path) for entry in entries if _is_folder(entry)]
     return folders, [entry for entry in entries if not _is_folder(entry)]
 
@@ -123,53 +121,40 @@ def _is_class(path: Path, root: Path, bad: list[BadFile]) -> bool:
 def _candidates(files: list[os.DirEntry[str]], bad: list[BadFile]) -> list[Path]:
     images: list[Path] = []
     for entry in files:
-        path = Path(entry.path)
-        if path.name.startswith(".") and not _has_image_name(path):
-            continue
-        finding = _finding(entry, path)
+        finding = _finding(entry)
         if finding is None:
-            images.append(path)
+            images.append(Path(entry.path))
         else:
             bad.append(finding)
     return images
 
 
-def _finding(entry: os.DirEntry[str], path: Path) -> BadFile | None:
-    """Why a file is no candidate, or None if it is one. Opens files without an image's name."""
+def _finding(entry: os.DirEntry[str]) -> BadFile | None:
+    """Why a file is no candidate, or None if it is one. Opens files without an image's suffix."""
+    path, named = Path(entry.path), has_image_suffix(entry.name)
+    if entry.name.startswith("."):
+        return BadFile(path=path, reason="hidden file" if named else SIDE_FILE, counts=False)
     try:
         if not entry.is_file():
             path.stat()  # says why a link is broken
             # A named pipe would block whoever opens it.
-            return BadFile(path=path, reason="not an image: not a regular file", counts=False)
-        if path.name.startswith("."):
-            return BadFile(path=path, reason="hidden file", counts=False)
-        if _has_image_name(path):
+            return BadFile(path=path, reason="not an image: not a regular file", counts=named)
+        if named or _begins_as_image(path):
             return None
-        with path.open("rb") as file:
-            found = sniff(file.read(32))
     except OSError as error:
         reason = "broken link" if path.is_symlink() else error.strerror or str(error)
-        return BadFile(path=path, reason=f"unreadable: {reason}", counts=_has_image_name(path))
-    if found is not None:
-        reason = f"wrongly named: {found} data in a {path.suffix or 'nameless'} file"
-        return BadFile(path=path, reason=reason)
-    if path.suffix.lower() in SIDE_SUFFIXES or path.name.lower() in SIDE_NAMES:
-        return BadFile(path=path, reason="side file", counts=False)
-    return BadFile(path=path, reason="not an image")
+        return BadFile(path=path, reason=f"unreadable: {reason}", counts=named)
+    return BadFile(path=path, reason=SIDE_FILE, counts=False)
 
 
-def _has_image_name(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    return suffix in FORMATS or suffix in UNSUPPORTED
+def _begins_as_image(path: Path) -> bool:
+    with path.open("rb", buffering=0) as file:
+        return sniff(file.read(SNIFFED_BYTES)) is not None
 
 
-def _beside_classes(entry: os.DirEntry[str]) -> list[BadFile]:
-    path = Path(entry.path)
-    if path.name.startswith("."):
-        return []
-    if _has_image_name(path):
-        return [BadFile(path=path, reason="misplaced: beside the class folders")]
-    return [BadFile(path=path, reason="side file", counts=False)]
+def _beside_classes(entry: os.DirEntry[str]) -> BadFile:
+    image = BadFile(path=Path(entry.path), reason="misplaced: beside the class folders")
+    return _finding(entry) or image
 
 
 def _below_class(folder: Path) -> list[BadFile]:
@@ -183,6 +168,16 @@ def _below_class(folder: Path) -> list[BadFile]:
         folders.sort()
         reason = "misplaced: in a folder below the class level"
         paths = (Path(parent, name) for name in sorted(names))
-        found += [BadFile(path=path, reason=reason) for path in paths if _has_image_name(path)]
+        found += [BadFile(path=path, reason=reason) for path in paths if _is_image(path)]
     empty = BadFile(path=folder, reason="misplaced: folder below the class level", counts=False)
     return found or [empty]
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file that is not used was meant as an image."""
+    if has_image_suffix(path.name):
+        return True
+    try:
+        return path.is_file() and _begins_as_image(path)
+    except OSError:
+        return False

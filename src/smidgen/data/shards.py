@@ -4,6 +4,8 @@ n images, V views (2 with flip), C latent channels. A shard is named by the SHA-
 written under a temporary name and renamed, and never changes: whoever reads one reads a whole one.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
@@ -15,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from smidgen.data.images import Facts
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import Unreadable, parse_json, size_of
 from smidgen.files.writing import PARTIAL, whole_file
 
 # Part of every spec, and so of the folder's name: raise it with any change to the files.
@@ -40,6 +44,13 @@ class Row:
     std: torch.Tensor
 
 
+class _Header(msgspec.Struct):
+    """What a shard says of itself; `rows` are content, format, width and height of each image."""
+
+    spec: dict[str, Any]
+    rows: list[tuple[str, str, int, int]]
+
+
 class Shard:
     """An opened shard; its tensors are memory-mapped and cost memory only where they are read."""
 
@@ -54,18 +65,22 @@ class Shard:
         self._intact: bool | None = None
         try:
             with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["smidgen"])
+                header = parse_json((file.metadata() or {}).get("smidgen", ""), _Header)
                 self.mean: torch.Tensor = file.get_tensor("mean")
                 self.std: torch.Tensor = file.get_tensor("std")
-            self.contents = [str(content) for content, *_ in header["rows"]]
-            self.facts = [Facts(format=f, width=w, height=h) for _, f, w, h in header["rows"]]
-            fits = len(self.contents) == len(self.mean) == len(self.std)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except Unreadable as error:
+            raise ValueError(f"its header: {error.reason}") from error
+        # a type of numbers that this torch has not is an AttributeError or a RuntimeError
+        except (OSError, SafetensorError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if header.get("spec") != spec:
+        self.contents = [content for content, *_ in header.rows]
+        self.facts = [Facts(format=f, width=w, height=h) for _, f, w, h in header.rows]
+        if header.spec != spec:
             raise ValueError("made for another transform or codec")
-        if not fits:
-            raise ValueError("rows and tensors do not fit")
+        for tensor in (self.mean, self.std):
+            _check_rows(tensor, len(header.rows), spec)
+        if self.mean.shape != self.std.shape:
+            raise ValueError("means and deviations do not fit")
 
     def intact(self) -> bool:
         """Whether the bytes are those that were written; reads the whole file on the first call."""
@@ -78,6 +93,14 @@ class Shard:
                     digest = ""
                 self._intact = self.path.stem == digest
             return self._intact
+
+
+def _check_rows(tensor: torch.Tensor, num_rows: int, spec: dict[str, Any]) -> None:
+    """Raises ValueError unless it has a latent (V, C, h, w) for each row."""
+    if tensor.dtype != torch.float32 or tensor.ndim != 5 or 0 in tensor.shape:
+        raise ValueError(f"{tensor.dtype} latents of shape {tuple(tensor.shape)}")
+    if len(tensor) != num_rows or tensor.shape[1] != 1 + spec["flip"]:
+        raise ValueError("rows and tensors do not fit")
 
 
 def open_shards(directory: Path, spec: dict[str, Any]) -> list[Shard]:
@@ -95,10 +118,11 @@ def open_shards(directory: Path, spec: dict[str, Any]) -> list[Shard]:
         raise cache_error(directory, error, "read") from error
     for path in paths:
         try:
+            size_of(path)  # a pipe would block whoever opens it
             path.open("rb").close()
-        except OSError as error:
+        except (OSError, Unreadable) as error:
             # Another run has just removed it, or another user owns it: neither is damage.
-            _log.warning("cannot read the cache file %s: %s", path, error.strerror)
+            _log.warning("cannot read the cache file %s: %s", path, error)
             continue
         try:
             shards.append(Shard(path, spec))

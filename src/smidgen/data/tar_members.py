@@ -7,66 +7,72 @@ for each member, which counts with a million of them. Format: POSIX.1-2001 pax a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, shown
+from smidgen.files.reading import Unreadable, size_of
 
 BLOCK = 512
 REGULAR = b"0\0007"
-PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_SPARSE = b"x", b"g", b"L", b"S"
+FOLDER, GNU_SPARSE, PAX_GLOBAL = b"5", b"S", b"g"
+ABOUT_NEXT = PAX, GNU_LONG_NAME, GNU_LONG_LINK = b"x", b"L", b"K"  # they tell of the next file
+WITHOUT_CONTENT = {
+    b"1": "a link",
+    b"2": "a link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a pipe",
+}
 MAX_HEADER_BYTES = 2**20  # of a pax header or a long name
 SPACES = 8 * ord(" ")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive."""
+    """A file in an archive; `odd` is what it is if it is no regular one and has no content."""
 
     name: str
     offset: int
     size: int
+    odd: str | None = None
 
 
 class DamagedTar(ValueError):
     """Why an archive cannot be read to its end."""
 
 
-def tar_members(path: Path, keep: frozenset[str]) -> list[tuple[Member, bytes | None]]:
-    """Every regular file of an archive in its order, and the content of those whose name ends in
-    one of `keep` and that are small.
+def tar_members(path: Path, wanted: Callable[[str], int]) -> list[tuple[Member, bytes]]:
+    """Every file of an archive in its order but the folders, and the first `wanted(name)` bytes of
+    each.
 
     Raises:
         SmidgenError: it is no tar archive, or damaged or cut off.
     """
     try:
+        length = size_of(path)
         with path.open("rb") as file:
-            length = path.stat().st_size
-            return [
-                (member, _content(file, member) if _suffix(member.name) in keep else None)
-                for member in _walk(file, length)
-            ]
-    except (OSError, ValueError) as error:
+            return [(m, _content(file, m, wanted(m.name))) for m in _walk(file, length)]
+    except (OSError, ValueError, Unreadable) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise SmidgenError(
-            f'the shard "{path}" is no tar file, or damaged or cut off: {error}; fetch it again'
+            f'the shard "{shown(str(path))}" is no tar file, or damaged or cut off: {reason}; '
+            "fetch it again"
         ) from error
 
 
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2].lower()
-
-
-def _content(file: BinaryIO, member: Member) -> bytes | None:
-    if member.size > MAX_HEADER_BYTES:
-        return None
+def _content(file: BinaryIO, member: Member, most: int) -> bytes:
+    if not most or not member.size:
+        return b""
     file.seek(member.offset)
-    return file.read(member.size)
+    return file.read(min(most, member.size))
 
 
 def _walk(file: BinaryIO, length: int) -> Iterator[Member]:
-    """The regular files up to the block of zeros that ends an archive."""
-    place, override = 0, {}
+    """All but folders up to the block of zeros that ends an archive."""
+    place = 0
+    override: dict[str, str] = {}
     while True:
         file.seek(place)
         header = file.read(BLOCK)
@@ -76,22 +82,27 @@ def _walk(file: BinaryIO, length: int) -> Iterator[Member]:
             raise DamagedTar(f"it ends at byte {length:,} without an end mark")
         _check(header, place)
         kind = header[156:157]
-        size = int(override.get("size", -1))
-        size = _number(header[124:136], place) if size < 0 else size
+        size = _size(header, override, place)
         start = place + BLOCK
         place = start + -(-size // BLOCK) * BLOCK
         if start + size > length:
             raise DamagedTar(f"a file in it reaches to byte {start + size:,} of {length:,}")
-        if kind in (PAX, GNU_LONG_NAME):
+        if kind in ABOUT_NEXT:
             if size > MAX_HEADER_BYTES:
                 raise DamagedTar(f"a header of {size:,} bytes")
             data = file.read(size)
-            override |= _pax(data) if kind == PAX else {"path": _text(data.split(b"\0")[0])}
+            if kind == PAX:
+                override |= _pax(data)
+            elif kind == GNU_LONG_NAME:
+                override["path"] = _text(data.split(b"\0")[0])
             continue
         if kind == GNU_SPARSE or any(key.startswith("GNU.sparse") for key in override):
             raise DamagedTar("it has sparse files, which cannot be read in place")
-        if kind in REGULAR:
-            yield Member(override.get("path") or _name(header), start, size)
+        name = override.get("path") or _name(header)
+        # the first tars had no kind for folders
+        if kind not in (FOLDER, PAX_GLOBAL) and not name.endswith("/"):
+            odd = None if kind in REGULAR else WITHOUT_CONTENT.get(kind, "of an unknown kind")
+            yield Member(name, start, size, odd)
         if kind != PAX_GLOBAL:
             override = {}
 
@@ -103,15 +114,28 @@ def _check(header: bytes, place: int) -> None:
         raise DamagedTar(f"the header at byte {place:,} has a wrong checksum")
 
 
+def _size(header: bytes, override: dict[str, str], place: int) -> int:
+    """The bytes behind a header. Links, folders and devices have none, whatever is written there:
+    of a link it is the size of what it leads to.
+    """
+    kind, given = header[156:157], override.get("size")
+    if kind in (*WITHOUT_CONTENT, FOLDER):
+        return 0
+    if kind in ABOUT_NEXT or given is None:
+        return _number(header[124:136], place)
+    if not (given.isascii() and given.isdecimal()):
+        raise DamagedTar(f'a pax header with the size "{shown(given[:40])}"')
+    return int(given)
+
+
 def _number(field: bytes, place: int) -> int:
     """Octal digits; or, for large files, GNU's base 256 marked by the first bit."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big") + ((field[0] & 0x7F) << 8 * (len(field) - 1))
     digits = field.split(b"\0")[0].strip()
-    try:
-        return int(digits or b"0", 8)
-    except ValueError as error:
-        raise DamagedTar(f"the header at byte {place:,} has no number where one belongs") from error
+    if digits.strip(b"01234567"):  # a sign too: a negative size would lead back for ever
+        raise DamagedTar(f"the header at byte {place:,} has no number where one belongs")
+    return int(digits or b"0", 8)
 
 
 def _name(header: bytes) -> str:
@@ -130,10 +154,10 @@ def _pax(data: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     place = 0
     while place < len(data) and data[place] != 0:
-        digits, _, _ = data[place:].partition(b" ")
-        end = place + int(digits)
+        digits, space, _ = data[place : place + 8].partition(b" ")
+        end = place + int(digits) if space and digits.isdigit() else place
         key, equals, value = data[place + len(digits) + 1 : end - 1].partition(b"=")
-        if end <= place or not equals:
+        if not place < end <= len(data) or not equals:
             raise DamagedTar("a pax header that cannot be read")
         found[_text(key)] = _text(value)
         place = end

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smidgen.data.folder import ImageFile, ImageFolder
-from smidgen.data.images import FORMATS, MAX_FILE_BYTES, UNSUPPORTED, UnusableImage
+from smidgen.data.formats import FORMATS, SNIFFED_BYTES, has_image_suffix, sniff
+from smidgen.data.images import MAX_FILE_BYTES, UnusableImage
 from smidgen.data.layout import Layout, contents, only_used, read_lines, safe_names
-from smidgen.data.listing import BadFile
-from smidgen.data.tar_members import tar_members
+from smidgen.data.listing import SIDE_FILE, SYSTEM_FOLDERS, BadFile
+from smidgen.data.tar_members import Member, tar_members
 from smidgen.errors import SmidgenError
 
 META = re.compile(r"(.*/)?__[^/]*__")  # names that the format keeps for itself
@@ -29,6 +30,8 @@ SPLIT_WORDS = ("train", "training", "val", "valid", "validation", "test")
 # Where a class may be, the surest first; the whole data set uses one of these.
 SOURCES = ("cls", "json", "txt", "folder")
 JSON_FIELDS = ("class_name", "label_name", "class", "label", "cls", "category")
+MAX_CLASS_BYTES = 2**20  # of a file that says a class
+NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,14 +103,14 @@ def read_shards(root: Path, split: str | None) -> ImageFolder:
 
 def _order(value: str) -> tuple[bool, int, str]:
     """Numbers as numbers, before names."""
-    return (False, int(value), "") if value.isdecimal() else (True, 0, value)
+    return (False, int(value), "") if NUMBER.fullmatch(value) else (True, 0, value)
 
 
 def _folder(
     root: Path, samples: Sequence[Sample], source: str, values: list[str], bad: list[BadFile]
 ) -> ImageFolder:
     names = values
-    if (root / CLASS_NAMES).is_file() and all(value.isdecimal() for value in values):
+    if (root / CLASS_NAMES).is_file() and all(map(NUMBER.fullmatch, values)):
         names = read_lines(root / CLASS_NAMES)
         if int(values[-1]) >= len(names):
             raise SmidgenError(
@@ -145,14 +148,14 @@ def find_shards(root: Path, split: str | None) -> list[Path]:
     """
     if root.is_file() and root.suffix == ".tar":
         raise SmidgenError(f"{root} is one shard: give its folder, {root.parent}")
-    here = sorted(root.glob("*.tar"))
+    here = _shards(root)
     if split is not None:
-        inside = sorted((root / split).glob("*.tar"))
+        inside = _shards(root / split)
         shards = inside or [shard for shard in here if split in _words(shard)]
     else:
         shards = here
         splits = {word for shard in here for word in _words(shard) if word in SPLIT_WORDS}
-        splits |= {path.parent.name for path in root.glob("*/*.tar")}
+        splits |= {path.name for path in _entries(root) if _shards(path)}
         if len(splits) > 1 or (splits and not here):
             raise SmidgenError(
                 f'"{root}" holds shards of several splits; give one: {", ".join(sorted(splits))}'
@@ -164,6 +167,11 @@ def find_shards(root: Path, split: str | None) -> list[Path]:
     if any(path.name.endswith(COMPRESSED) for path in _entries(root)):
         hint = "; compressed shards cannot be read in place: unpack them to .tar"
     raise SmidgenError(f"looked for .tar shards in {where}; found: {contents(root)}{hint}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The archives in a folder; hidden ones are what a Mac keeps beside them."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
 def _entries(root: Path) -> list[Path]:
@@ -178,17 +186,19 @@ def _samples(shard: Path, bad: list[BadFile]) -> list[Sample]:
     """The samples of one shard in the order in which they lie there."""
     images: dict[str, list[tuple[str, ByteRange]]] = {}
     found: dict[str, dict[str, str]] = {}
-    for member, data in tar_members(shard, frozenset(SOURCES)):
+    for member, data in tar_members(shard, _bytes_wanted):
         key, extension = _split_name(member.name)
         if META.fullmatch(member.name):
             continue
-        if "." + extension.rpartition(".")[2] in (*FORMATS, *UNSUPPORTED):
+        if finding := _finding(shard, member):
+            bad.append(finding)
+        elif has_image_suffix(member.name) or (extension not in SOURCES and sniff(data)):
             place = ByteRange(path=shard, offset=member.offset, size=member.size)
             images.setdefault(key, []).append((member.name, place))
-        elif extension in SOURCES and data is not None:
-            value = _class_in(extension, data)
-            if value is not None:
-                found.setdefault(key, {})[extension] = value
+        elif extension not in SOURCES:
+            bad.append(BadFile(path=_place(shard, member.name), reason=SIDE_FILE, counts=False))
+        elif len(data) == member.size and (value := _class_in(extension, data)) is not None:
+            found.setdefault(key, {})[extension] = value
     samples = []
     for key, places in images.items():
         # 000.jpg before 000.mask.png, which is something about it
@@ -202,9 +212,33 @@ def _samples(shard: Path, bad: list[BadFile]) -> list[Sample]:
         reason = "not used: a further file of its sample"
         further = [_place(shard, other) for other, _ in places[1:]]
         bad += [BadFile(path=path, reason=reason, counts=False) for path in further]
-    empty = [_place(shard, key) for key in found if key not in images]
-    bad += [BadFile(path=path, reason="no image: its sample has none") for path in empty]
+    for key in [key for key in found if key not in images]:
+        # a class speaks of an image, texts may be of anything
+        counts = "cls" in found[key]
+        reason = "no image: its sample has none" if counts else SIDE_FILE
+        bad.append(BadFile(path=_place(shard, key), reason=reason, counts=counts))
     return samples
+
+
+def _bytes_wanted(name: str) -> int:
+    """How much of a file must be seen to know what it is, or which class it says."""
+    if _split_name(name)[1] in SOURCES:
+        return MAX_CLASS_BYTES
+    return 0 if has_image_suffix(name) else SNIFFED_BYTES
+
+
+def _finding(shard: Path, member: Member) -> BadFile | None:
+    """Why a file is not looked into, whatever it holds."""
+    named, parts = has_image_suffix(member.name), member.name.split("/")
+    path = _place(shard, member.name)
+    if ".." in parts or "\0" in member.name:
+        reason = 'unsafe name: it has ".." or a null character'
+        return BadFile(path=path, reason=reason, counts=named)
+    if any(part in SYSTEM_FOLDERS or part.startswith(".") for part in parts if part != "."):
+        return BadFile(path=path, reason="hidden file" if named else SIDE_FILE, counts=False)
+    if member.odd is not None:
+        return BadFile(path=path, reason=f"not an image: {member.odd}", counts=named)
+    return None
 
 
 def _place(shard: Path, name: str) -> Path:
@@ -223,8 +257,8 @@ def _class_in(extension: str, data: bytes) -> str | None:
     text = data.decode("utf-8", "replace").strip()
     if extension == "json":
         try:
-            fields: Any = json.loads(text)
-        except ValueError:
+            fields: Any = json.loads(text)  # which takes NaN too, as other programs write it
+        except (ValueError, RecursionError):
             return None
         values = [fields.get(name) for name in JSON_FIELDS] if isinstance(fields, dict) else []
         return next((str(v) for v in values if type(v) in (str, int) and v != ""), None)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, shown
 from smidgen.evaluation import numbers
 from smidgen.evaluation.accumulate import Accumulated
 from smidgen.evaluation.features import Extractor
@@ -106,7 +106,7 @@ def strange_classes(
     missing = sorted(set(intended or ()) - set(classes)) if classes else []
     if not missing:
         return None
-    listed = ", ".join(f'"{name}"' for name in missing[:5])
+    listed = ", ".join(f'"{shown(name)}"' for name in missing[:5])
     listed += f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
     if certain or len(missing) < len(set(intended or ())):
         raise SmidgenError(

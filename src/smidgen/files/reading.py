@@ -35,20 +35,31 @@ def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
 
     Raises: Unreadable.
     """
-    path = Path(path)
+    size = size_of(path)
+    if size > most:
+        raise _unreadable(path, f"it has {size:,} bytes; at most {most:,} are read")
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
-            raise _unreadable(path, f"it is {what}")
-        if facts.st_size > most:
-            raise _unreadable(path, f"it has {facts.st_size:,} bytes; at most {most:,} are read")
-        with path.open("rb") as file:
-            return file.read(most)
+        with Path(path).open("rb") as file:
+            return file.read(size)  # a limit sets aside as much memory as it says
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+
+
+def size_of(path: Path | str) -> int:
+    """The bytes of an ordinary file, for whoever reads it in another way.
+
+    Raises: Unreadable if there is none, or it is a folder, a pipe, a socket or a device.
+    """
+    try:
+        facts = Path(path).stat()
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     except ValueError as error:  # a null character in the name
         raise _unreadable(path, str(error)) from error
+    if not stat.S_ISREG(facts.st_mode):
+        what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
+        raise _unreadable(path, f"it is {what}")
+    return facts.st_size
 
 
 def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import msgspec
 from PIL import Image
 
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.names import file_part
 from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.standing import Standing, standing
 from smidgen.files.writing import write_json, writing
@@ -114,8 +114,7 @@ def remove_images(folder: Path) -> None:
 
 def image_name(number: int, shown: str) -> str:
     """The file of an image: its number and what it shows, as a name on any system."""
-    part = re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", shown)[:100] or "_"
-    return f"{number:06d}-{part}.png"
+    return f"{number:06d}-{file_part(shown)}.png"
 
 
 def sha256_of(path: Path) -> str:

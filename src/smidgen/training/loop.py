@@ -169,7 +169,12 @@ def train_delta(
     config = config.resolved(delta.provenance.method)
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
-    trained, held_out = hold_out(latents.labels, share=config.validation_share, seed=config.seed)
+    trained, held_out = hold_out(
+        latents.labels,
+        share=config.validation_share,
+        seed=config.seed,
+        contents=latents.contents,
+    )
     state = fresh_state(delta, trained, config)
     saver = Saver(run_folder, state, config, identity_of(base, latents))
     scaler = saver.resume() if resume else {}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from smidgen.core.delta import Delta
-from smidgen.data.cache import LatentCache
+from smidgen.data.cache import LatentCache, Share
 from smidgen.data.folder import check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
@@ -27,7 +27,7 @@ from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.models.labels import labels_of
 from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
-from smidgen.processes import barrier, from_main, is_main
+from smidgen.processes import barrier, from_main, is_main, rank, world_size
 from smidgen.progress import counting_bar
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.loop import TrainingResult, train_delta
@@ -91,9 +91,7 @@ def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     Raises: UsageError if not, SmidgenError if it is damaged.
     """
     folder = config.output
-    check_identity(
-        folder, read_position(checkpoints(folder)[-1]).identity, identity_of(base, latents)
-    )
+    check_identity(folder, read_position(checkpoints(folder)[-1]), identity_of(base, latents))
     logger.info("%s is finished: %d steps", folder, config.training.steps)
     delta = Delta.load(folder / DELTA)
     delta.check_base(base.fingerprint, base.name)
@@ -163,6 +161,9 @@ def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> La
             cache_dir=config.cache_dir,
             progress=report,
             bad_limit=config.max_bad_share,
+            share=None
+            if world_size() == 1
+            else Share(files=slice(rank(), None, world_size()), wait=barrier),
         )
 
 

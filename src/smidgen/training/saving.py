@@ -36,7 +36,6 @@ from smidgen.training.state import (
 )
 
 NAMES_SHOWN = 5
-PROBED_IMAGES = 256
 
 
 class Saver:
@@ -140,16 +139,15 @@ class Saver:
 
 
 def identity_of(base: Base, latents: LatentSet) -> dict[str, str]:
-    """What must be the same for a run to be resumed: the base, the images by their names, labels
-    and the latents of a part of them, and how many processes share the work.
+    """What must be the same for a run to be resumed: the base and its codec, the images by their
+    names, labels and bytes, and how many processes share the work.
     """
     digest = hashlib.sha256("\0".join(latents.names).encode(errors="surrogatepass"))
     digest.update(latents.labels.to(torch.int64).numpy().tobytes())
-    count = min(len(latents), PROBED_IMAGES)
-    probe = torch.arange(count) * len(latents) // max(1, count)
-    digest.update(latents.mean[probe, torch.zeros_like(probe)].float().numpy().tobytes())
+    digest.update("\0".join(latents.contents).encode())
     return {
         "the base": base.fingerprint,
+        "the codec": base.codec.fingerprint,
         "the images": digest.hexdigest(),
         "the number of processes": str(world_size()),
     }

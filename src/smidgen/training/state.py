@@ -28,7 +28,7 @@ from smidgen.files.writing import PARTIAL, flush, partial_of, write_json
 from smidgen.files.writing import writing as writing_files
 from smidgen.training.randomness import Shuffle, Streams
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew images by the latents of a part of them
 STATE, TENSORS = "state.json", "state.safetensors"
 AGAIN = (  # what to do where the disk refused
     "make room and run the same command again: it resumes at the last checkpoint, which is intact"
@@ -126,7 +126,7 @@ def restore_checkpoint(
         damaged.
     """
     position = read_position(checkpoint)
-    check_identity(checkpoint.parent.parent, position.identity, identity)
+    check_identity(checkpoint.parent.parent, position, identity)
     try:
         tensors = load_file(checkpoint / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
@@ -183,10 +183,13 @@ def writing(path: Path) -> Iterator[None]:
         yield
 
 
-def check_identity(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+def check_identity(folder: Path, position: Position, current: Mapping[str, str]) -> None:
     """Raises: UsageError naming what is not the same as when the run in `folder` was started; what
     one of the two does not know is not compared.
     """
+    saved = {"the number of processes": "1", **position.identity}
+    if position.format_version < FORMAT_VERSION:
+        saved.pop("the images", None)
     shared = [name for name in current if name in saved]
     changed = [
         name

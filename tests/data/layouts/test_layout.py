@@ -1,5 +1,6 @@
 """Names that are safe, roots that are found, and what is said of a tree that is something else."""
 
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -80,3 +81,80 @@ def test_a_split_of_the_layout_folder_is_a_folder(tmp_path: Path) -> None:
     assert len(open_images(tmp_path, split="test").files) == 2
     with pytest.raises(SmidgenError, match="no such folder"):
         open_images(tmp_path, split="val")
+
+
+def test_a_name_keeps_its_wide_and_unbreakable_spaces(tmp_path: Path) -> None:
+    assert safe_names(["東京\u3000タワー", "a\u00a0b"]) == ("東京\u3000タワー", "a\u00a0b")
+    with pytest.raises(SmidgenError, match="not UTF-8"):
+        safe_names(["caf\udce9"])
+
+
+@pytest.mark.parametrize("layout", WITH_TREES)
+def test_a_root_that_is_not_utf8_is_refused(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(SmidgenError, match="not UTF-8"):
+        open_images(tmp_path / "caf\udce9", layout=layout)
+
+
+# What a list of a data set may turn out to be; each is one line, and none a hang.
+LISTS = {
+    "meta/classes.txt": "food-101",
+    "meta/train.txt": "food-101",
+    "ClassName.txt": "sun397",
+    "images.txt": "cub-200-2011",
+    "train_test_split.txt": "cub-200-2011",
+    "DF20M-train_metadata_PROD.csv": "df20m",
+    "ArtBench-10.csv": "artbench-10",
+    "LOC_synset_mapping.txt": "imagenet",
+    "LOC_val_solution.csv": "imagenet",
+    "devkit/data/meta.mat": "imagenet",
+    "imagelabels.mat": "flowers-102",
+    "setid.mat": "flowers-102",
+    "cars_annos.mat": "stanford-cars",
+}
+FOLDERS = ("images", "a", "DF20M", "art_nouveau", "ukiyo_e", "val", "jpg", "car_ims")
+CONTENTS = {
+    "empty": b"",
+    "zeros": bytes(4096),
+    "a null in a line": b"/a/b\0c\0 d\0e\n",
+    "numbers": b"1 2\n2 3\n",
+    "ways out": b"/../../x ../../x\n/../y /etc/passwd\n",
+    "no text": bytes(range(256)) * 20,
+    "a long word": b"9" * 200_000,
+    "a table of other columns": b"x,y\n1,2\n",
+    "short rows": b"image_path,scientificName,name,label,split,ImageId,PredictionString\n1\n,\n",
+    "superscripts": "²,²\n² ²\n".encode(),
+}
+
+
+@pytest.mark.parametrize("list_name", LISTS)
+def test_whatever_a_list_holds_the_answer_is_one_line(tmp_path: Path, list_name: str) -> None:
+    layout = LISTS[list_name]
+    kinds = ("pipe", "folder", "/dev/zero") if hasattr(os, "mkfifo") else ()
+    for number, kind in enumerate((*CONTENTS, *kinds)):
+        root = tmp_path / str(number)
+        for name in FOLDERS:
+            (root / name).mkdir(parents=True)
+        for name in [name for name, of in LISTS.items() if of == layout and name != list_name]:
+            if name != "devkit/data/meta.mat":
+                (root / name).parent.mkdir(exist_ok=True)
+                (root / name).write_bytes(b"a b\n")
+        (root / "meta").mkdir(exist_ok=True)
+        for name in ("meta/labels.txt", "meta/test.txt", "classes.txt", "image_class_labels.txt"):
+            (root / name).write_bytes(b"1 a\n")
+        (root / "DF20M-public_test_metadata_PROD.csv").write_text("image_path,scientificName\n")
+        path = root / list_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "/dev/zero":
+            path.symlink_to(kind)
+        else:
+            path.write_bytes(CONTENTS[kind])
+        split = "val" if layout == "imagenet" else None
+        with pytest.raises(SmidgenError) as caught:
+            open_images(root, layout=layout, split=split)
+        assert len(str(caught.value).splitlines()) <= 2, kind
+        assert len(str(caught.value)) < 1000 + 5 * len(str(root)), kind
+        str(caught.value).encode("utf-8")

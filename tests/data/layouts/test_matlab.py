@@ -1,5 +1,8 @@
 """Our reader against files that scipy writes, and against its reader."""
 
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +85,64 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_matlab(tmp_path / "complex.mat")
     with pytest.raises(SmidgenError, match="cannot read"):
         read_matlab(tmp_path / "nothing.mat")
+
+
+def element(kind: int, content: bytes) -> bytes:
+    """A stored element, padded."""
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def matrix(kind: int, shape: tuple[int, ...], *parts: bytes) -> bytes:
+    """An array of a class (table 1-3) called x."""
+    flags = element(6, struct.pack("<II", kind, 0))
+    sizes = element(5, struct.pack(f"<{len(shape)}i", *shape))
+    return element(14, flags + sizes + element(1, b"x") + b"".join(parts))
+
+
+def write_matlab(path: Path, *elements: bytes) -> Path:
+    path.write_bytes(bytes(124) + b"\0\1IM" + b"".join(elements))
+    return path
+
+
+def nested(depth: int) -> bytes:
+    inner = matrix(6, (1, 1), element(9, bytes(8)))
+    for _ in range(depth):
+        inner = matrix(1, (1, 1), inner)
+    return inner
+
+
+FIELDS = element(5, struct.pack("<i", 4))
+DAMAGED = {
+    "cells without end": matrix(1, (2**31 - 1, 2**31 - 1)),
+    "fewer cells than none": matrix(1, (-1, 5)),
+    "structs without end": matrix(2, (2**31 - 1, 1), FIELDS, element(1, b"a\0\0\0")),
+    "structs without fields": matrix(2, (9, 1), FIELDS, element(1, b"")),
+    "fields of no width": matrix(2, (1, 1), element(5, bytes(4)), element(1, b"abcd")),
+    "rows of text without end": matrix(4, (2**31 - 1, 1), element(1, b"abc")),
+    "numbers of another shape": matrix(6, (3, 3), element(9, bytes(8))),
+    "a class of its own": matrix(17, (1, 1), element(9, bytes(8))),
+    "numbers of no type": matrix(6, (1, 1), element(99, bytes(8))),
+    "no flags": element(14, element(6, b"")),
+    "nested": nested(3000),
+    "a bomb": element(15, zlib.compress(bytes(2**27 + 1), 9)),
+    "cut off inside": element(15, zlib.compress(bytes(range(256)) * 99)[:-40]),
+    "no deflated data": element(15, b"no deflated data"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_is_one_line_and_takes_no_more_memory_than_it_may(
+    tmp_path: Path, damage: str
+) -> None:
+    path = write_matlab(tmp_path / "x.mat", DAMAGED[damage])
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            SmidgenError, match=r"x\.mat (is damaged|is nested too deeply)"
+        ) as caught:
+            read_matlab(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value).splitlines()) == 1
+    assert peak < 2**28 + 2**26

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from smidgen.data.folder import ImageFolder, Progress, check_classes, decode_all, scan
+from smidgen.data.folder import ImageFolder, Progress, check_classes, check_root, decode_all, scan
 from smidgen.data.hub_images import HF
 from smidgen.data.layout import Layout
 from smidgen.data.layouts.folder_sets import ARTBENCH_10, CALTECH_101
@@ -63,6 +63,7 @@ def open_images(
         SmidgenError: `root` is not such a data set, or a class has no usable image.
     """
     split = resolve_split(layout, split)
+    check_root(Path(root))
     known = LAYOUTS[layout]
     listed = known.read(known.find(Path(root)), split)
     listed = dataclasses.replace(listed, layout=layout, split=split, min_size=min_size)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
 from smidgen.data.folder import ImageFile, ImageFolder
-from smidgen.data.layout import Layout, contents, listed, safe_names, spaced
+from smidgen.data.layout import (
+    Layout,
+    check_inside,
+    contents,
+    listed,
+    names_in,
+    read_table,
+    safe_names,
+    spaced,
+)
 from smidgen.data.listing import BadFile, list_class
 from smidgen.errors import SmidgenError
 
@@ -33,12 +41,13 @@ def class_folders(root: Path, folders: Iterable[tuple[Path, str]]) -> ImageFolde
     """Every image in each of the folders, named by the second of the pair.
 
     Raises:
-        SmidgenError: a folder cannot be read.
+        SmidgenError: a folder cannot be read, or does not lie below `root`.
     """
     names: list[str] = []
     files: list[ImageFile] = []
     bad: list[BadFile] = []
     for label, (folder, name) in enumerate(folders):
+        check_inside(root, folder)
         images, skipped = list_class(folder)
         names.append(name)
         files += [ImageFile(path=path, label=label) for path in images]
@@ -52,8 +61,8 @@ def _read_caltech(root: Path, split: str | None) -> ImageFolder:
     Without regard to case, as the names are a mixture.
     """
     folder = root / CALTECH_FOLDER
-    names = sorted((p.name for p in folder.iterdir() if p.is_dir()), key=str.lower)
-    names = [name for name in names if not name.startswith(".")]
+    found = (name for name in names_in(folder) if not name.startswith("."))
+    names = sorted((name for name in found if (folder / name).is_dir()), key=str.lower)
     if split == "all" and BACKGROUND not in names:
         raise SmidgenError(f'looked for {BACKGROUND} in "{folder}"; found: {contents(folder)}')
     wanted = [name for name in names if split == "all" or name != BACKGROUND]
@@ -81,9 +90,9 @@ def _read_artbench(root: Path, split: str | None) -> ImageFolder:
             "where the folders do not"
         )
     items = [
-        (root / row["label"] / row["name"], numbers[row["label"]])
-        for row in _artbench_rows(table)
-        if row["split"] == split
+        (root / style / name, numbers[style])
+        for name, style, its_split in _artbench_rows(table)
+        if its_split == split
     ]
     return listed(root, list(STYLES.values()), items)
 
@@ -91,18 +100,11 @@ def _read_artbench(root: Path, split: str | None) -> ImageFolder:
 ARTBENCH_TABLE = "ArtBench-10.csv"
 
 
-def _artbench_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
-            lacking = {"name", "label", "split"} - set(table.fieldnames or ())
-            if lacking:
-                raise SmidgenError(f"{path} has no column {' or '.join(sorted(lacking))}")
-            rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SmidgenError(f"cannot read {path}: {error}") from error
-    for number, row in enumerate(rows, start=2):
-        if not row["name"] or row["label"] not in STYLES:
+def _artbench_rows(path: Path) -> list[tuple[str, ...]]:
+    """(image, style, split) of every row."""
+    rows = read_table(path, "name", "label", "split")
+    for number, (name, style, _) in enumerate(rows, start=2):
+        if not name or style not in STYLES:
             raise SmidgenError(f"line {number} of {path} names no image of one of the ten styles")
     return rows
 

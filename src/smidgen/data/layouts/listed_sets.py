@@ -4,7 +4,6 @@ CUB-200-2011. The lists decide; what lies beside the listed images is left alone
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +15,12 @@ from smidgen.data.layout import (
     names_in,
     pairs,
     read_lines,
+    read_table,
     spaced,
 )
 from smidgen.data.listing import BadFile
 from smidgen.errors import SmidgenError
+from smidgen.files.names import excerpt
 
 
 def _read_food101(root: Path, split: str | None) -> ImageFolder:
@@ -47,13 +48,19 @@ def _read_sun397(root: Path, split: str | None) -> ImageFolder:
     # "/a/apartment_building/outdoor" -> "apartment building (outdoor)"
     names = []
     for path in paths:
-        name, *detail = [spaced(part) for part in path.strip("/").split("/")[1:]]
+        _, *parts = path.strip("/").split("/")
+        if not parts:
+            raise SmidgenError(
+                f'ClassName.txt in {root} names "{excerpt(path)}"; expected /letter/class'
+            )
+        name, *detail = [spaced(part) for part in parts]
         names.append(f"{name} ({', '.join(detail)})" if detail else name)
     if split in (None, "all"):
         found = [
-            (image, number)
+            (root / path.strip("/") / image, number)
             for path, number in numbers.items()
-            for image in sorted((root / path.strip("/")).glob("*.jpg"))
+            for image in sorted(names_in(root / path.strip("/")))
+            if image.endswith(".jpg")
         ]
         return listed(root, names, found)
     kind, _, number = str(split).partition("-")
@@ -90,19 +97,8 @@ def _read_df20m(root: Path, split: str | None) -> ImageFolder:
 def _df20m_table(root: Path, name: str) -> list[tuple[str, str]]:
     """(image, scientific name) of every row; the name may be empty."""
     path = first_of(root, *(f"{place}{name}" for place in DF20M_PLACES))
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            fields = rows.fieldnames or []
-            lacking = [field for field in ("image_path", "scientificName") if field not in fields]
-            if lacking:
-                raise SmidgenError(f"{path} has no column {' or '.join(lacking)}")
-            found = [
-                (Path(row["image_path"] or "").name, (row["scientificName"] or "").strip())
-                for row in rows
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SmidgenError(f"cannot read {path}: {error}") from error
+    rows = read_table(path, "image_path", "scientificName")
+    found = [(Path(image).name, species) for image, species in rows]
     if nameless := [number for number, (image, _) in enumerate(found, start=2) if not image]:
         raise SmidgenError(f"line {nameless[0]} of {path} names no image")
     return found
@@ -130,7 +126,7 @@ def _read_cub(root: Path, split: str | None) -> ImageFolder:
 
 def _known(numbers: dict[str, int], name: str, path: Path) -> int:
     if name not in numbers:
-        raise SmidgenError(f'{path} names the class "{name}", which the list of classes lacks')
+        raise SmidgenError(f'{path} names the class "{excerpt(name)}", which the classes lack')
     return numbers[name]
 
 

@@ -6,6 +6,7 @@ them. The format: "MAT-File Format", The MathWorks, chapter 1.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import read_bytes
 
 HEADER_BYTES = 128
+MOST_BYTES = 2**27  # of a file, and of what its compressed parts unpack to: ten times the longest
 
 Order = Literal["<", ">"]  # little- or big-endian
 
@@ -49,38 +52,47 @@ def read_matlab(path: Path) -> dict[str, Any]:
     Raises:
         SmidgenError: it cannot be read, is no MATLAB 5 file, is damaged, or holds something else.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SmidgenError(f"cannot read {path}: {error.strerror or error}") from error
+    data = read_bytes(path, MOST_BYTES)
     mark = data[126:128]
     if len(data) < HEADER_BYTES or mark not in (b"IM", b"MI"):
         raise SmidgenError(f"{path} is no MATLAB 5 file (or not all of it is there)")
-    reader = _Reader(data, "<" if mark == b"IM" else ">", HEADER_BYTES)
+    reader = _Reader(memoryview(data), "<" if mark == b"IM" else ">", HEADER_BYTES)
     variables: dict[str, Any] = {}
+    room = MOST_BYTES
     try:
         while reader.place < len(data):
             kind, content = reader.element()
             if kind == COMPRESSED:
-                inner = _Reader(zlib.decompress(content), reader.order)
-                kind, content = inner.element()
+                unpacked = _unpack(content, room)
+                room -= len(unpacked)
+                kind, content = _Reader(memoryview(unpacked), reader.order).element()
             if kind == MATRIX:
                 name, value = _matrix(content, reader.order)
                 variables[name] = value
-    except (ValueError, IndexError, struct.error, zlib.error, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise SmidgenError(f"{path} is nested too deeply") from error
+    except (ValueError, IndexError, struct.error, zlib.error) as error:
         raise SmidgenError(f"{path} is damaged or holds what is not read: {error}") from error
     return variables
+
+
+def _unpack(content: memoryview, most: int) -> bytes:
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(content, most + 1)
+    if len(data) > most or not unpacking.eof:
+        raise ValueError(f"it is cut off, or unpacks to more than {MOST_BYTES:,} bytes")
+    return data
 
 
 class _Reader:
     """Elements (type, bytes) one after another."""
 
-    def __init__(self, data: bytes, order: Order, place: int = 0) -> None:
+    def __init__(self, data: memoryview, order: Order, place: int = 0) -> None:
         self.data = data
         self.order: Order = order
         self.place = place
 
-    def element(self) -> tuple[int, bytes]:
+    def element(self) -> tuple[int, memoryview]:
         kind, size = struct.unpack_from(f"{self.order}II", self.data, self.place)
         start = self.place + 8
         if kind >> 16:  # a small element: size, type and up to four bytes in eight
@@ -100,19 +112,21 @@ class _Reader:
         return np.frombuffer(content, np.dtype(NUMBERS[kind]).newbyteorder(self.order))
 
 
-def _matrix(content: bytes, order: Order) -> tuple[str, Any]:
+def _matrix(content: memoryview, order: Order) -> tuple[str, Any]:
     """Name and value of one array."""
-    if not content:  # how an empty cell or field is stored
+    if not len(content):  # how an empty cell or field is stored
         return "", np.zeros((0, 0))
     reader = _Reader(content, order)
     flags = int(reader.numbers()[0])
     shape = tuple(int(size) for size in reader.numbers())
-    name = reader.element()[1].decode("latin-1")
-    kind = flags & 0xFF
+    name = bytes(reader.element()[1]).decode("latin-1")
+    kind, count = flags & 0xFF, math.prod(shape)
+    if not 0 <= count <= len(content):
+        raise ValueError(f"an array of shape {shape} in {len(content):,} bytes")
     if kind == CELL:
-        return name, [_value(reader) for _ in range(int(np.prod(shape)))]
+        return name, [_value(reader) for _ in range(count)]
     if kind == STRUCT:
-        return name, _structs(reader, int(np.prod(shape)))
+        return name, _structs(reader, count)
     if kind == TEXT:
         return name, _text(reader, shape)
     if kind in NUMERIC and not flags & COMPLEX_FLAG:
@@ -129,22 +143,25 @@ def _value(reader: _Reader) -> Any:
 
 def _structs(reader: _Reader, count: int) -> list[dict[str, Any]]:
     width = int(reader.numbers()[0])
-    names = reader.element()[1]
+    names = bytes(reader.element()[1])
     fields = [
         names[start : start + width].split(b"\0")[0].decode("latin-1")
         for start in range(0, len(names), width)
     ]
+    if not fields:
+        raise ValueError("structs without fields")
     return [{field: _value(reader) for field in fields} for _ in range(count)]
 
 
 def _text(reader: _Reader, shape: tuple[int, ...]) -> str:
-    kind, content = reader.element()
+    kind, stored = reader.element()
+    content = bytes(stored)
     if kind == UTF8:
         text = content.decode("utf-8")
     elif kind in (UTF16, 4):
         text = content.decode("utf-16-le" if reader.order == "<" else "utf-16-be")
     else:
         text = content.decode("latin-1")
-    num_rows = shape[0] if shape else 1
+    num_rows = min(shape[0], len(text)) if shape else 1
     # stored column by column
     return "\n".join(text[row::num_rows] for row in range(num_rows)) if num_rows > 1 else text

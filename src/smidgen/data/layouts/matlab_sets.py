@@ -34,7 +34,8 @@ def _numbers(path: Path, name: str) -> np.ndarray:
     value = read_matlab(path).get(name)
     if not isinstance(value, np.ndarray):
         raise SmidgenError(f'{path} has no array "{name}"')
-    return value.ravel().astype(np.int64)
+    with np.errstate(invalid="ignore"):  # what is no number is out of every range
+        return value.ravel().astype(np.int64)
 
 
 def _read_cars(root: Path, split: str | None) -> ImageFolder:
@@ -66,7 +67,7 @@ def _annotations(path: Path, name: str, *numbers: str) -> list[tuple[Any, ...]]:
     try:
         rows = list(read_matlab(path)["annotations"])
         return [(str(Path(r[name])), *(int(r[number].item()) for number in numbers)) for r in rows]
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         fields = " and ".join((name, *numbers))
         raise SmidgenError(f"{path} has no annotations with {fields}") from error
 

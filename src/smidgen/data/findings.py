@@ -1,0 +1,134 @@
+"""What there is in a data set, in the same words for a dry run and for a training.
+
+A copy is a file with the bytes of another: a duplicate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+from smidgen.data.folder import ImageFolder, Look, Progress, look_at_all
+from smidgen.data.listing import SIDE_FILE
+from smidgen.errors import shown
+
+SHOWN_FILES = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Counts of a data set; None is what only the content of every file tells and was not read.
+
+    `images`: files that are used (before their content is read: that may be), `classes` their
+    number by class name. `bad`: files that were meant as images and cannot be used, `bad_share`
+    their share of both. `side_files`: neither suffix nor first bytes of an image. `skipped`: all
+    files that are not used, by the kind of their reason. `examples`: the first of them but side
+    files as `name: reason`. `other_suffix`: images whose suffix is not that of their content.
+    `copies`: images whose bytes an earlier one has. `enlarged`: images smaller than the training
+    size.
+    """
+
+    folder: str
+    images: int
+    classes: dict[str, int]
+    bad: int
+    bad_share: float
+    side_files: int
+    skipped: dict[str, int]
+    examples: tuple[str, ...]
+    other_suffix: int | None = None
+    copies: int | None = None
+    enlarged: int | None = None
+
+    @property
+    def read(self) -> bool:
+        """Whether the content was looked at: else files may still turn out bad."""
+        return self.copies is not None
+
+    def lines(self) -> list[str]:
+        """The report."""
+        found = [f"{self.images:,} image(s) in {len(self.classes):,} class(es) from {self.folder}"]
+        if not self.read:
+            found.append("by their names alone: what is inside the files was not looked at")
+        if self.other_suffix:
+            found.append(
+                f"{self.other_suffix:,} with the suffix of another format, read as what they are"
+            )
+        if self.copies:
+            found.append(
+                f"{self.copies:,} are duplicates of others, byte for byte: all are trained on, and "
+                "those of one picture stay on one side of the validation split"
+            )
+        if self.enlarged:
+            found.append(f"{self.enlarged:,} smaller than the training size, enlarged")
+        if self.side_files:
+            found.append(f"{self.side_files:,} side file(s) beside them, left alone")
+        others = {kind: number for kind, number in self.skipped.items() if kind != SIDE_FILE}
+        if others:
+            counted = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
+            found.append(f"{sum(others.values()):,} file(s) skipped: {counted}")
+            found += [f"  {text}" for text in self.examples]
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as a JSON document."""
+        return dataclasses.asdict(self)
+
+
+def findings_of(
+    folder: ImageFolder, looks: Sequence[Look] | None = None, image_size: int | None = None
+) -> Findings:
+    """The counts of a folder as it is listed or, with `looks` at its files, as it is read.
+
+    `image_size`: the training size in pixels, for what will be enlarged.
+    """
+    labels = Counter(folder.labels)
+    kinds = Counter(bad.kind for bad in folder.bad)
+    named = Findings(
+        folder=shown(str(folder.root)),
+        images=len(folder.files),
+        classes={name: labels[label] for label, name in enumerate(folder.classes)},
+        bad=folder.num_bad,
+        bad_share=folder.bad_share,
+        side_files=kinds[SIDE_FILE],
+        skipped=dict(kinds.most_common()),
+        examples=tuple(
+            folder.listed([bad for bad in folder.bad if bad.kind != SIDE_FILE], SHOWN_FILES)
+        ),
+    )
+    if looks is None:
+        return named
+    pairs = zip(folder.files, looks, strict=True)
+    return dataclasses.replace(
+        named,
+        other_suffix=sum(look.facts.has_other_suffix(file.path) for file, look in pairs),
+        copies=num_copies(look.content for look in looks),
+        enlarged=None
+        if image_size is None
+        else sum(look.facts.enlarged(image_size) for look in looks),
+    )
+
+
+def survey(
+    listed: ImageFolder, *, image_size: int | None = None, progress: Progress | None = None
+) -> tuple[ImageFolder, Findings]:
+    """A listed folder (`open_images(..., decode=False)`) as a training would find it, and its
+    report: every file is read and decoded once, nothing is encoded or kept.
+
+    For a dry run: `findings_of(listed)` is what the names alone tell, at once; this takes as long
+    as decoding all images. `check_bad_share(folder, limit)` of the folder that comes back refuses
+    what the training would refuse. A training has the same from its cache: `LatentSet.findings`.
+
+    Raises:
+        SmidgenError: a class has no usable image, which a training refuses too.
+    """
+    folder, looks = look_at_all(listed, progress)
+    return folder, findings_of(folder, looks, image_size)
+
+
+def num_copies(contents: Iterable[Hashable]) -> int:
+    """How many of several contents (SHA-256 of files, say) an earlier one has already."""
+    contents = list(contents)
+    return len(contents) - len(set(contents))
