@@ -25,7 +25,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_parses_and_opens_with_what_it_is_its_command_time_and_numbers(recipe, tmp_path):
     settings = parsed(recipe, tmp_path)
-    assert settings["training"].steps > 0
+    assert settings["run"].training.steps > 0
     header = recipe.read_text().partition("\n\n")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     for word in ("Command", "Time", "Numbers"):
@@ -43,6 +43,6 @@ def test_a_recipe_trains_as_many_parameters_as_its_header_says(recipe, tmp_path)
         "DiT-XL/2",
         num_classes=101,
         method=settings["run"].method,
-        method_config=dataclasses.asdict(settings["method"]),
+        method_config=dataclasses.asdict(settings["run"].method_config),
     )
     assert counted["trainable"] == int(stated[1].replace(",", ""))

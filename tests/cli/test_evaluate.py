@@ -176,7 +176,7 @@ def test_a_class_that_the_reference_lacks_is_refused_before_sampling(
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog").symlink_to(photos / "dog")
     (tmp_path / "photos" / "cat").symlink_to(photos / "elk")
-    monkeypatch.setattr("smidgen.api.sampling.draw_images", None)  # nothing may be drawn
+    monkeypatch.setattr("smidgen.sampling.draw.draw_batch", None)  # nothing may be drawn
     outcome = smidgen("evaluate", no_result, "--reference", tmp_path / "photos", *DRAW)
     assert outcome.code == 1
     assert 'no class "elk"' in outcome.err

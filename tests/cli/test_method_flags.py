@@ -29,22 +29,25 @@ def _recipe(folder, text):
 
 def test_flags_of_several_methods_begin_with_the_method():
     flags = ("--lora.rank", "4", "--lora.targets", "q", "k", "--difffit.blocks", "all")
-    config = _parse(*BOTH, *flags, "--difffit.no-layer-norm", "--lora.alpha=2")["method"]
+    config = _parse(*BOTH, *flags, "--difffit.no-layer-norm", "--lora.alpha=2")["run"].method_config
     assert (config.lora.rank, config.lora.targets, config.lora.alpha) == (4, ("q", "k"), 2.0)
     assert (config.difffit.blocks, config.difffit.layer_norm) == ("all", False)
     assert config.difffit.biases
 
 
 def test_none_is_a_value_of_a_flag_of_one_method():
-    assert _parse(*BOTH, "--lora.alpha", "none")["method"].lora.alpha is None
+    assert _parse(*BOTH, "--lora.alpha", "none")["run"].method_config.lora.alpha is None
 
 
 def test_a_table_of_a_recipe_has_the_options_of_one_method(tmp_path):
     text = 'method = "difffit+lora"\nsteps = 7\n[lora]\nrank = 4\n[difffit]\nlayer-norm = false\n'
     parsed = _parse(_recipe(tmp_path, text), "--lora.alpha", "8")
-    assert parsed["training"].steps == 7
-    assert (parsed["method"].lora.rank, parsed["method"].lora.alpha) == (4, 8.0)
-    assert not parsed["method"].difffit.layer_norm
+    assert parsed["run"].training.steps == 7
+    assert (parsed["run"].method_config.lora.rank, parsed["run"].method_config.lora.alpha) == (
+        4,
+        8.0,
+    )
+    assert not parsed["run"].method_config.difffit.layer_norm
 
 
 def test_the_resolved_recipe_of_several_methods_reads_back(tmp_path):
@@ -53,7 +56,9 @@ def test_the_resolved_recipe_of_several_methods_reads_back(tmp_path):
     text = recipe_text(resolved(parsed), groups)
     assert tomllib.loads(text)["lora"]["rank"] == 4
     again = _parse(_recipe(tmp_path, text))
-    assert dataclasses.asdict(again["method"]) == dataclasses.asdict(parsed["method"])
+    assert dataclasses.asdict(again["run"].method_config) == dataclasses.asdict(
+        parsed["run"].method_config
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,7 @@ def test_an_unknown_or_repeated_method_is_refused(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_of_a_method_is_a_flag_with_its_default(name):
-    assert _parse("--method", name)["method"] == METHODS[name].config()
+    assert _parse("--method", name)["run"].method_config == METHODS[name].config()
 
 
 def test_help_lists_the_flags_of_every_method_named(capsys):

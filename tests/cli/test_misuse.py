@@ -269,7 +269,7 @@ def test_wrong_inspections_are_refused(smidgen, arguments, words):
 def test_a_record_of_another_program_is_never_replaced_unasked(smidgen, base, tmp_path, text):
     (tmp_path / "sample.json").write_text(text)
     arguments = ("sample", "--base", base, "--steps", 2, "--output", tmp_path)
-    assert_refused(smidgen(*arguments), "none of smidgen's", "--force", codes=(2,))
+    assert_refused(smidgen(*arguments), "is no record of smidgen sample", "--force", codes=(2,))
     assert (tmp_path / "sample.json").read_text() == text
     assert smidgen(*arguments, "--force").code == 0
     assert len(list(tmp_path.glob("*.png"))) == 3
@@ -286,7 +286,7 @@ def test_a_description_of_the_wrong_type_is_refused_in_a_line(smidgen, base, tmp
 
 
 def raising(error):
-    def run(parsed):
+    def run(*_, **__):
         raise error
 
     return run
@@ -339,7 +339,7 @@ def test_a_full_disk_leaves_the_record_unfinished_and_the_next_run_completes(
         disk.setattr(Image.Image, "save", full)
         outcome = smidgen(*arguments)
     assert outcome.code == 1
-    assert "no space left" in outcome.err
+    assert "No space left" in outcome.err
     assert smidgen(*arguments).code == 0
     assert len(list(folder.glob("*.png"))) == 3
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smidgen.cli.sample import split_classes
 from smidgen.core.delta import Delta
 from smidgen.models.dit_weights import write_original_pt
 from smidgen.models.pretrained import load_base
@@ -163,13 +162,6 @@ def test_sample_again_is_finished_repairs_or_refuses(smidgen, base, tmp_path):
     assert pictures(folder) == first
     assert smidgen(*arguments, "--num-images", 2, "--seed", 1, "--force").code == 0
     assert len(pictures(folder)) == 2
-
-
-def test_a_class_name_may_hold_a_comma():
-    known = ("a, b", "c")
-    assert split_classes("a, b", known) == ["a, b"]
-    assert split_classes("c, d", known) == ["c", "d"]
-    assert split_classes("all", known) == ["a, b", "c"]
 
 
 def test_sample_never_touches_pictures_that_are_not_its_own(smidgen, base, tmp_path):

@@ -134,8 +134,8 @@ def test_the_start_is_the_authors_with_biases_of_zero(read):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "serial"}, "choose from: parallel, sequential"),
-        ({"read": "norm"}, "choose from: normed, stream"),
+        ({"form": "serial"}, "expected one of: parallel, sequential"),
+        ({"read": "norm"}, "expected one of: normed, stream"),
         (
             {"form": "sequential", "read": "stream"},
             "the sequential form reads what the feed-forward",

@@ -79,7 +79,9 @@ def test_the_documented_method_is_trained_together_with_another():
 def test_the_options_of_the_documented_method_are_flags():
     needed = ("--base", "glyphs", "--data", "photos", "--output", "run")
     for flags in (("late", "--num-blocks", "3"), ("late+lora", "--late.num-blocks", "3")):
-        parsed = parse_train(read_request("train", ["--method", *flags, *needed]))["method"]
+        parsed = parse_train(read_request("train", ["--method", *flags, *needed]))[
+            "run"
+        ].method_config
         assert getattr(parsed, "late", parsed).num_blocks == 3
 
 

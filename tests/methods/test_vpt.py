@@ -84,7 +84,7 @@ def test_prompts_start_at_random_and_the_final_layer_as_the_base_s():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": "middle"}, "choose from: deep, shallow"),
+        ({"depth": "middle"}, "expected one of: deep, shallow"),
         ({"tokens": 0}, "at least 1"),
         ({"blocks": "some"}, 'expected "auto", "all" or a range'),
         ({"depth": "shallow", "blocks": "1-2"}, "pass through all blocks"),

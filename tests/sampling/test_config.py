@@ -36,7 +36,7 @@ def test_the_base_decides_what_is_left_open():
     resolved = SamplingConfig().resolved(base)
     assert (resolved.sampler, resolved.precision) == ("ddpm", "fp32")
     assert SamplingConfig(sampler="ddim").resolved(base).sampler == "ddim"
-    with pytest.raises(UsageError, match="a diffusion base; use ddpm or ddim"):
+    with pytest.raises(UsageError, match="a diffusion base; use ddpm, ddim"):
         SamplingConfig(sampler="euler").resolved(base)
     with pytest.raises(UsageError, match="dpm\\+\\+ takes at most 999"):
         SamplingConfig(sampler="dpm++", steps=1000).resolved(base)

@@ -14,6 +14,7 @@ from smidgen.files.standing import standing
 from smidgen.sampling.folder import DEFAULT_SAMPLERS
 
 RESULT = "result.json"
+STATES = ("images_state", "reference_state")
 DELTA = "delta.safetensors"
 
 
@@ -40,7 +41,13 @@ def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] 
         ) from None
     if request.get("sampler") is None:
         before |= {"sampler": None} if before.get("sampler") in DEFAULT_SAMPLERS else {}
-    standing(output, "a result", before, request, finished=True)
+    for name in ("images", "reference"):
+        if before.pop(f"{name}_state", None) != request.get(f"{name}_state"):
+            raise UsageError(
+                f"{output} holds another result: the {name} changed; give another --output, or "
+                "--force to replace it"
+            )
+    standing(output, "a result", before, request, finished=True, not_compared=STATES)
     return document
 
 

@@ -69,7 +69,7 @@ class SamplingConfig:
         if sampler not in process.samplers:
             raise UsageError(
                 f'{sampler} does not sample "{base.name}", a {process.name} base; use '
-                f"{' or '.join(process.samplers)}"
+                f"{', '.join(process.samplers)}"
             )
         most = process.most_steps(sampler)
         if most is not None and self.steps > most:
