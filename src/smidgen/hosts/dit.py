@@ -1,4 +1,4 @@
-"""The host of our own Diffusion Transformer (models/dit.py).
+"""The family of our own Diffusion Transformer (models/dit.py).
 
 A block runs adaLN, norm1, attention, norm2, feed-forward; the six chunks of its adaLN output are
 shift, scale and gate of the attention, then of the feed-forward. D is the width.
@@ -6,14 +6,16 @@ shift, scale and gate of the attention, then of the feed-forward. D is the width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from smidgen.core.fold import IntoLinear, IntoTable, Target, modulation
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Block, Condition, Family, Host, Linear, Position
+from smidgen.hosts.family import Condition, Family
+from smidgen.hosts.host import Block, Host, Linear, Position
+from smidgen.hosts.renaming import Renaming, count_blocks
 
 if TYPE_CHECKING:
     from smidgen.models.dit import DiT
@@ -26,6 +28,18 @@ TAPS = {  # the patch embedding is a convolution: its channels are axis 1 of (B,
     "norm.out": Site("final_layer.norm_final"),
     "final.out": Site("final_layer.linear"),
 }
+DIFFUSERS_ROOT = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+DIFFUSERS_BLOCK = {
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn.proj": ("attn1.to_out.0",),
+    "mlp.fc1": ("ff.net.0.proj",),
+    "mlp.fc2": ("ff.net.2",),
+    "adaLN_modulation.1": ("norm1.linear",),
+}
 
 
 def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -33,8 +47,24 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     return network(x_t, t, condition["labels"])
 
 
+def diffusers_names(modules: Collection[str]) -> Renaming:
+    """What `DiTTransformer2DModel` of diffusers calls these modules; it has no single one for the
+    embedders of timestep and label, which it repeats in every block.
+    """
+    found: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in DIFFUSERS_ROOT.items()}
+    for index in range(count_blocks(modules, "blocks")):
+        for ours, parts in DIFFUSERS_BLOCK.items():
+            stacked = tuple(f"transformer_blocks.{index}.{part}" for part in parts)
+            found[f"blocks.{index}.{ours}"] = stacked
+    return Renaming(modules=found)
+
+
 FAMILY = Family(
-    predict=predict, encode=None, parameterisation="scheduler", guidance="classifier-free"
+    predict=predict,
+    encode=None,
+    parameterisation="scheduler",
+    latent_shape=lambda config: (config.in_channels, config.image_size, config.image_size),
+    diffusers=diffusers_names,
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from smidgen.interop.renaming import Renaming, check_all_used, count_blocks, modules_of, rename
+from smidgen.hosts.renaming import Renaming, check_all_used, count_blocks, modules_of, rename
 
 VAE_ATTENTION = {  # ours is the name of today's diffusers; older folders have the second
     "norm": ("group_norm",),

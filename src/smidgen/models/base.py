@@ -15,7 +15,8 @@ from smidgen.core.fingerprint import fingerprint
 from smidgen.diffusion.flow import FlowSchedule
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import UsageError
-from smidgen.hosts.host import Family, Host, find_family
+from smidgen.hosts.family import Family
+from smidgen.hosts.host import Host, find_family
 from smidgen.models.codec import AutoencoderCodec, Codec
 from smidgen.models.conditioner import Conditioner, Conditions, labels_alone
 from smidgen.models.schedulers import Objective

@@ -16,7 +16,7 @@ from smidgen.data.latents import LatentSet
 from smidgen.diffusion.flow import FlowSchedule, flow_loss, interpolate, shift_sigmas, sigmas_at
 from smidgen.diffusion.objective import add_noise, drop_labels, hybrid_loss, v_loss
 from smidgen.diffusion.schedule import Schedule
-from smidgen.hosts.host import Condition, Family
+from smidgen.hosts.family import Condition, Family
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions, labels_alone
 from smidgen.models.schedulers import Objective
