@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 
 from smidgen.hosts.family import latent_shape_of
-from smidgen.hosts.host import HOSTS, families
+from smidgen.hosts.host import HOSTS, families, library_of
 
 
 def test_every_line_of_the_table_is_a_family_by_the_name_of_its_class():
@@ -22,6 +22,12 @@ def test_a_family_whose_prompts_are_read_says_in_which_shapes_and_by_which_pipel
         assert (family.encode is None) == (not family.pipelines), name
         components = {pipeline.denoiser for pipeline in family.pipelines.values()}
         assert components <= {family.component}, name
+
+
+def test_networks_are_imported_from_diffusers_unless_the_table_says_otherwise(monkeypatch):
+    monkeypatch.setitem(HOSTS, "other_package.networks.Net", "nothing")
+    assert library_of("Net") == "other_package.networks"
+    assert library_of("UNet2DConditionModel") == library_of("NobodyKnowsIt") == "diffusers"
 
 
 @pytest.mark.parametrize(

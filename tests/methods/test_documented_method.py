@@ -10,11 +10,10 @@ import torch
 
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.methods import METHODS
+from tests.hosts.documented import add_painter, painter_base
 from tests.laws.tiny import (
     NEW_CLASSES,
     TINY_HOSTS,
-    TinyBase,
     all_labels,
     randomise,
     tiny_base,
@@ -66,28 +65,27 @@ def test_the_documented_method_refuses_what_does_not_fit(late):
 
 
 @pytest.fixture
-def blur(contributing):
-    model = contributing.Blur().double().requires_grad_(False)
-    return TinyBase(
-        denoiser=model, host=contributing.host(model), class_names=(), name="blur", fingerprint=""
-    )
+def painter(tmp_path, monkeypatch):
+    """A base of the host of docs/add-a-host.md, whose other tests are in tests/hosts."""
+    return painter_base(add_painter(tmp_path, monkeypatch))
 
 
-def test_the_method_of_contributing_trains_and_folds_on_its_host(contributing, blur):
+def test_the_method_of_contributing_trains_and_folds_on_the_documented_host(contributing, painter):
     config = contributing.Config(offset=True)
-    delta = contributing.build(blur, config, (), torch.Generator()).double()
-    assert set(delta.edits) == {"last.gain", "last.offset"}
+    delta = contributing.build(painter, config, (), torch.Generator()).double()
+    assert set(delta.edits) == {"leave.gain", "leave.offset"}
     randomise(delta, 0.2, seed=1)
-    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    inputs = x, torch.tensor([1.0, 2.0, 3.0]).double()
-    plain = contributing.FAMILY.predict(blur.denoiser, *inputs, {})
-    with delta.attach(blur.denoiser):
-        output = blur.denoiser(*inputs)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(3, 4, 2, 2, generator=generator, dtype=torch.float64)
+    inputs = x, torch.tensor([1.0, 2.0, 3.0]).double(), torch.ones(3, 2, 32).double()
+    plain = painter.denoiser(*inputs)
+    with delta.attach(painter.denoiser):
+        output = painter.denoiser(*inputs)
     assert not torch.allclose(output, plain)
     output.square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in delta.parameters())
-    folded = contributing.Blur().double()
-    folded.load_state_dict(fold(delta, blur.denoiser.state_dict(), blur.host.folds))
+    folded = type(painter.denoiser)().double()
+    folded.load_state_dict(fold(delta, painter.denoiser.state_dict(), painter.host.folds))
     torch.testing.assert_close(folded(*inputs), output, atol=1e-12, rtol=1e-12)
 
 
@@ -97,19 +95,6 @@ def test_the_method_of_contributing_works_on_other_hosts(contributing):
     assert set(delta.edits) == {"final_layer.linear.gain", "label_table"}
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit", "lora", "difffit"])
-def test_the_methods_of_the_package_work_on_the_host_of_contributing(contributing, blur, method):
-    config = METHODS["lora"].config(targets=("conv",)) if method == "lora" else None
-    config = config or METHODS[method].config()
-    delta = METHODS[method].build(blur, config, (), torch.Generator()).double()
-    randomise(delta, 0.2, seed=1)
-    inputs = torch.ones(2, 4, 2, 2).double(), torch.ones(2).double()
-    with torch.no_grad():
-        plain = blur.denoiser(*inputs)
-        with delta.attach(blur.denoiser):
-            assert not torch.allclose(blur.denoiser(*inputs), plain)
-
-
-def test_a_base_without_labels_takes_no_classes(contributing, blur):
-    with pytest.raises(SmidgenError, match="blur base has no label table for 2 classes"):
-        contributing.build(blur, contributing.Config(), ("ant", "bee"), torch.Generator())
+def test_a_base_without_labels_takes_no_classes(contributing, painter):
+    with pytest.raises(SmidgenError, match="painter base has no label table for 2 classes"):
+        contributing.build(painter, contributing.Config(), ("ant", "bee"), torch.Generator())

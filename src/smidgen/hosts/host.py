@@ -161,6 +161,15 @@ def families() -> dict[str, Family]:
     return {path.rpartition(".")[2]: import_module(module).FAMILY for path, module in HOSTS.items()}
 
 
+def library_of(class_name: str) -> str:
+    """The module from which a network of this class is imported, and so its pipelines: diffusers,
+    unless HOSTS says otherwise.
+    """
+    found = (path.rpartition(".") for path in HOSTS)
+    module = next((module for module, _, name in found if name == class_name), "diffusers")
+    return "diffusers" if module.startswith("diffusers.") else module
+
+
 def class_path(model: nn.Module) -> str:
     """The dotted path of the model's class, as HOSTS has it."""
     return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -121,7 +121,8 @@ def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: 
     if pipeline.denoiser == "transformer":
         parts["transformer"] = base.denoiser
     dtype = next(base.denoiser.parameters()).dtype
-    return load_encoders(source, str(index["_class_name"]), dtype, parts).to(base.device)
+    kind, network = str(index["_class_name"]), type(base.denoiser).__name__
+    return load_encoders(source, kind, network, dtype, parts).to(base.device)
 
 
 def _check_transformers(name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Pipeline
-from smidgen.hosts.host import families
+from smidgen.hosts.host import HOSTS, families
 from smidgen.models.files import check_safetensors, read_json, refuse_pickles
 
 INDEX = "model_index.json"
@@ -55,7 +55,7 @@ def pipeline_of(index: Mapping[str, Any], source: Path) -> tuple[str, Pipeline]:
             continue
         if component is None:
             raise SmidgenError(f"{source}/{INDEX}: this {kind} has no {name}; get it again")
-        if library not in LIBRARIES:
+        if library not in LIBRARIES and f"{library}.{component}" not in HOSTS:
             raise SmidgenError(
                 f"{source}/{INDEX}: {name} is of {library}, code of its own that is not run; "
                 f"expected {' or '.join(LIBRARIES)}"
