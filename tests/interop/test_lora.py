@@ -13,10 +13,9 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import Shift
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.hosts.host import find_host
+from smidgen.hosts.host import find_family, find_host
+from smidgen.hosts.renaming import modules_of, rename
 from smidgen.interop.lora import read_lora, write_lora
-from smidgen.interop.renaming import modules_of, rename
-from smidgen.interop.single_file import renaming_of
 from smidgen.methods.lora import bypass_beside, name_of
 from smidgen.models.dit_diffusers import to_diffusers
 from tests.interop import tiny
@@ -105,7 +104,7 @@ def test_kohya_factors_are_the_change_of_the_original_weights(tmp_path, make):
     before = {key: tensor.double() for key, tensor in model.state_dict().items()}
     after = changed(before, delta)
     if make is not tiny.unet:
-        renaming = renaming_of(type(model).__name__, modules_of(before))
+        renaming = find_family(model).original.names(modules_of(before))
         before, after = (rename(state, renaming, "the file") for state in (before, after))
     moved = {key.removesuffix(".weight") for key in before if not before[key].equal(after[key])}
     names = {f"lora_unet_{name.replace('.', '_')}": name for name in moved}

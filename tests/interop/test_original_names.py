@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from smidgen.errors import SmidgenError
+from smidgen.hosts import flux, sd3, unet
+from smidgen.hosts.host import find_family
+from smidgen.hosts.renaming import modules_of, rename
 from smidgen.interop.original_parts import original_open_clip, original_vae
-from smidgen.interop.original_transformers import flux_renaming, sd3_renaming
-from smidgen.interop.original_unet import unet_renaming
-from smidgen.interop.renaming import modules_of, rename
-from smidgen.interop.single_file import DENOISER, RENAMINGS
+from smidgen.interop.single_file import DENOISER
 from tests.interop import tiny
 
 
 def renamed(model):
     state = model.state_dict()
-    renaming = RENAMINGS[type(model).__name__](modules_of(state))
+    renaming = find_family(model).original.names(modules_of(state))
     return {DENOISER + key: t for key, t in rename(state, renaming, "the file").items()}
 
 
@@ -54,7 +54,7 @@ def test_a_released_unet_has_the_released_names():
         model = UNet2DConditionModel(cross_attention_dim=768)  # the defaults are those of SD 1.x
     outer = {
         name: inner
-        for name, (inner,) in unet_renaming(modules_of(model.state_dict())).modules.items()
+        for name, (inner,) in unet.original_names(modules_of(model.state_dict())).modules.items()
     }
     assert outer["input_blocks.3.0.op"] == "down_blocks.0.downsamplers.0.conv"
     assert outer["input_blocks.11.0.in_layers.2"] == "down_blocks.3.resnets.1.conv1"
@@ -93,7 +93,7 @@ def test_flux_comes_back_from_diffusers_reader(guidance):
         key: torch.randn(t.shape[:1] + (1,) * (t.ndim - 1), generator=generator)
         for key, t in model.state_dict().items()
     }
-    written = rename(state, flux_renaming(modules_of(state)), "the file")
+    written = rename(state, flux.original_names(modules_of(state)), "the file")
     assert written["single_blocks.10.linear1.weight"].shape == (7 * 3072, 1)
     read = convert_flux_transformer_checkpoint_to_diffusers(dict(written))
     assert set(read) == set(state)
@@ -161,15 +161,15 @@ def test_what_the_original_code_has_not_is_refused_by_name():
     names = modules_of(state)
     foreign = state | {"mid_block.motion.proj.weight": torch.zeros(2, 2)}
     with pytest.raises(SmidgenError, match=r"no place for mid_block\.motion\.proj\.weight"):
-        rename(foreign, unet_renaming(modules_of(foreign)), "the file")
+        rename(foreign, unet.original_names(modules_of(foreign)), "the file")
     transformer = dict(tiny.sd3().state_dict())
-    renaming = sd3_renaming(modules_of(transformer))
+    renaming = sd3.original_names(modules_of(transformer))
     del transformer["transformer_blocks.1.attn.to_k.weight"]
     with pytest.raises(SmidgenError, match=r"transformer_blocks\.1\.attn\.to_k\.weight lacks"):
         rename(transformer, renaming, "the file")
     uneven = names | {"down_blocks.1.resnets.2.conv1"}
     with pytest.raises(SmidgenError, match="differ in their number of layers"):
-        unet_renaming(uneven)
+        unet.original_names(uneven)
 
 
 def test_renaming_leaves_the_given_weights_alone():

@@ -1,7 +1,4 @@
-"""docs/add-a-method.md is true: its method is added as it says, builds, acts, folds and refuses.
-
-CONTRIBUTING.md's host is true too: the methods of the package work on it.
-"""
+"""docs/add-a-method.md is true: its method is added as it says, builds, acts, folds and refuses."""
 
 import re
 import sys
@@ -17,10 +14,10 @@ from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS, Method, configs, configure
 from smidgen.methods.build import build_delta
+from tests.hosts.documented import add_painter, painter_base
 from tests.laws.tiny import (
     NEW_CLASSES,
     TINY_HOSTS,
-    TinyBase,
     all_labels,
     randomise,
     tiny_base,
@@ -79,10 +76,9 @@ def test_the_documented_method_is_trained_together_with_another():
 def test_the_options_of_the_documented_method_are_flags():
     needed = ("--base", "glyphs", "--data", "photos", "--output", "run")
     for flags in (("late", "--num-blocks", "3"), ("late+lora", "--late.num-blocks", "3")):
-        parsed = parse_train(read_request("train", ["--method", *flags, *needed]))[
-            "run"
-        ].method_config
-        assert getattr(parsed, "late", parsed).num_blocks == 3
+        config = parse_train(read_request("train", ["--method", *flags, *needed]))["run"]
+        options = config.method_config
+        assert getattr(options, "late", options).num_blocks == 3
 
 
 @pytest.mark.usefixtures("late")
@@ -94,43 +90,11 @@ def test_the_documented_method_refuses_what_does_not_fit():
 
 
 @pytest.fixture
-def contributing(monkeypatch):
-    """A module of all Python code of CONTRIBUTING.md."""
-    page, module = ROOT / "CONTRIBUTING.md", ModuleType("contributing")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    for source in _python_of(page):
-        exec(compile(source, str(page), "exec"), vars(module))
-    return module
+def painter(tmp_path, monkeypatch):
+    """A base of the host of docs/add-a-host.md, whose other tests are in tests/hosts."""
+    return painter_base(add_painter(tmp_path, monkeypatch))
 
 
-@pytest.fixture
-def blur(contributing):
-    model = contributing.Blur().double().requires_grad_(False)
-    return TinyBase(
-        denoiser=model, host=contributing.host(model), class_names=(), name="blur", fingerprint=""
-    )
-
-
-@pytest.mark.parametrize("method", ["full", "bitfit", "lora", "difffit"])
-def test_the_methods_of_the_package_train_and_fold_on_the_host_of_contributing(
-    contributing, blur, method
-):
-    options = {"targets": ("conv",)} if method == "lora" else {}
-    delta = _build(method, blur, (), **options)
-    randomise(delta, 0.2, seed=1)
-    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    inputs = x, torch.tensor([1.0, 2.0, 3.0]).double()
-    plain = contributing.FAMILY.predict(blur.denoiser, *inputs, {})
-    with delta.attach(blur.denoiser):
-        output = blur.denoiser(*inputs)
-    assert not torch.allclose(output, plain)
-    output.square().sum().backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in delta.parameters())
-    folded = contributing.Blur().double()
-    folded.load_state_dict(fold(delta, blur.denoiser.state_dict(), blur.host.folds))
-    torch.testing.assert_close(folded(*inputs), output, atol=1e-12, rtol=1e-12)
-
-
-def test_a_base_without_labels_takes_no_classes(blur):
-    with pytest.raises(SmidgenError, match="blur base has no label table for 2 classes"):
-        _build("bitfit", blur, ("ant", "bee"))
+def test_a_base_without_labels_takes_no_classes(painter):
+    with pytest.raises(SmidgenError, match="painter base has no label table for 2 classes"):
+        _build("bitfit", painter, ("ant", "bee"))

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from smidgen.hosts import pixart, unet
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.calling import calling
 from smidgen.models.labels import Labels
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
-from smidgen.training.example import condition_shapes, example_of
+from smidgen.training.example import example_of
 from smidgen.training.memory import _peak, estimate_training_bytes, step_bytes
 from smidgen.training.objective import Batch, Task, batch_loss
 from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
@@ -56,6 +57,10 @@ def test_the_shapes_of_sdxl_and_pixart_come_from_their_configurations():
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     }
-    assert condition_shapes(sdxl, 77) == {"text": (77, 2048), "pooled": (1280,), "time_ids": (6,)}
-    pixart = {"cross_attention_dim": 1152, "caption_channels": 4096}
-    assert condition_shapes(pixart, 300) == {"text": (300, 4096)}
+    assert unet.FAMILY.condition_shapes(sdxl) == {
+        "text": (77, 2048),
+        "pooled": (1280,),
+        "time_ids": (6,),
+    }
+    config = {"cross_attention_dim": 1152, "caption_channels": 4096}
+    assert pixart.FAMILY.condition_shapes(config) == {"text": (300, 4096)}

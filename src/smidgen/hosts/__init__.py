@@ -1,5 +1,6 @@
-"""Hosts: tables that say where the sites of a base are, the only place for module names."""
+"""Hosts: one file a family of networks, the only place for their module names."""
 
-from smidgen.hosts.host import HOSTS, Block, Family, Host, Position, find_family, find_host
+from smidgen.hosts.family import Family
+from smidgen.hosts.host import HOSTS, Block, Host, Position, find_family, find_host
 
 __all__ = ["HOSTS", "Block", "Family", "Host", "Position", "find_family", "find_host"]

@@ -1,4 +1,4 @@
-"""The host of our own Diffusion Transformer (models/dit.py).
+"""The family of our own Diffusion Transformer (models/dit.py).
 
 A block runs adaLN, norm1, attention, norm2, feed-forward; the six chunks of its adaLN output are
 shift, scale and gate of the attention, then of the feed-forward. D is the width.
@@ -6,14 +6,18 @@ shift, scale and gate of the attention, then of the feed-forward. D is the width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from smidgen.core.fold import IntoLinear, IntoTable, Target, modulation
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Block, Condition, Family, Host, Linear, Position
+from smidgen.hosts.family import Condition, Family
+from smidgen.hosts.host import Block, Host, Linear, Position
+from smidgen.hosts.modules import Role, linear_of
+from smidgen.hosts.renaming import Renaming, count_blocks
 
 if TYPE_CHECKING:
     from smidgen.models.dit import DiT
@@ -26,6 +30,18 @@ TAPS = {  # the patch embedding is a convolution: its channels are axis 1 of (B,
     "norm.out": Site("final_layer.norm_final"),
     "final.out": Site("final_layer.linear"),
 }
+DIFFUSERS_ROOT = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+DIFFUSERS_BLOCK = {
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn.proj": ("attn1.to_out.0",),
+    "mlp.fc1": ("ff.net.0.proj",),
+    "mlp.fc2": ("ff.net.2",),
+    "adaLN_modulation.1": ("norm1.linear",),
+}
 
 
 def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -33,8 +49,24 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     return network(x_t, t, condition["labels"])
 
 
+def diffusers_names(modules: Collection[str]) -> Renaming:
+    """What `DiTTransformer2DModel` of diffusers calls these modules; it has no single one for the
+    embedders of timestep and label, which it repeats in every block.
+    """
+    found: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in DIFFUSERS_ROOT.items()}
+    for index in range(count_blocks(modules, "blocks")):
+        for ours, parts in DIFFUSERS_BLOCK.items():
+            stacked = tuple(f"transformer_blocks.{index}.{part}" for part in parts)
+            found[f"blocks.{index}.{ours}"] = stacked
+    return Renaming(modules=found)
+
+
 FAMILY = Family(
-    predict=predict, encode=None, parameterisation="scheduler", guidance="classifier-free"
+    predict=predict,
+    encode=None,
+    parameterisation="scheduler",
+    latent_shape=lambda config: (config.in_channels, config.image_size, config.image_size),
+    diffusers=diffusers_names,
 )
 
 
@@ -72,7 +104,7 @@ def block_positions(block: str, width: int) -> dict[str, Position]:
 
 
 def host(model: DiT) -> Host:
-    """The sites of `model`; reads its configuration only."""
+    """The sites of `model`; reads its configuration and the shapes of its linears."""
     config = model.config
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     names = tuple(f"blocks.{index}" for index in range(config.depth))
@@ -103,7 +135,7 @@ def host(model: DiT) -> Host:
         biases=tuple(biases),
         norms=(),
         bare_norms=(*bare_norms, TAPS["norm.out"]),
-        linears=_linears(model, names),
+        linears=tuple(_linears(model, names)),
         sizes=dict.fromkeys((*others, TAPS["label.out"], TAPS["norm.out"]), width) | biases,
         folds=_folds(names, biases, width),
         fixed=frozenset({"pos_embed"}),
@@ -124,52 +156,22 @@ def _block(name: str, width: int) -> Block:
     )
 
 
-def _linears(model: DiT, names: tuple[str, ...]) -> tuple[Linear, ...]:
-    config = model.config
-    width, hidden = config.width, int(config.width * config.mlp_ratio)
-    patch = config.patch_size**2
-    frequencies = cast(nn.Linear, model.t_embedder.mlp[0]).in_features
-    found = [
-        Linear(
-            module="x_embedder.proj",
-            role="other",
-            size_in=config.in_channels,
-            size_out=width,
-            conv=True,
-        ),
-        _linear("t_embedder.mlp.0", "other", frequencies, width),
-        _linear("t_embedder.mlp.2", "other", width, width),
-    ]
+def _linears(model: DiT, names: tuple[str, ...]) -> Iterator[Linear]:
+    def linear(name: str, role: str = "other", block: int | None = None) -> Linear:
+        return linear_of(name, model.get_submodule(name), Role(name=role, block=block))
+
+    yield from map(linear, ("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"))
     for block, name in enumerate(names):
-        qkv = f"{name}.attn.qkv"
-        found.append(_linear(qkv, "qkv", width, 3 * width, block))
-        for chunk, role in enumerate(("q", "k", "v")):
+        fused, width = linear(f"{name}.attn.qkv", "qkv", block), model.config.width
+        yield fused
+        for chunk, role in enumerate("qkv"):
             rows = (chunk * width, (chunk + 1) * width)
-            found.append(_linear(qkv, role, width, width, block, rows))
-        found += [
-            _linear(f"{name}.attn.proj", "o", width, width, block),
-            _linear(f"{name}.mlp.fc1", "ff1", width, hidden, block),
-            _linear(f"{name}.mlp.fc2", "ff2", hidden, width, block),
-            _linear(f"{name}.adaLN_modulation.1", "other", width, 6 * width, block),
-        ]
-    return (
-        *found,
-        _linear("final_layer.linear", "other", width, patch * config.out_channels),
-        _linear("final_layer.adaLN_modulation.1", "other", width, 2 * width),
-    )
-
-
-def _linear(
-    module: str,
-    role: str,
-    size_in: int,
-    size_out: int,
-    block: int | None = None,
-    rows: tuple[int, int] | None = None,
-) -> Linear:
-    return Linear(
-        module=module, role=role, size_in=size_in, size_out=size_out, rows=rows, block=block
-    )
+            yield replace(fused, role=role, size_out=width, rows=rows)
+        yield linear(f"{name}.attn.proj", "o", block)
+        yield linear(f"{name}.mlp.fc1", "ff1", block)
+        yield linear(f"{name}.mlp.fc2", "ff2", block)
+        yield linear(f"{name}.adaLN_modulation.1", block=block)
+    yield from map(linear, ("final_layer.linear", "final_layer.adaLN_modulation.1"))
 
 
 def _folds(names: tuple[str, ...], biases: Mapping[Site, int], width: int) -> dict[Site, Target]:

@@ -1,4 +1,4 @@
-"""The host of Flux.1: `FluxTransformer2DModel` of diffusers.
+"""The family of Flux.1: `FluxTransformer2DModel` of diffusers.
 
 First blocks of two streams, then blocks of one, each with its own adaLN linears. Positions are
 rotary and counted from the ids, so that no token can be added. B, C, H, W: the codec's latents.
@@ -6,7 +6,8 @@ rotary and counted from the ids, so that no token can be added. B, C, H, W: the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,19 @@ from torch import Tensor, nn
 
 from smidgen.core.fold import modulation
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.family import (
+    TWO_ENCODERS,
+    TWO_TOKENIZERS,
+    Condition,
+    Family,
+    Original,
+    Pipeline,
+    latent_shape_of,
+    needed,
+)
+from smidgen.hosts.host import Host
 from smidgen.hosts.packing import grid, pack, unpack
+from smidgen.hosts.renaming import FINAL_MODULATION, Renaming, added_qkv, count_blocks, qkv
 from smidgen.hosts.transformer import (
     SELF_ATTENTION,
     Joint,
@@ -29,6 +41,18 @@ from smidgen.hosts.transformer import (
 
 PARTS = Joint()
 SINGLE = named("attn", SELF_ATTENTION) | {"proj_mlp": "ff1", "proj_out": "o"}
+ORIGINAL_ROOT = {
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "txt_in": "context_embedder",
+    "img_in": "x_embedder",
+    "final_layer.linear": "proj_out",
+    FINAL_MODULATION: "norm_out.linear",
+}
 
 
 def host(model: nn.Module) -> Host:
@@ -89,4 +113,52 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
     return {"text": text, "pooled": pooled}
 
 
-FAMILY = Family(predict=predict, encode=encode, parameterisation="flow", guidance="embedded")
+def original_names(modules: Collection[str]) -> Renaming:
+    """What the original code calls these modules of a network."""
+    found: dict[str, tuple[str, ...]] = {outer: (inner,) for outer, inner in ORIGINAL_ROOT.items()}
+    tensors: dict[str, str] = {}
+    for index in range(count_blocks(modules, "transformer_blocks")):
+        outer, inner = f"double_blocks.{index}", f"transformer_blocks.{index}"
+        found |= dict(_original_double(outer, inner))
+        for stream, norm in (("img", "norm"), ("txt", "norm_added")):
+            for whole, letter in (("query", "q"), ("key", "k")):
+                scale = f"{outer}.{stream}_attn.norm.{whole}_norm.scale"
+                tensors[scale] = f"{inner}.attn.{norm}_{letter}.weight"
+    for index in range(count_blocks(modules, "single_transformer_blocks")):
+        outer, inner = f"single_blocks.{index}", f"single_transformer_blocks.{index}"
+        found[f"{outer}.linear1"] = (*qkv(f"{inner}.attn"), f"{inner}.proj_mlp")
+        found[f"{outer}.linear2"] = (f"{inner}.proj_out",)
+        found[f"{outer}.modulation.lin"] = (f"{inner}.norm.linear",)
+        for whole, letter in (("query", "q"), ("key", "k")):
+            tensors[f"{outer}.norm.{whole}_norm.scale"] = f"{inner}.attn.norm_{letter}.weight"
+    return Renaming(modules=found, swapped=frozenset({FINAL_MODULATION}), tensors=tensors)
+
+
+def _original_double(outer: str, inner: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield f"{outer}.img_attn.qkv", qkv(f"{inner}.attn")
+    yield f"{outer}.txt_attn.qkv", added_qkv(f"{inner}.attn")
+    yield f"{outer}.img_attn.proj", (f"{inner}.attn.to_out.0",)
+    yield f"{outer}.txt_attn.proj", (f"{inner}.attn.to_add_out",)
+    for stream, suffix in (("img", ""), ("txt", "_context")):
+        yield f"{outer}.{stream}_mod.lin", (f"{inner}.norm1{suffix}.linear",)
+        yield f"{outer}.{stream}_mlp.0", (f"{inner}.ff{suffix}.net.0.proj",)
+        yield f"{outer}.{stream}_mlp.2", (f"{inner}.ff{suffix}.net.2",)
+
+
+FAMILY = Family(
+    predict=predict,
+    encode=encode,
+    parameterisation="flow",
+    guidance="embedded",
+    latent_shape=partial(latent_shape_of, packed=4),
+    condition_shapes=lambda config: {
+        "text": (512, config["joint_attention_dim"]),
+        "pooled": (config["pooled_projection_dim"],),
+    },
+    pipelines={
+        "FluxPipeline": Pipeline(
+            tokenizers=TWO_TOKENIZERS, encoders=TWO_ENCODERS, patch=2, even_to_fraction=True
+        )
+    },
+    original=Original(models="Flux", names=original_names, codec="vae."),
+)

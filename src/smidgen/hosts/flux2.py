@@ -1,4 +1,4 @@
-"""The host of Flux.2: `Flux2Transformer2DModel` of diffusers.
+"""The family of Flux.2: `Flux2Transformer2DModel` of diffusers.
 
 As Flux.1, but without a single bias; the modulation is computed once for all blocks of a kind, and
 a block of one stream reads text and image as one sequence. B, C, H, W: the codec's latents after
@@ -8,12 +8,14 @@ its 2 x 2 squares have become channels and are normalised, so that C is the netw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.family import Condition, Config, Family, Pipeline, latent_shape_of, needed
+from smidgen.hosts.host import Host
 from smidgen.hosts.packing import grid
 from smidgen.hosts.transformer import (
     Joint,
@@ -89,4 +91,18 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
     return {"text": text}
 
 
-FAMILY = Family(predict=predict, encode=encode, parameterisation="flow", guidance="embedded")
+def undistilled(index: Config, config: Config) -> bool:
+    """Whether this is the base variant of Klein, which has no guidance as an input."""
+    return index.get("is_distilled") is False and not config.get("guidance_embeds")
+
+
+PIPELINE = Pipeline(even_to_fraction=True, fitted_shift=True, undistilled=undistilled)
+FAMILY = Family(
+    predict=predict,
+    encode=encode,
+    parameterisation="flow",
+    guidance="embedded",
+    latent_shape=partial(latent_shape_of, side=64),
+    condition_shapes=lambda config: {"text": (512, config["joint_attention_dim"])},
+    pipelines=dict.fromkeys(("Flux2Pipeline", "Flux2KleinPipeline"), PIPELINE),
+)

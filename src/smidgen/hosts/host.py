@@ -2,25 +2,26 @@
 
 A host describes one family of bases: canonical tap names -> sites, the blocks with the positions of
 their data flow, what can be trained, and where an edit at a site goes when it is folded. It holds
-no weights. A family says besides how its network is called. B images, N tokens, C channels.
+no weights. What a family is besides is in family.py. B images, N tokens, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from smidgen.core.fold import Target
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
+from smidgen.hosts.family import Family
 
 TRANSFORMERS = "diffusers.models.transformers"
 
-# Class of the denoiser -> module whose `host(model)` describes it and whose FAMILY calls it;
+# Class of the denoiser -> module whose `host(model)` describes it and whose FAMILY says all else;
 # imported only when needed. Any other class gets a host derived from its modules.
 HOSTS: Mapping[str, str] = {
     "smidgen.models.dit.DiT": "smidgen.hosts.dit",
@@ -33,10 +34,6 @@ HOSTS: Mapping[str, str] = {
     f"{TRANSFORMERS}.transformer_qwenimage.QwenImageTransformer2DModel": "smidgen.hosts.qwen_image",
 }
 DERIVED = "smidgen.hosts.derived"
-
-# What a prediction depends on besides x_t and t, each with the images as its first axis: "labels"
-# (B,), "text" (B, L, D), "mask" (B, L), "pooled" (B, D), "time_ids" (B, 6), "guidance" (B,).
-Condition = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,25 +134,6 @@ class Host:
         return _look_up(self.blocks[block].taps, name, f"block {block} of a {self.family} base")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How the networks of one host are called.
-
-    `predict(network, x_t, t, condition)`: x_t (B, C, H, W) in the codec's scaled space -> epsilon,
-    v or velocity of the same size, with the variance channels behind where there are any.
-    `parameterisation` "scheduler": t (B,) counts steps from 0, the target is epsilon or v as the
-    pipeline's scheduler says; "flow": t is sigma in (0, 1], the target is noise - x_0, and x_t is
-    (1 - sigma) x_0 + sigma noise. `encode(pipeline, prompts, image_size)` gives the condition of
-    prompts, for images of so many pixels a side; None where conditions are labels. `guidance`
-    "embedded": the network takes the guidance scale as an input.
-    """
-
-    predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
-    encode: Callable[[Any, Sequence[str], int], Condition] | None
-    parameterisation: Literal["scheduler", "flow"]
-    guidance: Literal["classifier-free", "embedded"]
-
-
 def find_host(model: nn.Module) -> Host:
     """The host of `model`, by its exact class: a subclass may run its modules differently. A class
     without an entry in HOSTS gets one that is derived from its modules.
@@ -178,17 +156,23 @@ def find_family(model: nn.Module) -> Family:
     return import_module(HOSTS[path]).FAMILY
 
 
+def families() -> dict[str, Family]:
+    """Every family by the name of its class, as configurations have it."""
+    return {path.rpartition(".")[2]: import_module(module).FAMILY for path, module in HOSTS.items()}
+
+
+def library_of(class_name: str) -> str:
+    """The module from which a network of this class is imported, and so its pipelines: diffusers,
+    unless HOSTS says otherwise.
+    """
+    found = (path.rpartition(".") for path in HOSTS)
+    module = next((module for module, _, name in found if name == class_name), "diffusers")
+    return "diffusers" if module.startswith("diffusers.") else module
+
+
 def class_path(model: nn.Module) -> str:
     """The dotted path of the model's class, as HOSTS has it."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
-
-
-def needed(condition: Condition, key: str, family: str) -> Tensor:
-    """`condition[key]`. Raises: SmidgenError if the condition lacks it."""
-    if key not in condition:
-        given = ", ".join(condition) or "nothing"
-        raise SmidgenError(f'a {family} base needs "{key}" in the condition, which has: {given}')
-    return condition[key]
 
 
 def _look_up(taps: Mapping[str, Site], name: str, where: str) -> Site:

@@ -59,7 +59,7 @@ def read_modules(model: nn.Module, roles: Mapping[str, Role]) -> Parts:
         if "bias" in own:
             parts.biases.append(site)
         if isinstance(module, nn.Linear | _ConvNd):
-            parts.linears.append(_linear(name, module, role))
+            parts.linears.append(linear_of(name, module, role))
         else:
             (parts.norms if "weight" in own else parts.bare_norms).append(site)
         if "weight" in own and not isinstance(module, _ConvTransposeNd):
@@ -113,7 +113,8 @@ def _normalised_shape(module: nn.Module) -> tuple[int, ...] | None:
     return shape if len(shape) == 1 else None
 
 
-def _linear(name: str, module: nn.Linear | _ConvNd, role: Role) -> Linear:
+def linear_of(name: str, module: Any, role: Role) -> Linear:
+    """A linear or convolution with its role."""
     conv = isinstance(module, _ConvNd)
     return Linear(
         module=name,

@@ -1,4 +1,4 @@
-"""The host of PixArt Alpha and Sigma: `PixArtTransformer2DModel` of diffusers.
+"""The family of PixArt Alpha and Sigma: `PixArtTransformer2DModel` of diffusers.
 
 All blocks share the one adaLN linear `adaln_single.linear`; what they add to it, their
 `scale_shift_table`, is no module's output.
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.family import Condition, Family, Pipeline, needed
+from smidgen.hosts.host import Host
 from smidgen.hosts.modules import Role
 from smidgen.hosts.transformer import (
     FEED_FORWARD,
@@ -87,5 +88,9 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
 
 
 FAMILY = Family(
-    predict=predict, encode=encode, parameterisation="scheduler", guidance="classifier-free"
+    predict=predict,
+    encode=encode,
+    parameterisation="scheduler",
+    condition_shapes=lambda config: {"text": (300, config["caption_channels"])},
+    pipelines=dict.fromkeys(("PixArtAlphaPipeline", "PixArtSigmaPipeline"), Pipeline(patch=2)),
 )

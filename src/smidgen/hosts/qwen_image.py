@@ -1,4 +1,4 @@
-"""The host of Qwen-Image: `QwenImageTransformer2DModel` of diffusers.
+"""The family of Qwen-Image: `QwenImageTransformer2DModel` of diffusers.
 
 Blocks of two streams, each with its own adaLN linears, six chunks as in DiT. The text's stream is
 computed to the end, though nothing reads what the last block makes of it.
@@ -7,6 +7,7 @@ computed to the end, though nothing reads what the last block makes of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from smidgen.core.fold import modulation
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.family import Condition, Family, Pipeline, latent_shape_of, needed
+from smidgen.hosts.host import Host
 from smidgen.hosts.packing import pack, unpack
 from smidgen.hosts.transformer import (
     Joint,
@@ -85,4 +87,11 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
     return {"text": text, "mask": mask}
 
 
-FAMILY = Family(predict=predict, encode=encode, parameterisation="flow", guidance="classifier-free")
+FAMILY = Family(
+    predict=predict,
+    encode=encode,
+    parameterisation="flow",
+    latent_shape=partial(latent_shape_of, packed=4),
+    condition_shapes=lambda config: {"text": (512, config["joint_attention_dim"])},
+    pipelines={"QwenImagePipeline": Pipeline(patch=2, even_to_fraction=True)},
+)

@@ -1,4 +1,4 @@
-"""The host of Sana: `SanaTransformer2DModel` of diffusers.
+"""The family of Sana: `SanaTransformer2DModel` of diffusers.
 
 Linear self-attention, cross-attention without a norm, and a feed-forward of convolutions on
 (B, C, H, W). All blocks share the one adaLN linear of `time_embed`; what they add to it, their
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
-from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.family import Condition, Family, Pipeline, needed
+from smidgen.hosts.host import Host
 from smidgen.hosts.transformer import (
     NUM_TIMESTEPS,
     SELF_ATTENTION,
@@ -99,4 +100,10 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
     return {"text": torch.stack(texts), "mask": torch.stack(masks)}
 
 
-FAMILY = Family(predict=predict, encode=encode, parameterisation="flow", guidance="classifier-free")
+FAMILY = Family(
+    predict=predict,
+    encode=encode,
+    parameterisation="flow",
+    condition_shapes=lambda config: {"text": (300, config["caption_channels"])},
+    pipelines={"SanaPipeline": Pipeline()},
+)

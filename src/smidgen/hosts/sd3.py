@@ -1,4 +1,4 @@
-"""The host of Stable Diffusion 3 and 3.5: `SD3Transformer2DModel` of diffusers.
+"""The family of Stable Diffusion 3 and 3.5: `SD3Transformer2DModel` of diffusers.
 
 Every block has its own adaLN linears, six chunks each as in DiT; nine where the block has a second
 attention of the image to itself (`attn2`, SD 3.5 medium). The text's stream ends in the last block.
@@ -6,14 +6,24 @@ attention of the image to itself (`attn2`, SD 3.5 medium). The text's stream end
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from smidgen.core.fold import modulation
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Condition, Family, Host, needed
+from smidgen.hosts.family import (
+    TWO_ENCODERS,
+    TWO_TOKENIZERS,
+    Condition,
+    Family,
+    Original,
+    Pipeline,
+    needed,
+)
+from smidgen.hosts.host import Host
+from smidgen.hosts.renaming import FINAL_MODULATION, Renaming, added_qkv, count_blocks, qkv
 from smidgen.hosts.transformer import (
     NUM_TIMESTEPS,
     SELF_ATTENTION,
@@ -27,6 +37,17 @@ from smidgen.hosts.transformer import (
 )
 
 PARTS = Joint()
+THIRD = ("tokenizer_3", "text_encoder_3")  # T5, which most do without
+ORIGINAL_ROOT = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+    "context_embedder": "context_embedder",
+    "final_layer.linear": "proj_out",
+    FINAL_MODULATION: "norm_out.linear",
+}
 
 
 def host(model: nn.Module) -> Host:
@@ -85,4 +106,53 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
     return {"text": text, "pooled": pooled}
 
 
-FAMILY = Family(predict=predict, encode=encode, parameterisation="flow", guidance="classifier-free")
+def original_names(modules: Collection[str]) -> Renaming:
+    """What the original code calls these modules of a network."""
+    depth = count_blocks(modules, "transformer_blocks")
+    found: dict[str, tuple[str, ...]] = {outer: (inner,) for outer, inner in ORIGINAL_ROOT.items()}
+    for index in range(depth):
+        found |= dict(_original_block(f"joint_blocks.{index}", f"transformer_blocks.{index}"))
+    # the text's stream ends in the last block, and its modulation is as that of the final layer
+    last = f"joint_blocks.{depth - 1}.context_block.adaLN_modulation.1"
+    return Renaming(
+        modules=found,
+        swapped=frozenset({last, FINAL_MODULATION}),
+        tensors={"pos_embed": "pos_embed.pos_embed"},
+    )
+
+
+def _original_block(outer: str, inner: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    image, text = f"{outer}.x_block", f"{outer}.context_block"
+    for attention in ("attn", "attn2"):
+        yield f"{image}.{attention}.qkv", qkv(f"{inner}.{attention}")
+        yield f"{image}.{attention}.proj", (f"{inner}.{attention}.to_out.0",)
+        yield f"{image}.{attention}.ln_q", (f"{inner}.{attention}.norm_q",)
+        yield f"{image}.{attention}.ln_k", (f"{inner}.{attention}.norm_k",)
+    yield f"{text}.attn.qkv", added_qkv(f"{inner}.attn")
+    yield f"{text}.attn.proj", (f"{inner}.attn.to_add_out",)
+    yield f"{text}.attn.ln_q", (f"{inner}.attn.norm_added_q",)
+    yield f"{text}.attn.ln_k", (f"{inner}.attn.norm_added_k",)
+    for stream, suffix in ((image, ""), (text, "_context")):
+        yield f"{stream}.adaLN_modulation.1", (f"{inner}.norm1{suffix}.linear",)
+        yield f"{stream}.mlp.fc1", (f"{inner}.ff{suffix}.net.0.proj",)
+        yield f"{stream}.mlp.fc2", (f"{inner}.ff{suffix}.net.2",)
+
+
+FAMILY = Family(
+    predict=predict,
+    encode=encode,
+    parameterisation="flow",
+    condition_shapes=lambda config: {
+        "text": (333, config["joint_attention_dim"]),  # 77 of CLIP, 256 of T5
+        "pooled": (config["pooled_projection_dim"],),
+    },
+    pipelines={
+        "StableDiffusion3Pipeline": Pipeline(
+            tokenizers=(*TWO_TOKENIZERS, THIRD[0]),
+            encoders=(*TWO_ENCODERS, THIRD[1]),
+            optional=THIRD,
+            patch=2,
+        )
+    },
+    original=Original(models="SD3", names=original_names, codec="first_stage_model."),
+)

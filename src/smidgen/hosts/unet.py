@@ -1,4 +1,4 @@
-"""The host of Stable Diffusion 1, 2 and XL: `UNet2DConditionModel` of diffusers.
+"""The family of Stable Diffusion 1, 2 and XL: `UNet2DConditionModel` of diffusers.
 
 Its blocks are the transformer blocks inside its attention modules and its residual blocks, not the
 samplers. B images, N tokens of the image, C channels of a block.
@@ -6,16 +6,29 @@ samplers. B images, N tokens of the image, C channels of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from smidgen.core.fold import IntoLinear, Target
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Block, Condition, Family, Host, Position, class_path, needed
+from smidgen.errors import SmidgenError
+from smidgen.hosts.family import (
+    TWO_ENCODERS,
+    TWO_TOKENIZERS,
+    Condition,
+    Config,
+    Family,
+    Original,
+    Pipeline,
+    needed,
+)
+from smidgen.hosts.host import Block, Host, Position, class_path
 from smidgen.hosts.modules import Role, read_modules
+from smidgen.hosts.renaming import Renaming, count_blocks
 
 TRANSFORMER = "diffusers.models.attention.BasicTransformerBlock"
 RESIDUAL = "diffusers.models.resnet.ResnetBlock2D"
@@ -40,6 +53,27 @@ ROLES = {  # linears and convolutions by their name in a block
     "conv1": "conv1",
     "conv2": "conv2",
     "conv_shortcut": "shortcut",
+}
+ORIGINAL_ROOT = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+ORIGINAL_LEAVES = {  # where a part's own modules have other names than here
+    "resnets": {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    },
+    "downsamplers": {"conv": "op"},
+    "upsamplers": {"conv": "conv"},
 }
 LAST_LINEARS = {"attn1": "attn1.to_out.0", "attn2": "attn2.to_out.0", "ff": "ff.net.2"}
 
@@ -108,11 +142,6 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
     return {"text": text, "pooled": pooled, "time_ids": time_ids}
 
 
-FAMILY = Family(
-    predict=predict, encode=encode, parameterisation="scheduler", guidance="classifier-free"
-)
-
-
 def transformer_block(name: str, module: nn.Module) -> Block:
     """Self-attention, cross-attention, feed-forward, each behind its norm and added to the stream.
 
@@ -120,39 +149,29 @@ def transformer_block(name: str, module: nn.Module) -> Block:
     added there has to be added at every later read and at the block's output.
     """
     parts: Any = module
-    width = parts.attn1.to_q.in_features
     enter, leave = Site(name, "in"), Site(name)
     attention, cross, feed = Site(f"{name}.attn1"), Site(f"{name}.attn2"), Site(f"{name}.ff")
-    before_cross, before_feed = Site(f"{name}.norm2", "in"), Site(f"{name}.norm3", "in")
-    has_cross = parts.attn2 is not None
+    before_feed = Site(f"{name}.norm3", "in")
+    at = partial(_position, form="tokens", size=parts.attn1.to_q.in_features)
     taps = {"block.in": enter, "norm1.out": Site(f"{name}.norm1")}
-    for part in ("q", "k", "v"):
-        taps[f"attn.{part}.out"] = Site(f"{name}.attn1.to_{part}")
+    taps |= {f"attn.{part}.out": Site(f"{name}.attn1.to_{part}") for part in "qkv"}
     taps |= {"attn.proj.out": Site(f"{name}.attn1.to_out.0"), "attn.out": attention}
-    points = {"SA_in": (enter, (enter,)), "SA_out": (attention, ())}
-    if has_cross:
+    positions = {"SA_in": at(enter, enter), "SA_out": at(attention)}
+    if parts.attn2 is not None:
+        before_cross = Site(f"{name}.norm2", "in")
+        text = Site(cross.module, "in", "encoder_hidden_states")
         taps |= {"norm2.out": Site(f"{name}.norm2"), "cross.out": cross}
-        points |= {
-            "CA_in": (before_cross, (before_cross, before_feed, leave)),
-            "CA_c": (Site(cross.module, "in", "encoder_hidden_states"),) * 2,
-            "CA_out": (cross, ()),
+        positions |= {
+            "CA_in": at(before_cross, before_cross, before_feed, leave),
+            "CA_c": at(text, text, size=parts.attn2.to_k.in_features),
+            "CA_out": at(cross),
         }
     taps |= {"norm3.out": Site(f"{name}.norm3"), "ff.in": Site(feed.module, "in"), "ff.out": feed}
     taps["block.out"] = leave
-    points |= {
-        "FFN_in": (before_feed, (before_feed, leave)),
-        "FFN_out": (feed, ()),
-        "Trans_out": (leave, (leave,)),
-    }
-    sizes = {"CA_c": parts.attn2.to_k.in_features} if has_cross else {}
-    positions = {
-        point: Position(
-            read=read,
-            writes=writes if isinstance(writes, tuple) else (writes,),
-            size=sizes.get(point, width),
-            form="tokens",
-        )
-        for point, (read, writes) in points.items()
+    positions |= {
+        "FFN_in": at(before_feed, before_feed, leave),
+        "FFN_out": at(feed),
+        "Trans_out": at(leave, leave),
     }
     return Block(
         module=name, kind="transformer", taps=taps, positions=positions, tokens=(enter, leave)
@@ -161,28 +180,23 @@ def transformer_block(name: str, module: nn.Module) -> Block:
 
 def residual_block(name: str, module: nn.Module) -> Block:
     """A ResNet block. What is added at its input goes into the skip path too."""
-    enter, leave = Site(name, "in", axis=1), Site(name, axis=1)
     parts: Any = module
+    enter, leave = Site(name, "in", axis=1), Site(name, axis=1)
+    inner = {f"{part}.out": Site(f"{name}.{part}", axis=1) for part in ("norm1", "norm2", "conv2")}
     return Block(
         module=name,
         kind="residual",
-        taps={
-            "block.in": enter,
-            "norm1.out": Site(f"{name}.norm1", axis=1),
-            "norm2.out": Site(f"{name}.norm2", axis=1),
-            "conv2.out": Site(f"{name}.conv2", axis=1),
-            "block.out": leave,
-        },
+        taps={"block.in": enter, **inner, "block.out": leave},
         positions={
-            "Res_in": Position(
-                read=enter, writes=(enter,), size=parts.conv1.in_channels, form="image"
-            ),
-            "Res_out": Position(
-                read=leave, writes=(leave,), size=parts.conv2.out_channels, form="image"
-            ),
+            "Res_in": _position(enter, enter, size=parts.conv1.in_channels, form="image"),
+            "Res_out": _position(leave, leave, size=parts.conv2.out_channels, form="image"),
         },
         tokens=None,
     )
+
+
+def _position(read: Site, *writes: Site, size: int, form: Literal["tokens", "image"]) -> Position:
+    return Position(read=read, writes=writes, size=size, form=form)
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[Block, nn.Module]]:
@@ -236,3 +250,96 @@ def _folds(block: Block, module: nn.Module, folds: dict[Site, Target]) -> dict[S
         if isinstance(target, IntoLinear) and not rescaled and not residual:
             found[Site(f"{block.module}.{part}")] = target
     return found
+
+
+def original_names(modules: Collection[str]) -> Renaming:
+    """What the code of CompVis and Stability AI calls these modules of a network; nothing what it
+    has not (class embeddings, other blocks).
+
+    There the layers of the way down are numbered through, and those of the way up; inside one,
+    the residual block is 0, its attention 1, its sampler the last.
+
+    Raises: SmidgenError if the blocks differ in their number of layers, which it could not number.
+    """
+    found = {outer: (inner,) for outer, inner in ORIGINAL_ROOT.items() if inner in modules}
+    places = dict(_original_places(modules))
+    for name in modules:
+        parts = name.split(".")
+        depth = 3 if parts[0] == "mid_block" else 4  # mid_block.KIND.0, down_blocks.0.KIND.0
+        part, leaf = ".".join(parts[:depth]), ".".join(parts[depth:])
+        if part in places:
+            leaves = ORIGINAL_LEAVES.get(parts[depth - 2], {leaf: leaf})
+            if leaf in leaves:
+                found[f"{places[part]}.{leaves[leaf]}"] = (name,)
+    return Renaming(modules=found)
+
+
+def _original_places(modules: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Each residual block, attention and sampler with its place in the original code."""
+    yield "mid_block.resnets.0", "middle_block.0"
+    yield "mid_block.attentions.0", "middle_block.1"
+    yield "mid_block.resnets.1", "middle_block.2"
+    ways = (("down_blocks", "input_blocks", 1, 0), ("up_blocks", "output_blocks", 0, 1))
+    counts = {  # of layers with a residual block; the way up has one more in each block
+        count_blocks(modules, f"{way}.{block}.resnets") - more
+        for way, _, _, more in ways
+        for block in range(count_blocks(modules, way))
+    }
+    if len(counts) != 1:
+        raise SmidgenError(
+            "this UNet's blocks differ in their number of layers, which the original names cannot "
+            "express; write a diffusers folder instead"
+        )
+    (num_layers,) = counts
+    for way, outer, first, more in ways:
+        for block in range(count_blocks(modules, way)):
+            start, stem = first + block * (num_layers + 1), f"{way}.{block}"
+            for layer in range(num_layers + more):
+                yield f"{stem}.resnets.{layer}", f"{outer}.{start + layer}.0"
+                yield f"{stem}.attentions.{layer}", f"{outer}.{start + layer}.1"
+            last, attends = start + num_layers, count_blocks(modules, f"{stem}.attentions")
+            yield f"{stem}.downsamplers.0", f"{outer}.{last}.0"
+            yield f"{stem}.upsamplers.0", f"{outer}.{last}.{2 if attends > num_layers else 1}"
+
+
+def refusal(config: Config) -> str | None:
+    """Why the original code has no UNet of this configuration, None if it has."""
+    embedding = config.get("class_embed_type") or config.get("num_class_embeds")
+    if embedding or config.get("addition_embed_type") not in (None, "text_time"):
+        return "a single file holds UNets of SD 1.x, 2.x and SDXL; this one has other embeddings"
+    return None
+
+
+def condition_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Text of 77 tokens; SDXL's pooled text and sizes."""
+    shapes: dict[str, tuple[int, ...]] = {"text": (77, config["cross_attention_dim"])}
+    if config.get("addition_embed_type") == "text_time":
+        times = 6 * config["addition_time_embed_dim"]
+        shapes["pooled"] = (config["projection_class_embeddings_input_dim"] - times,)
+        shapes["time_ids"] = (6,)
+    return shapes
+
+
+FAMILY = Family(
+    predict=predict,
+    encode=encode,
+    parameterisation="scheduler",
+    condition_shapes=condition_shapes,
+    pipelines={
+        "StableDiffusionPipeline": Pipeline(denoiser="unet"),
+        "StableDiffusionXLPipeline": Pipeline(
+            denoiser="unet", tokenizers=TWO_TOKENIZERS, encoders=TWO_ENCODERS
+        ),
+    },
+    original=Original(
+        models="SD 1.x, 2.x, SDXL",
+        names=original_names,
+        codec="first_stage_model.",
+        text_encoders={
+            1: ("cond_stage_model.transformer.", "cond_stage_model.model."),
+            2: ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+        },
+        refusal=refusal,
+        kohya=lambda config: config.get("addition_embed_type") is not None,
+    ),
+)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from smidgen.interop.renaming import swap_halves
+from smidgen.hosts.renaming import swap_halves
 
 Rows = tuple[int, int]
 

@@ -73,7 +73,7 @@ def write_lora(delta: Delta, path: Path | str, model: nn.Module, *, format: Lora
     if format == "peft":
         tensors = _peft_tensors(names.to_diffusers(factors), names.prefix)
     else:
-        placed = names.to_original(factors) if names.kohya_is_original() else names.merged(factors)
+        placed = names.to_original(factors) if names.kohya_is_original else names.merged(factors)
         tensors = _kohya_tensors(placed)
     write_safetensors_file(tensors, path)
     return path

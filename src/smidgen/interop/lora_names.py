@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from smidgen.errors import SmidgenError
+from smidgen.hosts.host import families
+from smidgen.hosts.renaming import Renaming, modules_of
 from smidgen.interop.factors import Factors, Rows, merge, split, stack, whole
-from smidgen.interop.renaming import Renaming, modules_of
-from smidgen.interop.single_file import renaming_of
-from smidgen.models.dit_diffusers import BLOCK_MODULES, QKV_MODULES, ROOT_MODULES
 
-UNET = "UNet2DConditionModel"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -46,34 +44,24 @@ class Place:
 class Names:
     """All names by which the linears and convolutions of `model` go.
 
-    `outer` maps original modules to their parts; `inner`, for our own DiT, diffusers' names to
-    rows of our modules.
+    `prefix` is the component of a diffusers pipeline that this model is. `original` has the modules
+    of the original code with their parts; `ours`, for our own DiT, our modules with theirs in
+    diffusers. `kohya_is_original`: whether kohya's trainer runs this model in its original code,
+    and names it so.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.class_name = type(model).__name__
-        self.config = getattr(model, "config", {})
         self.modules = dict(model.named_modules())
         self.sizes = {name: size for name, m in self.modules.items() if (size := size_out(m))}
-        names = modules_of(model.state_dict())
-        found = renaming_of(self.class_name, names)
-        self.original = Renaming(modules={}) if found is None else found
-        self.ours = _dit_renaming(self.sizes) if self.class_name == "DiT" else None
+        family, names = families().get(self.class_name), modules_of(model.state_dict())
+        original = family.original if family else None
+        self.prefix = family.component if family else "transformer"
+        self.original = original.names(names) if original else Renaming(modules={})
+        self.kohya_is_original = original is not None and original.kohya(cast(Any, model).config)
+        self.ours = family.diffusers(names) if family and family.diffusers else None
         self.dotted = self._dotted()
         self.underscored = _underscored(self.dotted)
-
-    @property
-    def prefix(self) -> str:
-        """The component of a diffusers pipeline that this model is."""
-        return "unet" if self.class_name == UNET else "transformer"
-
-    def kohya_is_original(self) -> bool:
-        """Whether kohya's trainer runs this family in its original code, and names it so: all but
-        SD 1.x and 2.x.
-        """
-        if self.class_name != UNET:
-            return bool(self.original.modules)
-        return getattr(self.config, "addition_embed_type", None) is not None
 
     def _dotted(self) -> dict[str, Place]:
         places = {n: Place(parts=(Part(n, None, size),)) for n, size in self.sizes.items()}
@@ -156,15 +144,3 @@ def _underscored(dotted: Mapping[str, Place]) -> dict[str, Place | None]:
         joined = name.replace(".", "_")
         found[joined] = place if found.setdefault(joined, place) == place else None
     return found
-
-
-def _dit_renaming(names: Mapping[str, int]) -> Renaming:
-    """Modules of our DiT -> those of diffusers' that they stack."""
-    modules: dict[str, tuple[str, ...]] = {a: (b,) for a, b in ROOT_MODULES.items()}
-    index = 0
-    while f"blocks.{index}.attn.qkv" in names:
-        block, target = f"blocks.{index}", f"transformer_blocks.{index}"
-        modules |= {f"{block}.{a}": (f"{target}.{b}",) for a, b in BLOCK_MODULES.items()}
-        modules[f"{block}.attn.qkv"] = tuple(f"{target}.{name}" for name in QKV_MODULES)
-        index += 1
-    return Renaming(modules=modules)

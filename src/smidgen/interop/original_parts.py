@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from smidgen.interop.renaming import Renaming, check_all_used, count_blocks, modules_of, rename
+from smidgen.hosts.renaming import Renaming, check_all_used, count_blocks, modules_of, rename
 
-VAE_ATTENTION = {  # ours is the name of today's diffusers; older folders have the second
-    "norm": ("group_norm",),
-    "q": ("to_q", "query"),
-    "k": ("to_k", "key"),
-    "v": ("to_v", "value"),
-    "proj_out": ("to_out.0", "proj_attn"),
+VAE_ATTENTION = {  # diffusers -> original; older folders have the second of two
+    "group_norm": "norm",
+    "to_q": "q",
+    "query": "q",
+    "to_k": "k",
+    "key": "k",
+    "to_v": "v",
+    "value": "v",
+    "to_out.0": "proj_out",
+    "proj_attn": "proj_out",
 }
 VAE_RESIDUAL = {
     "norm1": "norm1",
     "conv1": "conv1",
     "norm2": "norm2",
     "conv2": "conv2",
-    "nin_shortcut": "conv_shortcut",
+    "conv_shortcut": "nin_shortcut",
 }
 OPEN_CLIP_LAYER = {  # original -> transformers; the attention's three linears are one there
     "ln_1": "layer_norm1",
@@ -43,56 +47,41 @@ def original_vae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises: SmidgenError for a tensor that the original code has not.
     """
-    renaming = _vae_renaming(modules_of(state))
-    renamed = rename(state, renaming, "the original codec")
-    flat = [
-        f"{half}.mid.attn_1.{name}.weight"
-        for half in ("encoder", "decoder")
-        for name in VAE_ATTENTION
-    ]
-    for key in flat:
-        if key in renamed and renamed[key].ndim == 2:
-            renamed[key] = renamed[key][:, :, None, None]
+    names = modules_of(state)
+    last = count_blocks(names, "decoder.up_blocks") - 1
+    found = {outer: (name,) for name in names if (outer := _vae_name(name, last)) is not None}
+    renamed = rename(state, Renaming(modules=found), "the original codec")
+    for key, tensor in renamed.items():
+        if tensor.ndim == 2 and key.split(".")[1:3] == ["mid", "attn_1"]:
+            renamed[key] = tensor[:, :, None, None]
     return renamed
 
 
-def _vae_renaming(names: Collection[str]) -> Renaming:
-    modules: dict[str, str] = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    for half in ("encoder", "decoder"):
-        modules |= {f"{half}.{conv}": f"{half}.{conv}" for conv in ("conv_in", "conv_out")}
-        modules[f"{half}.norm_out"] = f"{half}.conv_norm_out"
-        for number in (0, 1):
-            outer, inner = f"{half}.mid.block_{number + 1}", f"{half}.mid_block.resnets.{number}"
-            modules |= {f"{outer}.{a}": f"{inner}.{b}" for a, b in VAE_RESIDUAL.items()}
-        for outer, candidates in VAE_ATTENTION.items():
-            for inner in candidates:
-                full = f"{half}.mid_block.attentions.0.{inner}"
-                if full in names:
-                    modules[f"{half}.mid.attn_1.{outer}"] = full
-    decoder = [name.removeprefix("decoder.") for name in names if name.startswith("decoder.")]
-    last = count_blocks(decoder, "up_blocks") - 1
-    for name in names:
-        outer = _vae_block(name, last)
-        if outer is not None:
-            modules[outer] = name
-    return Renaming(modules={outer: (inner,) for outer, inner in modules.items() if inner in names})
-
-
-def _vae_block(name: str, last: int) -> str | None:
-    """The original name of a module inside a block on the way down or up; up counts backwards from
+def _vae_name(name: str, last: int) -> str | None:
+    """The original name of a module of the codec; blocks on the way up count backwards from
     `last`.
     """
-    back = {inner: outer for outer, inner in VAE_RESIDUAL.items()}
     match name.split("."):
-        case ["encoder", "down_blocks", block, "resnets", layer, part] if part in back:
-            return f"encoder.down.{block}.block.{layer}.{back[part]}"
+        case ["quant_conv" | "post_quant_conv"] | ["encoder" | "decoder", "conv_in" | "conv_out"]:
+            return name
+        case ["encoder" | "decoder" as half, "conv_norm_out"]:
+            return f"{half}.norm_out"
+        case ["encoder" | "decoder" as half, "mid_block", "resnets", "0" | "1" as layer, part]:
+            place = f"{half}.mid.block_{int(layer) + 1}"
+        case ["encoder" | "decoder" as half, "mid_block", "attentions", "0", *rest]:
+            outer = VAE_ATTENTION.get(".".join(rest))
+            return outer and f"{half}.mid.attn_1.{outer}"
         case ["encoder", "down_blocks", block, "downsamplers", "0", "conv"]:
             return f"encoder.down.{block}.downsample.conv"
         case ["decoder", "up_blocks", block, "upsamplers", "0", "conv"]:
             return f"decoder.up.{last - int(block)}.upsample.conv"
-        case ["decoder", "up_blocks", block, "resnets", layer, part] if part in back:
-            return f"decoder.up.{last - int(block)}.block.{layer}.{back[part]}"
-    return None
+        case ["encoder", "down_blocks", block, "resnets", layer, part]:
+            place = f"encoder.down.{block}.block.{layer}"
+        case ["decoder", "up_blocks", block, "resnets", layer, part]:
+            place = f"decoder.up.{last - int(block)}.block.{layer}"
+        case _:
+            return None
+    return f"{place}.{VAE_RESIDUAL[part]}" if part in VAE_RESIDUAL else None
 
 
 def bare_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,8 +118,7 @@ def original_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         renamed[outer] = take(inner)
     if "text_projection.weight" in bare:
         renamed["text_projection"] = take("text_projection.weight").T.contiguous()
-    inside = [name.removeprefix("encoder.") for name in modules_of(bare)]
-    for index in range(count_blocks(inside, "layers")):
+    for index in range(count_blocks(modules_of(bare), "encoder.layers")):
         block, layer = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
         for end in ("weight", "bias"):
             for outer, inner in OPEN_CLIP_LAYER.items():

@@ -1,7 +1,7 @@
 """Folding into a diffusers pipeline: a copy of its folder, or one file in the original names.
 
 Everything happens on files and state dicts, one component at a time and in the files' precision.
-What folds at all is core/fold.py's matter, the names of the original code are in single_file.py.
+What folds at all is core/fold.py's matter, the names of the original code are in hosts/.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
 from smidgen.files.writing import write_json
 from smidgen.hosts.host import Host
-from smidgen.interop.single_file import check_single_file, single_file, text_encoders_needed
+from smidgen.interop.single_file import original_of, single_file
 from smidgen.models.files import (
     read_json,
     read_tensors,
@@ -98,17 +98,16 @@ def fold_into_single_file(delta: Delta, pipeline: Pipeline, host: Host, output: 
         for name in pipeline.components()
         if (pipeline.folder / name / "config.json").is_file()
     }
-    check_single_file(configs, pipeline.denoiser)
-    class_name = configs[pipeline.denoiser]["_class_name"]
+    original = original_of(configs, pipeline.denoiser)
     folded = fold(delta, component_state(pipeline.folder / pipeline.denoiser), host.folds)
     texts: dict[str, tuple[Mapping[str, Tensor], str]] = {}
-    if text_encoders_needed(class_name):
+    if original.text_encoders:
         for name in ("text_encoder", "text_encoder_2"):
             if name in configs:
                 activation = str(configs[name].get("hidden_act", "quick_gelu"))
                 texts[name] = (component_state(pipeline.folder / name), activation)
     codec = component_state(pipeline.folder / "vae")
-    tensors = single_file(class_name, folded, codec, texts)
+    tensors = single_file(original, folded, codec, texts)
     write_safetensors_file(tensors, output)
     return output
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from smidgen.errors import SmidgenError
-from smidgen.models.components import diffusers_class
+from smidgen.models.components import class_of
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
 from smidgen.models.names import ARCHITECTURES, on_hub
@@ -56,13 +56,13 @@ def meta_network(name: str | Path, num_classes: int | None = None) -> nn.Module:
 
 
 def build_meta(config: Mapping[str, Any]) -> nn.Module:
-    """The network of diffusers that `config` (a config.json with its `_class_name`) describes, on
-    the meta device, frozen.
+    """The network that `config` (a config.json with its `_class_name`) describes, on the meta
+    device, frozen.
 
-    Raises: SmidgenError if it names no network of the installed diffusers, or does not fit it.
+    Raises: SmidgenError if it names no network that is installed, or does not fit it.
     """
     kind = config.get("_class_name")
-    found = diffusers_class(str(kind))
+    found = class_of(str(kind))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SmidgenError(f"{kind} is no network; expected the configuration of a denoiser")
     noisy = logging.getLogger("diffusers")

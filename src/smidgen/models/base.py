@@ -14,7 +14,8 @@ from torch import nn
 from smidgen.core.fingerprint import fingerprint
 from smidgen.diffusion.process import Process
 from smidgen.errors import UsageError
-from smidgen.hosts.host import Family, Host, find_family
+from smidgen.hosts.family import Family
+from smidgen.hosts.host import Host, find_family
 from smidgen.models.calling import DTYPES, dtype_of
 from smidgen.models.codec import AutoencoderCodec, Codec
 from smidgen.models.conditioner import Conditioner, Conditions, labels_alone

@@ -1,4 +1,4 @@
-"""Components of diffusers from checked folders: networks, autoencoders, text encoders. The only
+"""Components of pipelines from checked folders: networks, autoencoders, text encoders. The only
 importer of diffusers, which takes seconds: it is imported when the first of them is wanted.
 """
 
@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ import torch
 from torch import nn
 
 from smidgen.errors import SmidgenError
+from smidgen.hosts.host import library_of
 from smidgen.models.files import read_json
 
 
-def load_encoders(folder: Path, kind: str, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
-    """A pipeline of diffusers with these components instead of the folder's, None for without.
+def load_encoders(
+    folder: Path, kind: str, network: str, dtype: torch.dtype, parts: Mapping[str, Any]
+) -> Any:
+    """A pipeline of this class, which is beside that of its network, with these components instead
+    of the folder's, None for without.
 
     Raises:
         SmidgenError: it cannot be loaded.
@@ -29,38 +34,43 @@ def load_encoders(folder: Path, kind: str, dtype: torch.dtype, parts: Mapping[st
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True} | dict(parts)
     bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
     with bars, _quiet(), _readable(folder, "no pipeline"):
-        return diffusers_class(kind).from_pretrained(str(folder), torch_dtype=dtype, **options)
+        found = class_of(kind, beside=network)
+        return found.from_pretrained(str(folder), torch_dtype=dtype, **options)
 
 
-def diffusers_class(name: str) -> Any:
-    """A class that diffusers offers, by its name.
+def class_of(name: str, beside: str | None = None) -> Any:
+    """A class by its name: from where HOSTS says that it is, or the one that it is `beside`, and of
+    diffusers if that says nothing.
 
     Raises:
-        SmidgenError: it has none of this name.
+        SmidgenError: there is none of this name, or its library cannot be imported.
     """
+    library = library_of(beside or name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import diffusers
-
         try:
-            return getattr(diffusers, name)
+            module = import_module(library)
+            return getattr(module, name)
+        except ImportError as error:
+            raise SmidgenError(f"a {name} needs {library}, which cannot be imported") from error
         except AttributeError as error:
-            raise SmidgenError(f"diffusers {diffusers.__version__} has no {name}") from error
+            release = getattr(module, "__version__", "as installed")
+            raise SmidgenError(f"{library} {release} has no {name}") from error
 
 
 def load_network(folder: Path, kind: str, dtype: torch.dtype) -> nn.Module:
-    """A network of diffusers from a checked folder, without its notices.
+    """A network from a checked folder, without the notices of diffusers.
 
     Raises:
         SmidgenError: it cannot be loaded, or weights are missing or unknown.
     """
-    return _load_complete(diffusers_class(kind), folder, f"no {kind}", dtype)
+    return _load_complete(class_of(kind), folder, f"no {kind}", dtype)
 
 
 def load_autoencoder(folder: Path) -> nn.Module:
     """The codec in a folder of diffusers, without its notices. Raises: as `load_network`."""
     kind = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
-    return _load_complete(diffusers_class(kind), folder, "no codec", torch.float32)
+    return _load_complete(class_of(kind), folder, "no codec", torch.float32)
 
 
 def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from smidgen.errors import SmidgenError
-from smidgen.hosts.host import Condition
+from smidgen.hosts.family import Condition
 
 # (labels (B,)) -> the condition of so many images
 Conditions = Callable[[Tensor], Condition]

@@ -18,24 +18,14 @@ from torch import Tensor
 
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError
+from smidgen.hosts.dit import diffusers_names
+from smidgen.hosts.renaming import ENDS, modules_of
 from smidgen.models.dit import DiT, DiTConfig
 
 DIFFUSERS_SHIFT = 1.0  # the frequency shift built into diffusers' DiT
 PIPELINE_CLASSES = 1000  # DiTPipeline guides with the label 1000 as null, whatever the table
 TABLE = "y_embedder.embedding_table.weight"
 
-ROOT_MODULES = {
-    "x_embedder.proj": "pos_embed.proj",
-    "final_layer.adaLN_modulation.1": "proj_out_1",
-    "final_layer.linear": "proj_out_2",
-}
-BLOCK_MODULES = {
-    "attn.proj": "attn1.to_out.0",
-    "mlp.fc1": "ff.net.0.proj",
-    "mlp.fc2": "ff.net.2",
-    "adaLN_modulation.1": "norm1.linear",
-}
-QKV_MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
 REPEATED = {  # parameter -> the parameter of every block
     "t_embedder.mlp.0.weight": "norm1.emb.timestep_embedder.linear_1.weight",
     "t_embedder.mlp.0.bias": "norm1.emb.timestep_embedder.linear_1.bias",
@@ -57,16 +47,10 @@ def to_diffusers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     The tensors share memory with `state`, the repeated embedders with each other.
     """
     renamed = {}
-    for end in ("weight", "bias"):
-        for ours, theirs in ROOT_MODULES.items():
-            renamed[f"{theirs}.{end}"] = state[f"{ours}.{end}"]
-        for index in range(depth):
-            block, target = f"blocks.{index}", f"transformer_blocks.{index}"
-            for ours, theirs in BLOCK_MODULES.items():
-                renamed[f"{target}.{theirs}.{end}"] = state[f"{block}.{ours}.{end}"]
-            parts = state[f"{block}.attn.qkv.{end}"].chunk(3)
-            for theirs, part in zip(QKV_MODULES, parts, strict=True):
-                renamed[f"{target}.{theirs}.{end}"] = part
+    for ours, theirs in diffusers_names(modules_of(state)).modules.items():
+        for end in ENDS:
+            parts = state[f"{ours}.{end}"].chunk(len(theirs))
+            renamed |= {f"{name}.{end}": part for name, part in zip(theirs, parts, strict=True)}
     for index in range(depth):
         for ours, theirs in REPEATED.items():
             renamed[f"transformer_blocks.{index}.{theirs}"] = state[ours]
@@ -88,16 +72,12 @@ def from_diffusers(state: Mapping[str, Tensor], depth: int, source: Path) -> dic
                     f"{source}: {theirs} of block {index} differs from that of block 0; DiT has "
                     "one for all blocks, so a folder trained apart cannot be read"
                 )
-    for end in ("weight", "bias"):
-        for ours, theirs in ROOT_MODULES.items():
-            renamed[f"{ours}.{end}"] = state[f"{theirs}.{end}"]
-        for index in range(depth):
-            block, origin = f"blocks.{index}", f"transformer_blocks.{index}"
-            for ours, theirs in BLOCK_MODULES.items():
-                renamed[f"{block}.{ours}.{end}"] = state[f"{origin}.{theirs}.{end}"]
-            renamed[f"{block}.attn.qkv.{end}"] = torch.cat(
-                [state[f"{origin}.{theirs}.{end}"] for theirs in QKV_MODULES]
-            )
+    for ours, theirs in diffusers_names(
+        [f"blocks.{index}" for index in range(depth)]
+    ).modules.items():
+        for end in ENDS:
+            parts = [state[f"{name}.{end}"] for name in theirs]
+            renamed[f"{ours}.{end}"] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return renamed
 
 

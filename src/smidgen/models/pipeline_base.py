@@ -7,21 +7,21 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from smidgen.diffusion.process import Flow, Process
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.hosts.host import Family, find_family, find_host
+from smidgen.hosts.family import Family, Pipeline
+from smidgen.hosts.host import find_family, find_host
 from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.components import load_encoders, load_network
 from smidgen.models.conditioner import Conditioner
 from smidgen.models.files import read_json
 from smidgen.models.pipelines import (
-    Pipeline,
     beside_prompts,
     check_files,
     pipeline_of,
@@ -50,7 +50,7 @@ def load_pipeline(
         SmidgenError: a pipeline that is not known, files that are missing, damaged or pickles, or
             transformers is not installed.
     """
-    pipeline = pipeline_of(index, source)
+    network, pipeline = pipeline_of(index, source)
     if pipeline.prompts:
         _check_transformers(name)
     check_files(source, index, pipeline)
@@ -59,9 +59,9 @@ def load_pipeline(
     pixels = image_size or trained_pixels(config, autoencoder.factor)
     _check_size(pixels, autoencoder.factor * pipeline.patch)
     _check_channels(config, autoencoder, name)
-    denoiser = load_network(source / pipeline.denoiser, pipeline.network, dtype)
+    denoiser = load_network(source / pipeline.denoiser, network, dtype)
     denoiser.to(device).requires_grad_(False).eval()
-    family = _family(denoiser, index) if pipeline.prompts else None
+    family = _family(denoiser, index, pipeline) if pipeline.prompts else None
     num_tokens = (pixels // autoencoder.factor // pipeline.patch) ** 2
     base = Base(
         name=name,
@@ -83,13 +83,10 @@ def load_pipeline(
     return base
 
 
-def _family(denoiser: nn.Module, index: Mapping[str, Any]) -> Family:
-    """As its class says; but a pipeline that says it is not distilled (FLUX.2 Klein's base) has no
-    guidance as an input, and is guided by the empty prompt.
-    """
+def _family(denoiser: nn.Module, index: Mapping[str, Any], pipeline: Pipeline) -> Family:
+    """As its class says; but this one may be guided by the empty prompt."""
     family = find_family(denoiser)
-    config: Any = denoiser.config
-    if index.get("is_distilled") is False and not config.get("guidance_embeds"):
+    if pipeline.undistilled(index, cast(Any, denoiser.config)):
         return replace(family, guidance="classifier-free")
     return family
 
@@ -120,7 +117,8 @@ def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: 
     if pipeline.denoiser == "transformer":
         parts["transformer"] = base.denoiser
     dtype = next(base.denoiser.parameters()).dtype
-    return load_encoders(source, str(index["_class_name"]), dtype, parts).to(base.device)
+    kind, network = str(index["_class_name"]), type(base.denoiser).__name__
+    return load_encoders(source, kind, network, dtype, parts).to(base.device)
 
 
 def _check_transformers(name: str) -> None:

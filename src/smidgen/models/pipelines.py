@@ -1,5 +1,5 @@
-"""Pipelines of diffusers, those that can be trained above all: what their folders hold, read before
-anything loads.
+"""Folders of pipelines: what they hold, read before anything loads. Which pipelines there are is
+said by their families, in hosts/.
 
 Pure functions of paths and dicts: nothing here imports diffusers.
 """
@@ -7,11 +7,12 @@ Pure functions of paths and dicts: nothing here imports diffusers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from smidgen.errors import SmidgenError
+from smidgen.hosts.family import Pipeline
+from smidgen.hosts.host import HOSTS, families
 from smidgen.models.files import check_safetensors, read_json, refuse_pickles
 
 INDEX = "model_index.json"
@@ -20,87 +21,14 @@ WEIGHTS = ("diffusion_pytorch_model", "model")  # stems of the files of diffuser
 DEFAULT_PIXELS = 1024  # of the pipelines whose network does not say what it was trained at
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """One class of pipelines.
-
-    `network` is the class of its denoiser, in the folder `denoiser`; `tokenizers` and `encoders`
-    turn prompts into conditions; `optional` names those of them that a folder may lack. A token of
-    the network is `patch` latent pixels wide. `even_to_fraction` and `fitted_shift` are as in
-    `schedulers.flow_of`.
-    """
-
-    denoiser: Literal["unet", "transformer"]
-    network: str
-    tokenizers: tuple[str, ...] = ("tokenizer",)
-    encoders: tuple[str, ...] = ("text_encoder",)
-    optional: tuple[str, ...] = ()
-    patch: int = 1
-    even_to_fraction: bool = False
-    fitted_shift: bool = False
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The components that read prompts."""
-        return (*self.tokenizers, *self.encoders)
-
-
-TWO_TOKENIZERS = ("tokenizer", "tokenizer_2")
-TWO_ENCODERS = ("text_encoder", "text_encoder_2")
-_FLUX2 = Pipeline(
-    denoiser="transformer",
-    network="Flux2Transformer2DModel",
-    even_to_fraction=True,
-    fitted_shift=True,
-)
-_PIXART = Pipeline(denoiser="transformer", network="PixArtTransformer2DModel", patch=2)
-
-PIPELINES: Mapping[str, Pipeline] = {
-    "StableDiffusionPipeline": Pipeline(denoiser="unet", network="UNet2DConditionModel"),
-    "StableDiffusionXLPipeline": Pipeline(
-        denoiser="unet",
-        network="UNet2DConditionModel",
-        tokenizers=TWO_TOKENIZERS,
-        encoders=TWO_ENCODERS,
-    ),
-    "PixArtAlphaPipeline": _PIXART,
-    "PixArtSigmaPipeline": _PIXART,
-    "StableDiffusion3Pipeline": Pipeline(
-        denoiser="transformer",
-        network="SD3Transformer2DModel",
-        tokenizers=(*TWO_TOKENIZERS, "tokenizer_3"),
-        encoders=(*TWO_ENCODERS, "text_encoder_3"),
-        optional=("tokenizer_3", "text_encoder_3"),
-        patch=2,
-    ),
-    "FluxPipeline": Pipeline(
-        denoiser="transformer",
-        network="FluxTransformer2DModel",
-        tokenizers=TWO_TOKENIZERS,
-        encoders=TWO_ENCODERS,
-        patch=2,
-        even_to_fraction=True,
-    ),
-    "SanaPipeline": Pipeline(denoiser="transformer", network="SanaTransformer2DModel"),
-    "Flux2Pipeline": _FLUX2,
-    "Flux2KleinPipeline": _FLUX2,
-    "QwenImagePipeline": Pipeline(
-        denoiser="transformer",
-        network="QwenImageTransformer2DModel",
-        patch=2,
-        even_to_fraction=True,
-    ),
-}
-
-
 def is_pipeline(index: Mapping[str, Any]) -> bool:
     """Whether this is the index of a pipeline of diffusers other than our own architecture's."""
     kind = index.get("_class_name")
     return isinstance(kind, str) and kind.endswith("Pipeline") and kind != "DiTPipeline"
 
 
-def pipeline_of(index: Mapping[str, Any], source: Path) -> Pipeline:
-    """The pipeline that an index describes, its components' classes checked.
+def pipeline_of(index: Mapping[str, Any], source: Path) -> tuple[str, Pipeline]:
+    """The pipeline that an index describes and the class of its network, all classes checked.
 
     Of an unknown pipeline of an unknown network, which nobody here can call, prompts are not read.
 
@@ -109,41 +37,46 @@ def pipeline_of(index: Mapping[str, Any], source: Path) -> Pipeline:
             component that is missing or comes with code of its own.
     """
     kind = str(index.get("_class_name"))
-    pipeline = PIPELINES.get(kind) or _unknown(index)
-    if pipeline is None:
+    known = {
+        name: (network, pipeline)
+        for network, family in families().items()
+        for name, pipeline in family.pipelines.items()
+    }
+    described = known.get(kind) or _unknown(index)
+    if described is None:
         raise SmidgenError(
             f"{source}/{INDEX}: a {kind} cannot be trained here; known: DiTPipeline, "
-            f"{', '.join(PIPELINES)}"
+            f"{', '.join(known)}"
         )
+    network, pipeline = described
     for name in (pipeline.denoiser, "vae", "scheduler", *pipeline.prompts):
         library, component = _entry(index, name)
         if component is None and name in pipeline.optional:
             continue
         if component is None:
             raise SmidgenError(f"{source}/{INDEX}: this {kind} has no {name}; get it again")
-        if library not in LIBRARIES:
+        if library not in LIBRARIES and f"{library}.{component}" not in HOSTS:
             raise SmidgenError(
                 f"{source}/{INDEX}: {name} is of {library}, code of its own that is not run; "
                 f"expected {' or '.join(LIBRARIES)}"
             )
     found = _entry(index, pipeline.denoiser)[1]
-    if found != pipeline.network:
+    if found != network:
         raise SmidgenError(
             f"{source}/{INDEX}: the {pipeline.denoiser} of a {kind} is a {found}; expected "
-            f"{pipeline.network}"
+            f"{network}"
         )
-    return pipeline
+    return network, pipeline
 
 
-def _unknown(index: Mapping[str, Any]) -> Pipeline | None:
-    """A pipeline by its index alone, if it has one denoiser and that is of no known class."""
-    known = {pipeline.network for pipeline in PIPELINES.values()}
+def _unknown(index: Mapping[str, Any]) -> tuple[str, Pipeline] | None:
+    """A pipeline and its network by the index alone, if it has one denoiser of no known class."""
     unet, transformer = (_entry(index, part)[1] for part in ("unet", "transformer"))
     network = transformer or unet
-    if network is None or network in known or (unet and transformer):
+    if network is None or network in families() or (unet and transformer):
         return None
     denoiser = "unet" if unet else "transformer"
-    return Pipeline(denoiser=denoiser, network=network, tokenizers=(), encoders=())
+    return network, Pipeline(denoiser=denoiser, tokenizers=(), encoders=())
 
 
 def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> None:
@@ -199,7 +132,7 @@ def wanted(index: Mapping[str, Any], source: Path) -> list[str]:
     Raises:
         SmidgenError: as `pipeline_of`.
     """
-    pipeline = pipeline_of(index, source)
+    _, pipeline = pipeline_of(index, source)
     folders = (pipeline.denoiser, "vae", "scheduler", *pipeline.prompts)
     files = (*(f"{stem}*.safetensors" for stem in WEIGHTS), "*.json", "*.txt", "*.model", "*.jinja")
     return [INDEX, *(f"{folder}/{name}" for folder in folders for name in files)]

@@ -6,7 +6,7 @@ those of diffusers: there queries, keys and values are three linears, in most or
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from smidgen.errors import SmidgenError
 
 ENDS = ("weight", "bias")
+FINAL_MODULATION = "final_layer.adaLN_modulation.1"  # of SD3 and Flux
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +85,16 @@ def swap_halves(rows: Tensor) -> Tensor:
 
 def count_blocks(names: Collection[str], stem: str) -> int:
     """One more than the highest number that follows `stem` in dotted module names."""
-    numbers = [parts[1] for parts in map(_split, names) if parts[0] == stem and len(parts) > 1]
+    behind = (name.removeprefix(f"{stem}.") for name in names if name.startswith(f"{stem}."))
+    numbers = (rest.partition(".")[0] for rest in behind)
     return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
 
 
-def inner_modules(renaming: Renaming) -> Iterator[tuple[str, str]]:
-    """Each inner module with the outer one that holds it."""
-    for outer, parts in renaming.modules.items():
-        for part in parts:
-            yield part, outer
+def qkv(attention: str) -> tuple[str, ...]:
+    """Diffusers' three linears of an attention, as original codes stack them."""
+    return tuple(f"{attention}.to_{letter}" for letter in "qkv")
 
 
-def _split(name: str) -> list[str]:
-    return name.split(".")
+def added_qkv(attention: str) -> tuple[str, ...]:
+    """The same for the text's stream."""
+    return tuple(f"{attention}.add_{letter}_proj" for letter in "qkv")
