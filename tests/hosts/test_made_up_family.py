@@ -69,7 +69,11 @@ def trained(base, folder):
 def test_the_folder_becomes_a_whole_base(package, folder):
     base = smidgen.load_base(folder)
     assert type(base.denoiser) is package.Painter
-    assert (base.host.family, base.objective, base.image_size) == ("painter", "epsilon", 16)
+    assert (base.host.family, base.process.prediction, base.image_size) == (
+        "painter",
+        "epsilon",
+        16,
+    )
     assert base.latent_shape == (4, 8, 8)
     expected = {"text_encoder", "tokenizer", "transformer", "vae", "scheduler"}
     assert expected < set(json.loads((folder / "model_index.json").read_text()))
