@@ -169,3 +169,54 @@ def test_a_record_of_another_form_is_refused_in_one_line(tmp_path, changes):
         run(tmp_path, latents=latent_set())
     assert "\n" not in str(caught.value)
     assert final_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("method", ["difffit", "lora", "vpt"])
+def test_a_new_run_begins_from_a_delta_of_the_same_method(tmp_path, photos, method):
+    train(photos, tmp_path / "first", method=method)
+    first = Delta.load(tmp_path / "first" / "delta.safetensors")
+    write_images(tmp_path / "more", classes=("ant", "bee"))
+    settings = {"method": method, "init": tmp_path / "first" / "delta.safetensors"}
+    begun = train(tmp_path / "more", tmp_path / "second", lr=0.0, **settings)
+    for name, edit in begun.edits.items():
+        if name != "label_table":
+            assert all(map(torch.equal, edit.parameters(), first.edits[name].parameters())), name
+    table, known = (delta.edits["label_table"].rows for delta in (begun, first))
+    assert torch.equal(table[1:], known[[0, 2]])  # bee, and the null row
+    assert begun.provenance.classes == ("ant", "bee")
+
+
+def test_a_run_that_began_from_a_delta_goes_on_without_it(tmp_path, photos):
+    train(photos, tmp_path / "first")
+    start = tmp_path / "first" / "delta.safetensors"
+    train(photos, tmp_path / "whole", init=start, steps=6)
+    train(photos, tmp_path / "run", init=start, steps=2)
+    start.unlink()
+    train(photos, tmp_path / "run", init=start, steps=6)
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
+
+
+def test_a_start_of_another_method_or_with_other_options_is_refused(tmp_path, photos):
+    train(photos, tmp_path / "first", method="lora", method_config={"rank": 4})
+    start = tmp_path / "first" / "delta.safetensors"
+    with pytest.raises(UsageError, match="init is a delta of lora and the method is difffit"):
+        train(photos, tmp_path / "run", init=start)
+    with pytest.raises(UsageError, match="other options \\(rank 4 -> 8\\)"):
+        train(photos, tmp_path / "run", init=start, method="lora")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_new_run_begins_from_another_programs_lora(tmp_path, photos):
+    base = tiny_base()
+    train(photos, tmp_path / "first", method="lora", method_config={"rank": 4})
+    first = Delta.load(tmp_path / "first" / "delta.safetensors")
+    path = tmp_path / "theirs.safetensors"
+    without_table = Delta(
+        {name: edit for name, edit in first.edits.items() if name != "label_table"},
+        first.provenance,
+    )
+    smidgen.export_lora(without_table, base, format="peft", output=path)
+    begun = train(photos, tmp_path / "run", init=path, method="lora", lr=0.0)
+    for name, edit in without_table.edits.items():
+        for mine, theirs in zip(begun.edits[name].parameters(), edit.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs)

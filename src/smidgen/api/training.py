@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.core.delta import Delta
+from smidgen.core.file import is_delta
 from smidgen.errors import UsageError
 from smidgen.files.names import file_part
 from smidgen.files.settings import make
+from smidgen.interop.lora import read_lora
 from smidgen.methods import configure
 from smidgen.models.base import Base
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import RunConfig, TrainingConfig
-from smidgen.training.recipe import check_recipe
-from smidgen.training.run import fine_tune, recipe_of
+from smidgen.training.recipe import check_recipe, read_recipe
+from smidgen.training.run import defaults_of, fine_tune, read_delta, recipe_of
 
 RUNS = Path("runs")
 
@@ -70,7 +72,20 @@ def train(
         )
     if output is None:
         config = _with_free_folder(base, config)
-    return fine_tune(base, config, force=force, progress=progress)
+    return run(base, config, force=force, progress=progress)
+
+
+def run(base: Base, config: RunConfig, *, force: bool = False, progress: bool = False) -> Delta:
+    """`fine_tune`, which may begin from another program's LoRA."""
+    return fine_tune(base, config, read_init=read_any, force=force, progress=progress)
+
+
+def read_any(path: Path, base: Base) -> Delta:
+    """The delta in a file of ours, of PEFT, diffusers, kohya or ComfyUI, for this base.
+
+    Raises: SmidgenError if it is none of these, or for another base.
+    """
+    return read_delta(path, base) if is_delta(path) else read_lora(path, base)
 
 
 def _with_free_folder(base: Base, config: RunConfig) -> RunConfig:
@@ -81,8 +96,10 @@ def _with_free_folder(base: Base, config: RunConfig) -> RunConfig:
         if not found.output.exists():
             return found
         try:
-            check_recipe(found.output, recipe_of(base, found))
+            standing = check_recipe(found.output, recipe_of(base, found), defaults_of(found))
         except UsageError:
             continue
-        return found
+        before = read_recipe(found.output) or {}
+        if standing == "new" or before.get("data") == str(found.data):
+            return found
     raise AssertionError("unreachable")

@@ -70,8 +70,8 @@ def run(argv: Sequence[str]) -> None:
 def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any]:
     """Load the base, read one format and write the other."""
     from smidgen import api
-    from smidgen.cli.inspect import is_delta
     from smidgen.core.delta import Delta
+    from smidgen.core.file import is_delta
     from smidgen.interop.lora_files import read_lora_file
     from smidgen.interop.pipeline_folder import check_apart
 

@@ -73,6 +73,7 @@ def run(argv: Sequence[str]) -> None:
 def inspect(options: InspectOptions, method_config: Any) -> dict[str, Any]:
     """The counts of a base and method, or the facts of a delta file."""
     from smidgen import api
+    from smidgen.core.file import is_delta
 
     path = Path(options.model)
     if path.is_file() and is_delta(path):
@@ -120,18 +121,6 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     words, numbers = len(row) - 2, len(row)
     cells = [row[column].ljust(widths[column]) for column in range(words)]
     return cells + [row[column].rjust(widths[column]) for column in range(words, numbers)]
-
-
-def is_delta(path: Path) -> bool:
-    """Whether a safetensors file says that it is a delta."""
-    from smidgen.core.delta import read_header
-    from smidgen.errors import SmidgenError
-
-    try:
-        read_header(path)
-    except SmidgenError:
-        return False
-    return True
 
 
 def delta_facts(path: Path) -> dict[str, Any]:

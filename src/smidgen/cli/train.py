@@ -90,9 +90,9 @@ def check_paths(config: RunConfig) -> None:
 
 def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, Any]:
     """Train, and tell what was trained."""
-    from smidgen.training.run import fine_tune
+    from smidgen.api.training import run as train_run
 
-    delta = fine_tune(base, config, force=force, progress=True)
+    delta = train_run(base, config, force=force, progress=True)
     total = sum(parameter.numel() for parameter in base.denoiser.parameters())
     path = config.output / "delta.safetensors"
     report: dict[str, Any] = {}

@@ -40,6 +40,15 @@ def read_header(path: Path | str) -> dict[str, Any]:
         return header
 
 
+def is_delta(path: Path | str) -> bool:
+    """Whether a file says that it is a delta."""
+    try:
+        read_header(path)
+    except SmidgenError:
+        return False
+    return True
+
+
 def read_file(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors of a delta file, on the CPU.
 

@@ -171,6 +171,9 @@ class RunConfig:
     """Refuse to train if a larger share of the files cannot be used."""
     cache_dir: Path | None = None
     """Where latents are kept; none: the cache folder of this machine."""
+    init: Path | None = None
+    """Begin from this delta, or LoRA file of another program, of the same method, in place of a
+    fresh one."""
     output: Path
     """Folder for the run; its delta.safetensors is the result."""
     method_config: Any = field(default=None, metadata=NO_FLAG)

@@ -13,6 +13,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from smidgen.errors import SmidgenError, UsageError
@@ -42,8 +43,15 @@ def recipe_text(settings: Mapping[str, Any]) -> str:
     return "".join(f"{name} = {toml(value)}\n" for name, value in _dotted(settings).items())
 
 
-def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Standing:
-    """How a run with these settings stands to what is in `folder`; nothing is changed.
+def check_recipe(
+    folder: Path,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    force: bool = False,
+) -> Standing:
+    """How a run with these settings stands to what is in `folder`, where a setting that the recipe
+    there does not know is its default; nothing is changed.
 
     Raises: UsageError if the folder holds a run with other settings and not `force`, naming them,
         or if nothing can be written there.
@@ -58,7 +66,7 @@ def check_recipe(folder: Path, settings: Mapping[str, Any], *, force: bool = Fal
         return "new"
     if force:
         return "new"
-    before, now = _dotted(before), _dotted(tomllib.loads(recipe_text(settings)))
+    before, now = {**defaults, **_dotted(before)}, _dotted(tomllib.loads(recipe_text(settings)))
     if before.get("lr", NONE) == NONE:  # of an earlier smidgen: the method's own
         before["lr"] = resolve(before.get("method", now["method"])).default_lr
     done = steps_done(folder)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.lock import held
+from smidgen.files.settings import settings_of
 from smidgen.files.standing import Standing
 from smidgen.files.writing import write_json
 from smidgen.methods.build import build_delta
@@ -37,6 +40,7 @@ from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe
 from smidgen.training.runtime import check_runtime
 from smidgen.training.saving import identity_of
+from smidgen.training.start import begun_with
 from smidgen.training.state import AGAIN, check_identity, checkpoints, read_position
 
 logger = logging.getLogger(__name__)
@@ -48,24 +52,39 @@ BY_BASE = ("prompt", "timestep_sampling", "timestep_shift", "embedded_guidance")
 OF_NO_BIT = ("trackers", "num_threads", "metrics_features")
 
 
+def read_delta(path: Path, base: Base) -> Delta:
+    """The delta in a file. Raises: SmidgenError if it is none, or of another base."""
+    delta = Delta.load(path)
+    delta.check_base(base.fingerprint, base.name)
+    return delta
+
+
 def fine_tune(
-    base: Base, config: RunConfig, *, force: bool = False, progress: bool = False
+    base: Base,
+    config: RunConfig,
+    *,
+    read_init: Callable[[Path, Base], Delta] = read_delta,
+    force: bool = False,
+    progress: bool = False,
 ) -> Delta:
     """Train a delta of `base` on a folder of images and return its average.
 
     A run that is finished already only returns it. With `force` an earlier run in the output is
-    removed, once everything that can be checked has been.
+    removed, once everything that can be checked has been. `read_init` reads the delta that
+    `config.init` names.
 
     Raises: UsageError, SmidgenError as everything that this calls; Interrupted.
     """
     config = config.resolved()
     folder = config.output
-    standing = from_main(lambda: check_run(base, config, force=force))
+    standing: Standing = from_main(lambda: check_run(base, config, force=force))
     with held(folder) if is_main() else nullcontext():
         latents = read_latents(base, config, progress=progress and is_main())
         if standing == "finished":
             return _finished(base, config, latents)
         delta = fresh_delta(base, config, latents)
+        if config.init is not None:
+            delta = begun_with(delta, _beginning(base, config, config.init, standing, read_init))
         task = Task(process=base.process, labels=labels_of(base, delta))
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
@@ -98,6 +117,20 @@ def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     return delta
 
 
+def _beginning(
+    base: Base,
+    config: RunConfig,
+    init: Path,
+    standing: Standing,
+    read_init: Callable[[Path, Base], Delta],
+) -> Delta:
+    """What the run began from; of a run that goes on its own last delta tells which edits it has,
+    whatever became of `init` since.
+    """
+    own = config.output / DELTA
+    return read_delta(own, base) if standing == "begun" and own.is_file() else read_init(init, base)
+
+
 def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) -> None:
     begin_run(config.output, recipe_of(base, config), force=force)
     if latents.folder is not None:
@@ -110,7 +143,7 @@ def recipe_of(base: Base, config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
     values |= dataclasses.asdict(config.method_config) | {"image_size": base.image_size}
-    for name in ("resize", "flip", "max_bad_share"):
+    for name in ("resize", "flip", "max_bad_share", "init"):
         values[name] = getattr(config, name)
     return values | dataclasses.asdict(config.training)
 
@@ -127,7 +160,13 @@ def check_run(base: Base, config: RunConfig, *, force: bool = False) -> Standing
         )
     _check_settings(base, config.training)
     check_runtime(config.training, base.device)
-    return check_recipe(config.output, recipe_of(base, config), force=force)
+    return check_recipe(config.output, recipe_of(base, config), defaults_of(config), force=force)
+
+
+def defaults_of(config: RunConfig) -> dict[str, Any]:
+    """What settings are that a recipe of an earlier smidgen does not know yet."""
+    found = settings_of(type(config.method_config), TrainingConfig)
+    return {name: setting.default for name, setting in found.items()}
 
 
 def _check_settings(base: Base, training: TrainingConfig) -> None:
