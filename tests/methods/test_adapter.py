@@ -251,7 +251,7 @@ def test_zero_starts_without_effect_and_pytorch_with_its_default_for_all():
     with torch.no_grad():
         plain = _sample(base.denoiser(*inputs))
         for init in ("zero", "pytorch"):
-            delta = tiny_delta(base, "adapter", (), std=0.0, init=init)
+            delta = tiny_delta(base, "adapter", (), std=0.0, up_init=init)
             with delta.attach(base.denoiser):
                 output = _sample(base.denoiser(*inputs))
             assert torch.equal(output, plain) == (init == "zero")
@@ -269,7 +269,7 @@ def test_zero_starts_without_effect_and_pytorch_with_its_default_for_all():
         {"width": 0},
         {"share": 1.5},
         {"scale": 0.0},
-        {"init": "ones"},
+        {"up_init": "ones"},
     ],
 )
 def test_nonsense_is_refused(options):

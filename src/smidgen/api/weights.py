@@ -76,9 +76,12 @@ def count_weights(
     method: str,
     method_config: Any,
     training: TrainingConfig | None = None,
+    latent_side: int | None = None,
 ) -> dict[str, Any]:
-    """`inspect` with the method's own Config; `training` None: without the memory."""
-    shape = _shape_of(base, num_classes)
+    """`inspect` with the method's own Config; `training` None: without the memory, which is that of
+    latents of `latent_side`, None: of the base's own.
+    """
+    shape = _shape_of(base, num_classes, latent_side)
     count = _num_labels(shape)
     delta = _meta_delta(shape, count or 0, method, method_config)
     found: dict[str, Any] = {"base": shape.name, "host": shape.host.family, "method": method}
@@ -86,7 +89,10 @@ def count_weights(
     found |= {"tensors": tensor_rows(delta), "untouched": _untouched(shape)}
     if training is not None:
         resident = resident_bytes()
-        example = example_of(shape.denoiser, base) if isinstance(base, Base) else None
+        example = example_of(shape.denoiser, base if isinstance(base, Base) else None)
+        if latent_side is not None:
+            channels = example.latent_shape[0]
+            example = replace(example, latent_shape=(channels, latent_side, latent_side))
         memory = estimate_memory(shape.denoiser, delta, training, example)
         found["memory"] = memory.as_dict()
         if resident is not None:
@@ -117,12 +123,19 @@ def _placed(edit: Edit) -> Iterator[tuple[str, torch.Tensor, str]]:
         yield key, tensor, f"{edit.target}.{key}".strip(".") if isinstance(edit, Weight) else sites
 
 
-def _shape_of(base: Base | str | Path, num_classes: int | None) -> _Shape:
-    """The network on the meta device with a table of `num_classes`, None: of as many as it has."""
+def _shape_of(
+    base: Base | str | Path, num_classes: int | None, latent_side: int | None = None
+) -> _Shape:
+    """The network on the meta device with a table of `num_classes`, None: of as many as it has, for
+    latents of `latent_side`, None: of its own.
+    """
     if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES:
         raise UsageError(f"num_classes is {num_classes}; expected 1 to {MOST_CLASSES:,}")
     if not isinstance(base, Base):
         denoiser, name = meta_network(base, num_classes), str(base)
+        if isinstance(denoiser, DiT) and latent_side is not None:
+            with torch.device("meta"):
+                denoiser = DiT(replace(denoiser.config, image_size=latent_side))
     elif isinstance(base.denoiser, DiT):
         name, config = base.name, base.denoiser.config
         with torch.device("meta"):

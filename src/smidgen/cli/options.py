@@ -63,17 +63,16 @@ class BaseOptions:
         if self.frequency_shift is not None:
             finite("frequency_shift", self.frequency_shift)
 
+    def given(self) -> dict[str, Any]:
+        """What `load_base` is told besides the name and the image size, as recipes have it."""
+        settings = {"codec": self.codec, "frequency_shift": self.frequency_shift}
+        return {name: value for name, value in settings.items() if value is not None}
+
     def load(self, **more: Any) -> Base:
         """The base that these options mean; `more` as `load_base` takes it."""
         from smidgen import api
 
-        return api.load_base(
-            self.base,
-            codec=self.codec,
-            image_size=self.image_size,
-            frequency_shift=self.frequency_shift,
-            **more,
-        )
+        return api.load_base(self.base, image_size=self.image_size, **self.given(), **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,13 +252,17 @@ def answer_dry_run(configs: Sequence[Any], facts: Mapping[str, Any], *, as_json:
 
 
 def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`name: value` of each fact, nested ones under their path; shares in per cent."""
+    """`name: value` of each fact, nested ones under their path, one of several lines as so many;
+    shares in per cent.
+    """
     lines = []
     for name, value in facts.items():
         label = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, Mapping):
             lines += fact_lines(value, f"{label} ")
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, tuple):
+            lines += [f"{label}: {one}" for one in value]
+        elif isinstance(value, list):
             lines.append(f"{label}: {', '.join(map(str, value))}")
         elif isinstance(value, float) and name == "share":
             lines.append(f"{label}: {value:.4%}")

@@ -20,10 +20,11 @@ from smidgen.cli.options import (
     check_images,
     check_output_folder,
     quiet_stdout,
+    resolve_device,
 )
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
-from smidgen.files.settings import flatten
+from smidgen.files.settings import SWITCH, flatten
 from smidgen.training.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ examples:
   smidgen train --base glyphs --data photos/ --method difffit --steps 400 --output runs/photos
   smidgen train recipes/difffit-food101.toml --data food-101 --layout food-101 --split train"""
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSwitches(OutputSwitches):
+    """How to run and how to answer; never part of a recipe."""
+
+    time: bool = dataclasses.field(default=False, metadata=SWITCH)
+    """With --dry-run: load the base and time a few steps, for an estimate of the whole."""
+
+
 GROUPS: Mapping[str, type] = {"base": BaseOnDevice, "run": RunConfig, "training": TrainingConfig}
 
 
@@ -48,8 +58,10 @@ def run(argv: Sequence[str]) -> None:
     check_paths(config)
     if switches.dry_run:
         with quiet_stdout():
-            facts = plan(parsed["base"], config)
+            facts = plan(parsed["base"], config, switches)
         answer_dry_run(configs_of(parsed), facts, as_json=switches.json)
+        if facts.get("refusal") is not None:
+            raise UsageError(facts["refusal"])
         return
     with quiet_stdout():
         document = train(parsed["base"].load(), config, force=switches.force)
@@ -70,7 +82,7 @@ def parse_train(request: Request, description: str = DESCRIPTION, **others: type
 
     method = resolve(request.peek("method", "difffit"))
     groups = {**others, **GROUPS, "method": method.config}
-    parsed = parse(request, groups, switches=OutputSwitches, description=description)
+    parsed = parse(request, groups, switches=TrainSwitches, description=description)
     config, training = parsed.pop("method"), parsed.pop("training")
     parsed["run"] = dataclasses.replace(parsed["run"], method_config=config, training=training)
     return parsed
@@ -111,24 +123,28 @@ def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, An
     }
 
 
-def plan(base: BaseOnDevice, config: RunConfig) -> dict[str, Any]:
-    """What the run would train and need, from the names of the images and the shape of the base."""
-    from smidgen.api.weights import count_weights
-    from smidgen.data.layouts import open_images
-    from smidgen.hosts.host import find_host
-    from smidgen.models.architectures import meta_network
+def plan(base: BaseOnDevice, config: RunConfig, switches: TrainSwitches) -> dict[str, Any]:
+    """What the run would find, train and need."""
+    from smidgen.api.planning import plan_run, time_steps
+    from smidgen.progress import counting_bar
 
-    images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
-    has_labels = find_host(meta_network(base.base)).has_labels  # else classes are prompts
-    facts = count_weights(
-        base.base,
-        num_classes=len(images.classes) if has_labels else None,
-        method=config.method,
-        method_config=config.method_config,
-        training=config.training,
-    )
-    # tensor by tensor is what `smidgen inspect` shows
-    return {name: fact for name, fact in facts.items() if name != "tensors"}
+    with counting_bar("reading", progress=True) as report:
+        facts = plan_run(
+            base.base,
+            config,
+            given=base.given(),
+            image_size=base.image_size,
+            device=resolve_device(base.device),
+            force=switches.force,
+            progress=report,
+        )
+    found = facts.pop("images")
+    if switches.time and facts["refusal"] is None:
+        facts["time"] = time_steps(base.load(), config, len(found.classes))
+    if switches.json:
+        return {"images": found.as_json(), **facts}
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return {"images": tuple(found.lines()), **known}
 
 
 def resolved(parsed: Mapping[str, Any]) -> dict[str, Any]:

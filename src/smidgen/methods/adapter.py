@@ -43,7 +43,7 @@ def build(base: Tunable, config: AdapterConfig, generator: torch.Generator) -> d
         for block, read, write in _both(host, *places)
     }
     for adapter in adapters.values():
-        adapter.initialise(generator, zero=config.init == "zero")
+        adapter.initialise(generator, zero=config.up_init == "zero")
     return adapters
 
 

@@ -178,7 +178,7 @@ class AdapterConfig:
     the nearest width gives."""
     scale: float = 1.0
     """What adapters add is multiplied by this fixed number."""
-    init: Init = "zero"
+    up_init: Init = "zero"
     """zero starts without effect; pytorch with PyTorch's default for all weights, as the paper's
     authors do."""
 
@@ -186,7 +186,7 @@ class AdapterConfig:
         check_choice("input_position", self.input_position, (*get_args(Place), "auto"))
         check_choice("output_position", self.output_position, (*get_args(Output), "auto"))
         check_choice("activation", self.activation, get_args(Activation))
-        check_choice("init", self.init, get_args(Init))
+        check_choice("up_init", self.up_init, get_args(Init))
         if self.width is not None and self.share is not None:
             raise UsageError("width and share both say how wide the adapters are; give one")
         if self.width is not None:

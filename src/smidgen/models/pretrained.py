@@ -28,7 +28,7 @@ from smidgen.models.files import read_json
 from smidgen.models.hub import download
 from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_names
 from smidgen.models.pipeline_base import load_pipeline
-from smidgen.models.pipelines import INDEX, is_pipeline
+from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
 
 
 def load_base(
@@ -146,6 +146,25 @@ def meta_denoiser(name: str | Path, num_classes: int | None = None) -> DiT:
     """The denoiser of `architecture(name, num_classes)` on the meta device, without weights."""
     with torch.device("meta"):
         return DiT(architecture(name, num_classes)).requires_grad_(False).eval()
+
+
+def trained_size(
+    name: str | Path, codec: str | Path | None = None
+) -> tuple[int | None, int | None]:
+    """Side in pixels of the images that a base was trained on and how far its codec reduces it,
+    from configurations alone; (None, None) of one that lies on the hub.
+
+    Raises: UsageError, SmidgenError as `load_base`.
+    """
+    if on_hub(name):
+        return None, None
+    source = _locate(name)
+    described = _describe(source)
+    factor = load_codec(_codec_source(name, source, codec)).factor
+    if not is_pipeline(described):
+        return architecture(name).image_size * factor, factor
+    folder = source / pipeline_of(described, source)[1].denoiser
+    return trained_pixels(read_json(folder / "config.json"), factor), factor
 
 
 def _locate(name: str | Path) -> Path:

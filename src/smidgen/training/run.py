@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -138,7 +138,18 @@ def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) ->
         logger.info("%s", latents.report())
 
 
-def recipe_of(base: Base, config: RunConfig) -> dict[str, Any]:
+class Named(Protocol):
+    """What a recipe says of a base; `models.base.Base` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def given(self) -> Mapping[str, Any]: ...
+    @property
+    def image_size(self) -> int | None: ...
+
+
+def recipe_of(base: Named, config: RunConfig) -> dict[str, Any]:
     """All settings of a run in one flat table; `config` is resolved."""
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}

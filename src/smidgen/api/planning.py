@@ -1,0 +1,159 @@
+"""What a training would do, before it does it: the images as it would find them, what it would
+train, the memory it would take, and the refusal if there will be one. No weights are read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from smidgen.api.weights import count_weights
+from smidgen.data.findings import findings_of, survey
+from smidgen.data.folder import ImageFolder, Progress, check_bad_share
+from smidgen.data.latents import LatentSet
+from smidgen.data.layouts import open_images
+from smidgen.errors import SmidgenError
+from smidgen.hosts.host import find_host
+from smidgen.methods.build import build_delta
+from smidgen.models.architectures import meta_network
+from smidgen.models.base import Base
+from smidgen.models.pretrained import trained_size
+from smidgen.models.prompts import PROMPTS
+from smidgen.training.config import RunConfig
+from smidgen.training.loop import train_delta
+from smidgen.training.recipe import check_recipe, steps_done
+from smidgen.training.run import defaults_of, recipe_of
+from smidgen.training.runtime import check_runtime
+
+WARM_UP, TIMED = 2, 5  # steps of the estimate of time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a recipe says of a base, known without its weights."""
+
+    name: str
+    given: Mapping[str, Any]
+    image_size: int | None
+
+
+def plan_run(
+    base: str | Path,
+    config: RunConfig,
+    *,
+    given: Mapping[str, Any],
+    image_size: int | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The facts of a training on `base`, loaded with the settings `given` at this image size (None:
+    its own): `images`, the Findings, `run` how it stands to what is in the output, the
+    counts of `inspect` with `memory`, and `refusal`, the line with which it would end, or None.
+
+    Every image is read and decoded, as training would; progress(done, total) is called for each.
+
+    Raises: as the training, for what leaves nothing to count.
+    """
+    config = config.resolved()
+    size, factor = trained_size(base, given.get("codec"))
+    size = image_size or size
+    facts: dict[str, Any] = {"images": None, "refusal": None}
+    folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
+    try:
+        described = Described(name=str(base), given=given, image_size=size)
+        facts["run"] = _standing(described, config, device, force)
+        folder = _survey(folder, config, size, facts, progress)
+    except SmidgenError as error:
+        facts["refusal"] = str(error)
+        if facts["images"] is None:
+            facts["images"] = findings_of(folder)
+    has_labels = find_host(meta_network(base)).has_labels  # else classes are prompts
+    counts = count_weights(
+        base,
+        num_classes=len(folder.classes) if has_labels else None,
+        method=config.method,
+        method_config=config.method_config,
+        training=config.training,
+        latent_side=None if size is None or factor is None else size // factor,
+    )
+    # tensor by tensor is what `smidgen inspect` shows
+    return facts | {name: fact for name, fact in counts.items() if name != "tensors"}
+
+
+def _standing(base: Described, config: RunConfig, device: str, force: bool) -> str:
+    """Raises: UsageError for an output of another run, or settings that this machine lacks."""
+    check_runtime(config.training, torch.device(device))
+    recipe = recipe_of(base, config)
+    found = check_recipe(config.output, recipe, defaults_of(config), force=force)
+    return f"begun, at step {steps_done(config.output)}" if found == "begun" else found
+
+
+def _survey(
+    listed: ImageFolder,
+    config: RunConfig,
+    size: int | None,
+    facts: dict[str, Any],
+    progress: Progress | None,
+) -> ImageFolder:
+    """The folder as training would find it, its report in `facts`.
+
+    Raises: SmidgenError where training would refuse it.
+    """
+    folder, findings = survey(listed, image_size=size, progress=progress)
+    facts["images"] = findings
+    check_bad_share(folder, config.max_bad_share)
+    return folder
+
+
+def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, float]:
+    """`seconds_per_step` of such a training on this machine now, the median of a few steps on
+    random latents, and the `seconds` of all its steps; loading and encoding are not in them.
+    """
+    config = config.resolved()
+    steps = WARM_UP + TIMED
+    training = replace(
+        config.training,
+        steps=steps,
+        warmup_steps=0,
+        checkpoint_every=steps,
+        validation_share=0.0,
+        trackers=(),
+    )
+    count = max(num_classes, training.images_per_step)
+    noise = torch.randn((count, 1, *base.latent_shape), generator=torch.Generator().manual_seed(0))
+    names = tuple(f"{number}" for number in range(count))
+    labels = torch.arange(count) % num_classes
+    latents = LatentSet(mean=noise, std=torch.zeros_like(noise), labels=labels, names=names)
+    classes = [f"class {number}" for number in range(num_classes)]
+    reads_prompts = base.conditioner is not None
+    delta = build_delta(
+        config.method,
+        base,
+        config.method_config,
+        () if reads_prompts else classes,
+        torch.Generator(),
+        training={PROMPTS: {"classes": classes}} if reads_prompts else {},
+    )
+    ends = [time.perf_counter()]
+    with TemporaryDirectory(prefix="smidgen-") as folder:
+        train_delta(
+            base,
+            delta,
+            latents,
+            training,
+            Path(folder),
+            on_step=lambda *_: ends.append(time.perf_counter()),
+        )
+    each = sorted(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False))
+    median = each[len(each) // 2]
+    return {
+        "seconds_per_step": round(median, 4),
+        "seconds": round(median * config.training.steps, 1),
+    }
