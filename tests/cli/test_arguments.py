@@ -87,6 +87,7 @@ FORMS = {  # what is given after --data x, and what it sets
     "a list": (["--names", "b", "c"], {"names": ("b", "c")}),
     "a list after =": (["--names=b", "c"], {"names": ("b", "c")}),
     "commas are text": (["--names", "b,c"], {"names": ("b,c",)}),
+    "a list with the name of a file": (["--names", "b", "c.toml"], {"names": ("b", "c.toml")}),
     "a list of nothing": (["--names"], {"names": ()}),
     "a list of nothing before a flag": (["--names", "--even", "4"], {"names": (), "even": 4}),
     "a hyphen in a list": (["--names", "-x", "b"], {"names": ("-x", "b")}),

@@ -113,7 +113,8 @@ def test_a_recipe_that_is_not_there_or_not_the_first_argument_is_refused(smidgen
     assert_refused(smidgen("train", tmp_path / "none.toml"), "no such recipe", codes=(2,))
     assert_refused(smidgen("train", "recipe.yaml"), "recipe.yaml", ".toml", codes=(2,))
     (tmp_path / "r.toml").write_text("")
-    assert_refused(smidgen("train", "--steps", 3, tmp_path / "r.toml"), "r.toml", codes=(2,))
+    late = smidgen("train", "--steps", 3, tmp_path / "r.toml")
+    assert_refused(late, "r.toml", "a recipe comes first", codes=(2,))
 
 
 def no_such_folder(folder):

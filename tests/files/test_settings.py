@@ -105,6 +105,7 @@ def test_hyphens_in_keys_and_integers_for_numbers_are_taken(tmp_path):
     [
         ("stpes = 3", r'unknown key "stpes"; did you mean "steps"\?'),
         ("zzz = 3", r'unknown key "zzz"; choose from: data, steps'),
+        ('"a\\nb" = 3', r'unknown key "a\\nb"'),
         ("steps = 3.5", "steps is 3.5; expected an integer"),
         ("steps = true", "steps is true; expected an integer"),
         ('lr = "fast"', 'lr is "fast"; expected a number or "none"'),

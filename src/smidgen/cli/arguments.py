@@ -44,11 +44,6 @@ class Request:
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     positional: str | None = None
 
-    @property
-    def wants_help(self) -> bool:
-        """Whether the user asks for help; then no other check should come first."""
-        return "-h" in self.arguments or "--help" in self.arguments
-
     def peek(self, name: str, default: Any = None) -> Any:
         """The text of a flag, else the recipe's value, before anything is parsed."""
         found = self.values.get(name, default)
@@ -62,18 +57,13 @@ class Request:
 def read_request(verb: str, argv: Sequence[str], *, positional: str | None = None) -> Request:
     """Take the recipe from the front of the arguments.
 
-    Raises: UsageError if the first argument is no recipe, or the recipe cannot be read.
+    Raises: UsageError if it cannot be read.
     """
     arguments = list(argv)
     recipe, values = None, {}
     if arguments and arguments[0].endswith(".toml"):
         recipe = Path(arguments.pop(0))
         values = read_recipe(recipe)
-    elif arguments and not arguments[0].startswith("-") and positional is None:
-        raise UsageError(f"unexpected {toml(arguments[0])}; a recipe comes first and ends in .toml")
-    for before, token in itertools.pairwise(arguments):
-        if token.endswith(".toml") and not before.startswith("--"):
-            raise UsageError(f"the recipe comes first: smidgen {verb} {token} --flag value ...")
     return Request(
         verb=verb, arguments=arguments, recipe=recipe, values=values, positional=positional
     )
@@ -91,7 +81,7 @@ def parse(
     everything = {**groups, "switches": switches}
     settings = settings_of(*everything.values())
     values = check_values(request.values, *groups.values(), source=str(request.recipe))
-    if request.wants_help:
+    if {"-h", "--help"} & set(request.arguments):
         print(help_text(request.verb, description, everything, values, request.positional), end="")
         raise SystemExit(0)
     try:
@@ -125,7 +115,10 @@ def _read_flags(request: Request, settings: Mapping[str, Setting]) -> dict[str, 
         takes_all = settings[request.positional].is_list
         given[request.positional], bare = (bare, []) if takes_all else (bare[0], bare[1:])
     if bare:
-        raise UsageError(f"unexpected {toml(bare[0])}; a value follows its flag")
+        raise UsageError(
+            f"unexpected {toml(bare[0])}; a recipe comes first and ends in .toml, a value follows "
+            "its flag"
+        )
     return {
         name: convert(value, settings[name].annotation, settings[name].flag)
         for name, value in given.items()

@@ -145,7 +145,7 @@ def check_values(
     values = _dotted(values, configs, where)
     for name in values:
         if name not in settings:
-            raise UsageError(f'{where}unknown {kind} "{name}"{closest(name, settings)}')
+            raise UsageError(f"{where}unknown {kind} {toml(name)}{closest(name, settings)}")
     return {
         name: convert(value, settings[name].annotation, where + name)
         for name, value in values.items()
