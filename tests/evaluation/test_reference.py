@@ -120,7 +120,10 @@ def test_another_programs_mu_and_sigma_are_taken(tmp_path):
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": "{"}, "not a readable"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": "[]"}, "not a readable"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"resize": "clean"}'}, '"clean"'),
-        ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"count": "many"}'}, "count 'many'"),
+        (
+            {"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"count": "many"}'},
+            r"got `str` - at `\$\.count`",
+        ),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "meta": '{"format_version": 3}'}, "up to 2"),
         ({"mu": np.array(["a"] * 6), "sigma": np.eye(6)}, "finite numbers"),
         ({"mu": np.zeros(6), "sigma": np.eye(6), "features": np.ones((9, 5))}, r"\(N, 6\)"),
