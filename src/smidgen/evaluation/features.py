@@ -203,7 +203,7 @@ def load_extractor(
     name: str,
     device: torch.device | str = "cpu",
     *,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     resize: str | None = None,
 ) -> Extractor:
     """The extractor of that name, its network on `device`.

@@ -48,7 +48,7 @@ def make_plan(
     metrics: Sequence[str] | None = None,
     *,
     device: torch.device | str = "cpu",
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     resize: str | None = None,
     prompt: str = PROMPT,
 ) -> Plan:
@@ -81,7 +81,7 @@ def check_names(
 
 
 def _load(
-    names: Sequence[str], device: torch.device | str, weights: Path | None, resize: str | None
+    names: Sequence[str], device: torch.device | str, weights: str | Path | None, resize: str | None
 ) -> tuple[Extractor, ...]:
     """The extractors; of several, each gets the options that it takes.
 

@@ -45,7 +45,7 @@ def reference_statistics(
     layout: str = "folder",
     split: str | None = None,
     batch_size: int = 64,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Statistics]:
     """The statistics of a data set or a .npz for each extractor, what is missing read in one pass.
@@ -55,7 +55,7 @@ def reference_statistics(
 
     Raises: UsageError if `reference` is neither; SmidgenError if it cannot be used.
     """
-    cache_dir = cache_dir or default_cache_dir()
+    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     with processes.main_first():
         if reference.is_file() and layout == "folder":
             if reference.suffix != ".npz":

@@ -55,8 +55,8 @@ class EvaluationConfig:
     metrics: Sequence[str] | None = None
     batch_size: int = 64
     device: torch.device | str = "cpu"
-    cache_dir: Path | None = None
-    weights: Path | None = None
+    cache_dir: str | Path | None = None
+    weights: str | Path | None = None
     resize: str | None = None
     layout: str = "folder"
     split: str | None = None
