@@ -15,7 +15,7 @@ from PIL import Image
 
 from smidgen.data.folder import scan
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.evaluation import features
+from smidgen.evaluation import estimate, features
 from smidgen.evaluation.kernels import kid
 from smidgen.evaluation.metrics import frechet_distance
 from smidgen.evaluation.neighbours import prdc
@@ -326,6 +326,24 @@ def test_batches_from_a_sampler_give_what_their_files_give(tmp_path):
     other = measure_batches(drawn(19, 7), reference, sampling=sampling, features="colours")
     identities = [one["protocol"]["images_identity"] for one in (streamed, other)]
     assert identities[0] != identities[1]
+
+
+def test_the_time_that_drawing_takes_is_told_after_its_first_batch(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(estimate, "LONG", -1.0)
+    given = {"sampling": {}, "features": "colours", "num_images": 20}
+    with caplog.at_level("INFO", logger="smidgen"):
+        measure_batches(drawn(20, 7), class_folder(tmp_path / "reference", 2), **given)
+    (line,) = caplog.messages
+    assert line.startswith("drawing 20 images will take about")
+
+
+def test_paths_may_be_text(tmp_path):
+    """As case F17."""
+    folder = class_folder(tmp_path / "images", 3)
+    cache = tmp_path / "another-cache"
+    document = evaluate(str(folder), str(folder), features="colours", cache_dir=str(cache))
+    assert document["protocol"]["num_images"] == 9
+    assert list(cache.rglob("*.npz"))
 
 
 def test_a_class_that_the_reference_lacks_stops_before_the_first_batch(tmp_path):
