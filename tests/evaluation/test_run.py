@@ -427,13 +427,28 @@ def test_two_processes_write_the_document_of_one(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(expected))
 
 
-@pytest.mark.parametrize("record", [[1, 2], {"images": ["a.png"]}, {"settings": "none"}])
-def test_a_sample_json_of_another_program_is_named(record, tmp_path):
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[1, 2]", "7", '{"images": ["a.png"]}', '{"settings": "none"}', '{"images": {"a": 5}}'),
+        *('{"settings": {"steps": "50"}}', '{"settings": {"guidance": 1e999}}', '{"finished": 0}'),
+        nested(100_000),  # case A12
+        f'{{"settings": {{"more": {nested(300)}}}}}',
+    ],
+)
+def test_a_sample_json_of_another_program_is_named(text, tmp_path):
     reference = class_folder(tmp_path / "reference", 2)
     folder = samples(tmp_path / "flat", ["red"], ["red"])
-    (folder / "sample.json").write_text(json.dumps(record))
-    with pytest.raises(SmidgenError, match=r"sample\.json is no record of smidgen sample"):
+    (folder / "sample.json").write_text(text)
+    with pytest.raises(
+        SmidgenError, match=r"sample\.json is no record of smidgen sample"
+    ) as caught:
         evaluate(folder, reference, features="colours")
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_wrong_with_the_images_is_told_before_they_are_read(tmp_path, monkeypatch):

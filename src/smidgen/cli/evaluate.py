@@ -166,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
             save_statistics(options, options.statistics)
     if is_main():
         write_json(document, output)
-        for warning in document["warnings"]:
+        for warning in document.get("warnings", ()):
             log(f"warning: {warning}")
         answer(document, result_lines(document), output, as_json=switches.json)
 

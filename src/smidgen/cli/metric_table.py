@@ -19,29 +19,33 @@ def result_lines(document: Mapping[str, Any]) -> list[str]:
     blocks = feature_blocks("the result", document)
     lines = [_header(document["protocol"])]
     for name, block in blocks.items():
-        known = block["protocol"]["num_reference"]
-        against = f"{known:,} images" if known else "an unknown number of images"
-        lines.append(f"{name} features, against {against} of {block['protocol']['reference']}")
+        protocol = block["protocol"]
+        against = f"{_count(protocol.get('num_reference'))} of {protocol.get('reference')}"
+        lines.append(f"{name} features, against {against}")
         lines += _aligned([_metric_row(metric, block) for metric in block["metrics"]])
     return lines
 
 
 def _header(protocol: Mapping[str, Any]) -> str:
     """`480 images (10 of each of 48 classes), ddpm, 50 steps, guidance 1.5, seed 0`."""
-    text = f"{protocol['num_images']:,} images"
-    balance = protocol["class_balance"]
-    if balance["kind"] != "unknown":
-        least, most = balance["min_per_class"], balance["max_per_class"]
+    text = _count(protocol.get("num_images"))
+    balance = protocol.get("class_balance") or {}
+    least, most = (balance.get(name) for name in ("min_per_class", "max_per_class"))
+    if least is not None and most is not None:
         each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        text += f" ({each} of each of {balance['num_classes']:,} classes)"
-    sampling = protocol.get("sampling") or {}
-    parts = [str(sampling["sampler"])] if "sampler" in sampling else []
+        text += f" ({each} of each of {balance.get('num_classes') or 0:,} classes)"
+    sampling = {k: v for k, v in (protocol.get("sampling") or {}).items() if v is not None}
+    parts = [sampling["sampler"]] if "sampler" in sampling else []
     parts += [f"{sampling['steps']} steps"] if "steps" in sampling else []
-    for name in ("guidance", "seed"):
-        parts += [f"{name} {sampling[name]:g}"] if name in sampling else []
+    parts += [f"guidance {sampling['guidance']:g}"] if "guidance" in sampling else []
+    parts += [f"seed {sampling['seed']}"] if "seed" in sampling else []
     if sampling.get("guidance_channels", "all") != "all":
         parts.append(f"guidance on the channels {sampling['guidance_channels']}")
     return ", ".join([text, *parts])
+
+
+def _count(number: int | None) -> str:
+    return f"{number:,} images" if number else "an unknown number of images"
 
 
 def _metric_row(name: str, block: Mapping[str, Any]) -> list[str]:
@@ -78,7 +82,8 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
     table = [["", "features", "images", *map(_head, names)]]
     for row in rows:
         cells = [_cell(name, row) for name in names]
-        table.append([row["name"], row["features"], f"{row['num_images']:,}", *cells])
+        count = UNKNOWN if row["num_images"] is None else f"{row['num_images']:,}"
+        table.append([row["name"], row["features"], count, *cells])
     lines = _aligned(table)
     lines += [f"different: {difference_text(entry)}" for entry in comparison["differences"]]
     return lines + [f"noted: {difference_text(entry)}" for entry in comparison["noted"]]
@@ -88,6 +93,15 @@ def _head(name: str) -> str:
     if name not in METRICS:
         return name
     return f"{METRICS[name].short or name} {'↑' if METRICS[name].higher_is_better else '↓'}"
+
+
+def warning_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each warning of the rows once, behind the names of the results that have it."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        for text in row["warnings"]:
+            about.setdefault(text, []).append(row["name"])
+    return [f"warning: {', '.join(dict.fromkeys(names))}: {text}" for text, names in about.items()]
 
 
 def _cell(name: str, row: Mapping[str, Any]) -> str:

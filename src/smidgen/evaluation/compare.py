@@ -11,6 +11,8 @@ from typing import Any
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.protocol import metric_order
+from smidgen.evaluation.schemas import Result
+from smidgen.files.reading import Unreadable, fit
 
 # Two numbers are comparable only if all of these agree; a dot goes into a nested table.
 MATTERS = (
@@ -73,17 +75,16 @@ def feature_blocks(name: str, document: Mapping[str, Any]) -> dict[str, dict[str
     Raises: SmidgenError if the document is no result.
     """
     try:
-        whole = {**document, "protocol": dict(document["protocol"])}
-        blocks = {whole["protocol"]["features"]: whole}
-        for kind, block in document.get("by_features", {}).items():
-            protocol = {**whole["protocol"], **block["protocol"]}
-            blocks[kind] = {"warnings": (), **block, "protocol": protocol}
-        for block in blocks.values():
-            dict(block["metrics"])
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        fit(document, Result)
+    except Unreadable as error:
         raise SmidgenError(
-            f"{name} is no result of smidgen evaluate (it lacks {error}); give its result.json"
+            f"{name} is no result of smidgen evaluate ({error.reason}); give its result.json"
         ) from error
+    whole = {"warnings": (), **document}
+    blocks = {whole["protocol"]["features"]: whole}
+    for kind, block in document.get("by_features", {}).items():
+        protocol = {**whole["protocol"], **block["protocol"]}
+        blocks[kind] = {"warnings": (), **block, "protocol": protocol}
     return blocks
 
 

@@ -140,9 +140,9 @@ def measure_batches(
     strange_classes(
         classes, known[plan.first.name].classes, name_reference(reference), certain=True
     )
-    prepared = array_batches(batches, plan.extractors)
     if num_images is not None:
         batches = announced(batches, num_images)
+    prepared = array_batches(batches, plan.extractors)
     measured = _accumulate(plan, prepared, name, total=num_images, progress=progress)
     identity = _array_identity(plan, measured)
     source = Source(name=name, identity=identity, sampling=sampling, certain=True)
