@@ -218,6 +218,64 @@ def test_comparing_refuses_other_protocols_unless_told(smidgen, no_result, photo
     assert [row["metrics"] for row in comparison["rows"]] == measured
 
 
+def made(folder, **changes):
+    """A result with two warnings."""
+    document = {
+        "metrics": {"fd": 2.0},
+        "protocol": {"features": "glyphs", "num_images": 9, "num_reference": 8, "reference": "x"},
+        "warnings": ["few images", f"of {folder.name} alone"],
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(document | changes))
+    return folder
+
+
+def test_compare_shows_the_table_first_and_each_warning_once(tmp_path):
+    """As case F18, with both streams in one file as on a terminal."""
+    folders = [made(tmp_path / name) for name in ("one", "two")]
+    command = [sys.executable, "-m", "smidgen.cli", "compare", *map(str, folders)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    head, *rows, first, second, third = done.stdout.splitlines()
+    assert "FD ↓" in head
+    assert [row.split()[0] for row in rows] == [str(folder) for folder in folders]
+    assert first == f"warning: {folders[0]}, {folders[1]}: few images"
+    assert second == f"warning: {folders[0]}: of one alone"
+    assert third == f"warning: {folders[1]}: of two alone"
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, '{"metrics": {"fd": 1.0}, "protocol": 3}', '{"metrics": 1}']
+)
+def test_a_result_that_is_none_is_one_line_for_compare_and_is_not_replaced(
+    text, smidgen, photos, tmp_path
+):
+    """As cases A12 and A13."""
+    folder, other = foreign_images(tmp_path / "theirs"), made(tmp_path / "other")
+    (folder / "result.json").write_text(text)
+    for arguments in (("compare", folder, other), ("evaluate", folder, "--reference", photos)):
+        outcome = smidgen(*arguments)
+        assert outcome.code in (1, 2)
+        assert len(outcome.complaint) == 1
+    assert (folder / "result.json").read_text() == text
+
+
+def test_a_finished_result_with_little_in_it_is_shown(smidgen, photos, tmp_path):
+    folder = foreign_images(tmp_path / "theirs")
+    arguments = ("evaluate", folder, "--reference", photos)
+    assert smidgen(*arguments).code == 0
+    request = json.loads((folder / "result.json").read_text())["request"]
+    bare = {"metrics": {"fd": 1.0}, "protocol": {"features": "glyphs"}, "request": request}
+    (folder / "result.json").write_text(json.dumps(bare))
+    outcome = smidgen(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "an unknown number of images" in outcome.out
+
+
 def test_wrong_results_to_compare_are_refused(smidgen, tmp_path):
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "b.json").write_text("[]")
@@ -228,7 +286,7 @@ def test_wrong_results_to_compare_are_refused(smidgen, tmp_path):
         ((tmp_path / "a.json", tmp_path / "none.json"), "no such result", 2),
         ((tmp_path / "a.json", tmp_path / "a.json"), "given twice", 2),
         ((tmp_path / "a.json", tmp_path), "there is no", 1),
-        ((tmp_path / "a.json", tmp_path / "b.json"), "no result of smidgen evaluate", 1),
+        ((tmp_path / "a.json", tmp_path / "b.json"), "Expected `object`, got `array`", 1),
         ((tmp_path / "a.json", tmp_path / "c.json"), "cannot read", 1),
     ):
         outcome = smidgen("compare", *arguments)

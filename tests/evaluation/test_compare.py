@@ -113,10 +113,34 @@ def test_a_difference_is_told_with_each_value_and_long_hashes_short():
     assert difference_text(entry) == "sampling: unknown in a, 0123456789ab… in b"
 
 
-@pytest.mark.parametrize("broken", [{}, {"protocol": {}}, {"protocol": {"features": "x"}}])
-def test_what_is_no_result_is_refused_by_name(broken):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": None},
+        {"metrics": {"fd": "low"}},
+        {"metrics": {"kid": {"mean": 1.0}}},
+        {"metrics": {"kid": {"mean": 1.0, "std": []}}},
+        {"protocol": {}},
+        {"protocol": {"features": 5}},
+        {"protocol": {"features": "x", "num_images": "ten"}},
+        {"protocol": {"features": "x", "num_images": 10**400}},
+        {"protocol": {"features": "x", "class_balance": [1]}},
+        {"protocol": {"features": "x", "sampling": {"guidance": "high"}}},
+        {"protocol": {"features": "x", "metric_settings": 3}},
+        {"baselines": {"class_agreement_by_chance": "none"}},
+        {"notes": {"fd": "few"}},
+        {"warnings": 3},
+        {"by_features": {"twin": {}}},
+        {"by_features": []},
+    ],
+)
+def test_what_is_no_result_is_refused_by_name_in_one_line(changes):
+    """As case A13: values of another type."""
+    with pytest.raises(SmidgenError, match="b is no result of smidgen evaluate") as caught:
+        compare({"a": document(), "b": document() | changes})
+    assert "\n" not in str(caught.value)
     with pytest.raises(SmidgenError, match="b is no result"):
-        compare({"a": document(), "b": broken})
+        compare({"a": document(), "b": {}})
     with pytest.raises(UsageError, match="two or more"):
         compare({"a": document()})
 

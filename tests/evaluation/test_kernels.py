@@ -14,10 +14,6 @@ def features(count: int, dim: int, seed: int) -> torch.Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def unbiased_by_pairs(x: torch.Tensor, y: torch.Tensor) -> float:
     """The U-statistic with one Python number for every pair."""
 
@@ -32,9 +28,9 @@ def unbiased_by_pairs(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def test_kid_of_whole_sets_is_the_sum_over_pairs():
     x, y = features(17, 5, seed=1), features(17, 5, seed=2) + 0.3
-    found = kid(x, y, num_subsets=3, generator=generator())
-    assert found.mean == pytest.approx(unbiased_by_pairs(x, y), rel=1e-9)
-    assert found.std < 1e-12  # every subset is the whole set
+    found = kid(x, y, num_subsets=3)
+    assert found.value["mean"] == pytest.approx(unbiased_by_pairs(x, y), rel=1e-9)
+    assert found.value["std"] < 1e-12  # every subset is the whole set
 
 
 def test_kid_draws_every_subset_of_both_sets_as_often():
@@ -44,23 +40,32 @@ def test_kid_draws_every_subset_of_both_sets_as_often():
         for rows in itertools.combinations(range(4), 3)
         for others in itertools.combinations(range(5), 3)
     ]
-    found = kid(x, y, num_subsets=1, subset_size=3, generator=generator())
-    assert np.abs(np.array(possible) - found.mean).min() < 1e-9
-    assert found.std == 0
-    many = kid(x, y, num_subsets=3000, subset_size=3, generator=generator())
-    assert many.mean == pytest.approx(np.mean(possible), abs=5 * np.std(possible) / 3000**0.5)
-    assert many.std == pytest.approx(np.std(possible), rel=0.1)
+    found = kid(x, y, num_subsets=1, subset_size=3).value
+    assert np.abs(np.array(possible) - found["mean"]).min() < 1e-9
+    assert found["std"] == 0
+    many = kid(x, y, num_subsets=3000, subset_size=3).value
+    assert many["mean"] == pytest.approx(np.mean(possible), abs=5 * np.std(possible) / 3000**0.5)
+    assert many["std"] == pytest.approx(np.std(possible), rel=0.1)
 
 
-def test_kid_depends_on_the_generator_alone_and_refuses_subsets_of_one():
+def test_kid_depends_on_the_seed_alone_and_refuses_subsets_of_one():
     x, y = features(40, 4, seed=5), features(30, 4, seed=6)
-    once = kid(x, y, num_subsets=5, subset_size=10, generator=generator(1))
-    assert kid(x, y, num_subsets=5, subset_size=10, generator=generator(1)) == once
-    assert kid(x, y, num_subsets=5, subset_size=10, generator=generator(2)) != once
+    once = kid(x, y, num_subsets=5, subset_size=10, seed=1)
+    assert kid(x, y, num_subsets=5, subset_size=10, seed=1) == once
+    assert kid(x, y, num_subsets=5, subset_size=10, seed=2) != once
     with pytest.raises(ValueError, match="two at least"):
-        kid(x[:1], y, generator=generator())
+        kid(x[:1], y)
     with pytest.raises(ValueError, match="0 subsets"):
-        kid(x, y, num_subsets=0, generator=generator())
+        kid(x, y, num_subsets=0)
+
+
+def test_kid_says_how_large_its_subsets_really_were():
+    x, y = features(40, 4, seed=5), features(30, 4, seed=6)
+    found = kid(x, y, num_subsets=2, subset_size=35)
+    assert (dict(found.settings), found.notes) == ({"subset_size": 30}, ())
+    found = kid(y, x, num_subsets=2, subset_size=35)
+    assert found.settings == {"subset_size": 30}
+    assert found.notes == ("every subset is all 30 images, so that ± is too small",)
 
 
 @pytest.mark.parametrize("block", [1, 4, 2048])

@@ -7,8 +7,9 @@ import torch
 
 from smidgen.errors import UsageError
 from smidgen.evaluation import features
-from smidgen.evaluation.names import INCEPTION_HEAD, split_names
+from smidgen.evaluation.names import split_names
 from smidgen.evaluation.plan import make_plan
+from smidgen.evaluation.table import INCEPTION_HEAD
 
 from .conftest import colour_extractor
 
@@ -50,7 +51,7 @@ def test_asked_metrics_go_to_the_features_that_they_are_defined_on():
         "dinov2": {"recall", "dino_i"},
     }
     assert plan.needs(plan.first, "features")
-    assert not plan.needs(plan.first, "text")
+    assert not plan.needs(plan.first, "texts")
 
 
 @pytest.mark.parametrize(

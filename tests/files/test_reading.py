@@ -52,6 +52,17 @@ def test_another_document_is_one_line_with_the_place(tmp_path: Path, text: str |
     assert "\n" not in str(caught.value)
 
 
+def test_no_document_is_deeper_than_what_later_recurses(tmp_path: Path) -> None:
+    """An encoder in Python gives up at a few hundred, msgspec at a thousand."""
+    for lists in (31, 32, 300):
+        text = '{"a": ' + "[" * lists + "]" * lists + "}"
+        if lists == 31:
+            assert parse_json(text, dict[str, Any])
+            continue
+        with pytest.raises(Unreadable, match="nested too deeply"):
+            parse_json(text, dict[str, Any])
+
+
 def test_a_text_without_a_file_is_judged_alike() -> None:
     assert parse_json("[1, 2]", list[int]) == [1, 2]
     with pytest.raises(Unreadable, match=r"Expected `int`, got `str`"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import comparison_lines
+from smidgen.cli.metric_table import comparison_lines, warning_lines
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_input, log
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.schemas import MOST_RESULT_BYTES
+from smidgen.files.reading import read_json
 
 RESULT = "result.json"
 
@@ -56,10 +58,10 @@ def run(argv: Sequence[str]) -> None:
     from smidgen.evaluation.compare import compare
 
     comparison = compare(documents, any_protocol=options.any_protocol)
-    for row in comparison["rows"]:
-        for warning in row["warnings"]:
-            log(f"warning: {row['name']}: {warning}")
     answer(comparison, comparison_lines(comparison), None, as_json=switches.json)
+    sys.stdout.flush()  # the table first, where both go to one place
+    for line in warning_lines(comparison["rows"]):
+        log(line)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -68,15 +70,9 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises: SmidgenError if there is none, or it cannot be read.
     """
     path = path / RESULT if path.is_dir() else path
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SmidgenError(f"there is no {path}: smidgen evaluate writes it") from error
-    except (OSError, ValueError) as error:
-        raise SmidgenError(f"cannot read the result {path}: {error}") from error
-    if not isinstance(document, dict):
-        raise SmidgenError(f"{path} is no result of smidgen evaluate")
-    return document
+    if not path.exists():
+        raise SmidgenError(f"there is no {path}: smidgen evaluate writes it")
+    return read_json(path, dict[str, Any], MOST_RESULT_BYTES)
 
 
 def names(paths: Sequence[Path]) -> list[str]:

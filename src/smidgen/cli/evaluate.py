@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import result_lines
+from smidgen.cli.metric_table import metric_help, result_lines
 from smidgen.cli.options import (
     DEVICES,
     LAYOUT_NAMES,
@@ -40,10 +40,13 @@ from smidgen.processes import is_main
 
 NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
 
-DESCRIPTION = """Measure a run, a delta or a folder of images against a reference.
+DESCRIPTION = f"""Measure a run, a delta or a folder of images against a reference.
 
 Of a run and a delta, samples are drawn and measured without writing them. With torchrun, several
 processes share the work: torchrun --nproc-per-node 8 -m smidgen.cli evaluate ...
+
+metrics (* if none are named):
+{metric_help()}
 
 examples:
   smidgen evaluate runs/photos --reference photos-test/ --num-images 10000
@@ -68,14 +71,13 @@ class EvaluateOptions:
     features: str = "glyphs"
     """Feature extractors with commas: glyphs, inception, dinov2, clip-b32, clip-l14."""
     metrics: str | None = None
-    """Metrics with commas: fd, kid, precision, recall, density, coverage, inception_score, cmmd,
-    class_agreement, clip_i, dino_i, clip_t; none: fd, kid and, where known, class_agreement."""
+    """Metrics with commas, see above; none: those with *, where they can be had."""
     resize: Literal["clean", "legacy"] | None = None
     """How inception's images are resized; none: clean."""
     weights: Path | None = None
     """The extractor's weights; none: where they are usually kept, else fetched once."""
     prompt: str = PROMPT
-    """The text of a class, for clip_t."""
+    """The text of a class, for metrics that compare with texts."""
     batch_size: int = 64
     """Images at a time."""
     cache_dir: Path | None = None
@@ -164,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
             save_statistics(options, options.statistics)
     if is_main():
         write_json(document, output)
-        for warning in document["warnings"]:
+        for warning in document.get("warnings", ()):
             log(f"warning: {warning}")
         answer(document, result_lines(document), output, as_json=switches.json)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.errors import UsageError
+from smidgen.evaluation.schemas import MOST_RESULT_BYTES, Result
 from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.standing import standing
 from smidgen.sampling.folder import DEFAULT_SAMPLERS
@@ -33,12 +34,14 @@ def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] 
     if not output.exists():
         return None
     try:
-        document = read_json(output, dict[str, Any])
-        before = fit(document.get("request"), dict[str, Any])
+        document = read_json(output, dict[str, Any], MOST_RESULT_BYTES)
+        before = fit(document, Result).request
     except Unreadable:
+        document, before = {}, None
+    if before is None:
         raise UsageError(
             f"{output} exists and is no result of evaluate; give another --output, or --force"
-        ) from None
+        )
     if request.get("sampler") is None:
         before |= {"sampler": None} if before.get("sampler") in DEFAULT_SAMPLERS else {}
     for name in ("images", "reference"):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.metrics import Gaussian, GaussianSum, ProbabilitySums
-from smidgen.evaluation.names import INCEPTION_HEAD, METRICS
 from smidgen.evaluation.similarity import directions, paired_cosine
+from smidgen.evaluation.table import METRICS, needing
 
 CHUNK = 4096  # rows that are taken to float64 at a time
 
@@ -27,8 +27,9 @@ class Accumulated:
 
     `features` (N, D) float32 where a metric needs them, else None; `predictions` the class index
     that each head sees in each image, (N); `intended` what each image was meant to show, None if
-    any is unknown; `mean_direction` (D) the mean of the normalised features; `text_cosines` (N) of
-    each image with its text, None if any has none.
+    any is unknown; `mean_direction` (D) the mean of the normalised features; `probabilities` those
+    of each head of which a metric needs them; `text_cosines` (N) of each image with its text, None
+    if any has none.
     """
 
     gaussian: Gaussian
@@ -36,7 +37,7 @@ class Accumulated:
     predictions: dict[str, Tensor]
     intended: tuple[str, ...] | None
     mean_direction: Tensor
-    probabilities: ProbabilitySums | None
+    probabilities: dict[str, ProbabilitySums]
     text_cosines: Tensor | None
 
     @property
@@ -76,11 +77,11 @@ class Accumulator:
             head = METRICS[name].head
             if head is not None and head not in self.heads:
                 raise ValueError(f'{name} needs the head "{head}"; there are: {self.heads}')
-        self.keeps_features = any(METRICS[name].needs == "features" for name in self.metrics)
+        self.keeps_features = bool(needing(self.metrics, "features"))
         self.batches: list[Batch] = []
         self.gaussian = GaussianSum(dim)
         self.direction_sum = torch.zeros(dim, dtype=torch.float64)
-        self.probabilities: ProbabilitySums | None = None
+        self.probabilities: dict[str, ProbabilitySums] = {}
 
     @property
     def count(self) -> int:
@@ -114,10 +115,8 @@ class Accumulator:
         if not self.keeps_features:
             self.gaussian.update(values)
             self.direction_sum += directions(values).sum(dim=0)
-        if "inception_score" in self.metrics:
-            self._probabilities(logits[INCEPTION_HEAD].shape[1]).update(
-                first_index, logits[INCEPTION_HEAD]
-            )
+        for head in {METRICS[name].head or "" for name in needing(self.metrics, "probabilities")}:
+            self._probabilities(head, logits[head].shape[1]).update(first_index, logits[head])
         cosines = None if texts is None else paired_cosine(values, texts.detach().cpu())
         self.batches.append(
             Batch(
@@ -151,10 +150,10 @@ class Accumulator:
                 "look at these images, and at the weights of the feature extractor"
             )
 
-    def _probabilities(self, num_classes: int) -> ProbabilitySums:
-        if self.probabilities is None:
-            self.probabilities = ProbabilitySums(num_classes)
-        return self.probabilities
+    def _probabilities(self, head: str, num_classes: int) -> ProbabilitySums:
+        if head not in self.probabilities:
+            self.probabilities[head] = ProbabilitySums(num_classes)
+        return self.probabilities[head]
 
     def merge(self, other: Accumulator) -> None:
         """Add all images of `other`, which is left as it is.
@@ -167,9 +166,8 @@ class Accumulator:
         self.batches.extend(other.batches)
         self.gaussian.merge(other.gaussian)
         self.direction_sum += other.direction_sum
-        if other.probabilities is not None:
-            num_classes = other.probabilities.probabilities.shape[1]
-            self._probabilities(num_classes).merge(other.probabilities)
+        for head, sums in other.probabilities.items():
+            self._probabilities(head, sums.probabilities.shape[1]).merge(sums)
 
     def result(self) -> Accumulated:
         """The set so far, in order of sample index.

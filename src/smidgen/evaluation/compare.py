@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.evaluation.names import METRICS
 from smidgen.evaluation.protocol import metric_order
+from smidgen.evaluation.schemas import Result
+from smidgen.files.reading import Unreadable, fit
 
 # Two numbers are comparable only if all of these agree; a dot goes into a nested table.
 MATTERS = (
@@ -29,7 +30,6 @@ SHOWN = (
     *("versions.pillow", "versions.numpy", "device"),
 )
 OF_IMAGES = ("num_images", "class_balance", "sampling", "versions", "device")
-BASELINES = ("class_agreement_by_chance", "class_agreement_of_reference")
 
 
 def compare(
@@ -75,38 +75,33 @@ def feature_blocks(name: str, document: Mapping[str, Any]) -> dict[str, dict[str
     Raises: SmidgenError if the document is no result.
     """
     try:
-        whole = {**document, "protocol": dict(document["protocol"])}
-        blocks = {whole["protocol"]["features"]: whole}
-        for kind, block in document.get("by_features", {}).items():
-            protocol = {**whole["protocol"], **block["protocol"]}
-            blocks[kind] = {"warnings": (), **block, "protocol": protocol}
-        for block in blocks.values():
-            dict(block["metrics"])
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        fit(document, Result)
+    except Unreadable as error:
         raise SmidgenError(
-            f"{name} is no result of smidgen evaluate (it lacks {error}); give its result.json"
+            f"{name} is no result of smidgen evaluate ({error.reason}); give its result.json"
         ) from error
+    whole = {"warnings": (), **document}
+    blocks = {whole["protocol"]["features"]: whole}
+    for kind, block in document.get("by_features", {}).items():
+        protocol = {**whole["protocol"], **block["protocol"]}
+        blocks[kind] = {"warnings": (), **block, "protocol": protocol}
     return blocks
 
 
 def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics that any row has a number of, in the order of METRICS; KID first where a row has
-    few images.
-    """
+    """The metrics that any row has a number of, in the order for the row with fewest images."""
     found = {name for row in rows for name, value in row["metrics"].items() if value is not None}
-    names = [name for name in METRICS if name in found] + sorted(found - set(METRICS))
     counts = [row["num_images"] for row in rows if row.get("num_images") is not None]
-    return metric_order(names, min(counts)) if counts else names
+    return metric_order(found, min(counts, default=None))
 
 
 def _row(name: str, kind: str, block: Mapping[str, Any]) -> dict[str, Any]:
-    baselines = block.get("baselines", {})
     return {
         "name": name,
         "features": kind,
         "num_images": block["protocol"].get("num_images"),
         "metrics": dict(block["metrics"]),
-        "baselines": {key: baselines.get(key) for key in BASELINES if key in baselines},
+        "baselines": dict(block.get("baselines", {})),
         "notes": dict(block.get("notes", {})),
         "warnings": list(block.get("warnings", ())),
     }

@@ -5,20 +5,17 @@ What concerns one extractor is a block; the block of the first is the document's
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from smidgen.errors import SmidgenError, shown
-from smidgen.evaluation import numbers
-from smidgen.evaluation.accumulate import Accumulated
-from smidgen.evaluation.features import Extractor
-from smidgen.evaluation.names import AGREEMENT, METRICS
+from smidgen.evaluation.numbers import Sets, compute
 from smidgen.evaluation.plan import Plan
 from smidgen.evaluation.protocol import feature_protocol, image_protocol, metric_order, notes
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import Measured
+from smidgen.evaluation.table import METRICS
 
 TRANSFORMERS = ("dinov2", "clip-b32", "clip-l14")  # features that this library computes
 
@@ -65,15 +62,16 @@ def make_document(
         )
     blocks = {
         extractor.name: _block(
+            Sets(
+                made=measured.accumulated[extractor.name],
+                known=known[extractor.name],
+                extractor=extractor,
+                intended=intended,
+                prompt=plan.prompt,
+            ),
             plan,
-            extractor,
-            measured.accumulated[extractor.name],
-            known[extractor.name],
-            intended,
-            places={
-                "images_identity": source.identity[extractor.name],
-                "reference": reference,
-            },
+            source.identity[extractor.name],
+            reference,
         )
         for extractor in plan.extractors
     }
@@ -119,57 +117,41 @@ def strange_classes(
     )
 
 
-def _block(
-    plan: Plan,
-    extractor: Extractor,
-    made: Accumulated,
-    known: Statistics,
-    intended: Sequence[str] | None,
-    places: Mapping[str, str],
-) -> dict[str, Any]:
+def _block(sets: Sets, plan: Plan, identity: str, reference: str) -> dict[str, Any]:
     """What belongs to one extractor: metrics with notes and baselines, protocol, warnings.
 
     Raises: SmidgenError if a metric that was asked for cannot be had.
     """
-    if intended is None:
-        made = dataclasses.replace(made, text_cosines=None)
-    wanted = [name for name in METRICS if name in plan.metrics[extractor.name]]
-    names = metric_order(wanted, made.count)
-    distances = [name for name in names if name != AGREEMENT]
-    values, reasons = numbers.compute(distances, made, known, extractor)
-    found: dict[str, Any] = {}
-    if AGREEMENT in names:
-        try:
-            found = numbers.agreement(intended, made, known, extractor)
-        except numbers.Unknown as reason:
-            reasons.append(f"class agreement unknown: {reason}")
-        values[AGREEMENT] = found.pop(AGREEMENT, None)
+    extractor, known = sets.extractor, sets.known
+    names = metric_order(plan.metrics[extractor.name], sets.made.count)
+    found, reasons = compute(names, sets)
     if plan.asked and reasons:
-        raise SmidgenError(f"{'; '.join(reasons)} (reference: {places['reference']})")
-    num_reference = known.gaussian.count
+        raise SmidgenError(f"{'; '.join(reasons)} (reference: {reference})")
     warnings, beside = notes(
         extractor,
         names,
-        num_images=made.count,
-        num_reference=num_reference,
-        classes=intended or known.classes or None,
+        num_images=sets.made.count,
+        num_reference=known.gaussian.count,
+        classes=sets.intended or known.classes or None,
     )
-    settings = numbers.settings(names, made, known)
-    if "kid" in settings and settings["kid"]["subset_size"] == made.count:
-        words = f"every subset is all {made.count} images, so that ± is too small"
-        beside.setdefault("kid", []).append(words)
-    if "clip_t" in names:
-        settings["clip_t"] = {"prompt": plan.prompt}
-    return {
-        "metrics": {name: values[name] for name in names},
-        **found,
+    block: dict[str, Any] = {"metrics": {name: one.value for name, one in found.items()}}
+    settings = {}
+    for name, one in found.items():
+        if one.notes:
+            beside[name] = [*beside.get(name, ()), *one.notes]
+        if one.settings:
+            settings[METRICS[name].group or name] = dict(one.settings)
+        if one.baselines:
+            block["baselines"] = {**block.get("baselines", {}), **one.baselines}
+        block |= one.facts
+    return block | {
         "notes": beside,
         "protocol": feature_protocol(
             extractor,
-            num_reference=num_reference,
-            reference_identity=known.identity,
+            known,
+            images_identity=identity,
+            reference=reference,
             metric_settings=settings,
-            **places,
         ),
         "warnings": [*reasons, *warnings],
     }

@@ -199,17 +199,11 @@ RESIZED = {
 }  # where there is a choice of `resize`, the first the default
 
 
-def check_name(name: str) -> None:
-    """Raises: UsageError for features that nobody knows."""
-    if name not in EXTRACTORS:
-        raise UsageError(f'unknown features "{name}"; choose from: {", ".join(EXTRACTORS)}')
-
-
 def load_extractor(
     name: str,
     device: torch.device | str = "cpu",
     *,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     resize: str | None = None,
 ) -> Extractor:
     """The extractor of that name, its network on `device`.
@@ -222,7 +216,8 @@ def load_extractor(
         UsageError: an unknown name, or an option that these features do not have.
         SmidgenError: weights that are not there, damaged, or others than expected.
     """
-    check_name(name)
+    if name not in EXTRACTORS:
+        raise UsageError(f'unknown features "{name}"; choose from: {", ".join(EXTRACTORS)}')
     options: dict[str, Any] = {}
     if weights is not None:
         if name not in PUBLISHED:

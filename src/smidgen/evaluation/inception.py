@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from smidgen.evaluation.table import INCEPTION_HEAD as HEAD
 from smidgen.evaluation.weights import PublishedFile
 
 PUBLISHED = PublishedFile(
@@ -26,7 +27,6 @@ PUBLISHED = PublishedFile(
     sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
 IMAGE_SIZE = 299
-HEAD = "imagenet-2015"
 
 
 def load_inception(content: bytes, device: torch.device) -> Any:

@@ -6,41 +6,33 @@ features belong to which published number is said in metrics.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from smidgen.evaluation.metrics import exact_device
 from smidgen.evaluation.similarity import directions
+from smidgen.evaluation.table import Found
 
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class KID:
-    """Mean and standard deviation over the subsets, not multiplied by 1000."""
-
-    mean: float
-    std: float
-
-
 def kid(
     x: Float[Tensor, "N D"],
     y: Float[Tensor, "M D"],
+    device: torch.device | str = "cpu",
     *,
     num_subsets: int = 100,
     subset_size: int = 1000,
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
-) -> KID:
+    seed: int = 0,
+) -> Found:
     """Kernel distance: unbiased MMD^2 with (x.y/D + 1)^3, Binkowski et al. 2018 (arXiv 1801.01401).
 
     Mean and standard deviation (divided by `num_subsets`) over random subsets of both sets, drawn
-    without replacement from the CPU `generator`; a subset has at most as many vectors as the
-    smaller set. May be negative: its expectation is zero for equal distributions.
+    without replacement; `seed` is fixed, so that the same features give the same number. A subset
+    has at most as many vectors as the smaller set. Not multiplied by 1000. May be negative: its
+    expectation is zero for equal distributions.
 
     Raises: ValueError if a subset would have fewer than two vectors, or there are no subsets.
     """
@@ -48,13 +40,19 @@ def kid(
     if size < 2 or num_subsets < 1:
         raise ValueError(f"{num_subsets} subsets of {size} vectors: KID needs one, of two at least")
     place = exact_device(device)
+    generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(num_subsets):
         part_x = x[torch.randperm(len(x), generator=generator)[:size]].to(place).double()
         part_y = y[torch.randperm(len(y), generator=generator)[:size]].to(place).double()
         distances.append(_unbiased_distance(part_x, part_y))
     found = torch.tensor(distances, dtype=torch.float64)
-    return KID(mean=float(found.mean()), std=float(found.std(correction=0)))
+    words = f"every subset is all {size} images, so that ± is too small"
+    return Found(
+        value={"mean": float(found.mean()), "std": float(found.std(correction=0))},
+        settings={"subset_size": size},
+        notes=(words,) if size == len(x) else (),
+    )
 
 
 def _unbiased_distance(x: Float[Tensor, "S D"], y: Float[Tensor, "S D"]) -> float:
@@ -72,9 +70,9 @@ def _polynomial(x: Float[Tensor, "S D"], y: Float[Tensor, "S D"]) -> Float[Tenso
 def cmmd(
     x: Float[Tensor, "N D"],
     y: Float[Tensor, "M D"],
+    device: torch.device | str = "cpu",
     *,
     block: int = 2048,
-    device: torch.device | str = "cpu",
 ) -> float:
     """CLIP's MMD^2 x 1000, Jayasumana et al. 2024 (arXiv 2401.09603); published on CLIP L/14.
 

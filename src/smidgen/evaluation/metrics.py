@@ -1,18 +1,21 @@
 """Metrics as pure functions: Frechet distance, inception score, class agreement.
 
 N images, D feature dimensions, K classes. No images, no networks and no files here; everything is
-float64. What each metric of an evaluation needs is in names.py. Kernel distances are in kernels.py,
+float64. What each metric of an evaluation needs is in table.py. Kernel distances are in kernels.py,
 neighbour metrics in neighbours.py, cosines in similarity.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from smidgen.evaluation.table import Found
 
 NUM_SPLITS = 10  # of the inception score
 
@@ -112,13 +115,26 @@ def class_agreement(predicted: Int[Tensor, "N"], intended: Int[Tensor, "N"]) -> 
     return float((predicted == intended).double().mean())
 
 
-@dataclass(frozen=True, kw_only=True)
-class InceptionScore:
-    """Mean and standard deviation over the splits, and the score of all images as one split."""
-
-    mean: float
-    std: float
-    whole: float
+def agreement(
+    predicted: Int[Tensor, "N"],
+    intended: Int[Tensor, "N"],
+    reference: tuple[Int[Tensor, "M"], Int[Tensor, "M"]] | None,
+    head: str,
+    names: Sequence[str],
+) -> Found:
+    """Class agreement with its baselines, chance and the agreement on real images, and by class."""
+    by_class = {}
+    for index in intended.unique().tolist():
+        of_class = intended == index
+        by_class[names[index]] = class_agreement(predicted[of_class], intended[of_class])
+    return Found(
+        value=class_agreement(predicted, intended),
+        baselines={
+            "class_agreement_by_chance": 1 / len(names),
+            "class_agreement_of_reference": reference and class_agreement(*reference),
+        },
+        facts={"head": head, "agreement_by_class": dict(sorted(by_class.items()))},
+    )
 
 
 class ProbabilitySums:
@@ -169,11 +185,11 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def inception_score(sums: ProbabilitySums) -> InceptionScore:
+def inception_score(sums: ProbabilitySums) -> dict[str, float]:
     """exp of the mean of KL(p(y|x) || p(y)) over images x, Salimans et al. 2016 (arXiv 1606.03498).
 
     Between 1 and K. `mean` and `std` are over ten splits, each with its own p(y), as published
-    scores are; splits without an image are left out.
+    scores are; splits without an image are left out. `whole` is of all images as one split.
 
     Raises: ValueError if there are no images.
     """
@@ -186,9 +202,8 @@ def inception_score(sums: ProbabilitySums) -> InceptionScore:
         sums.probabilities.sum(0, keepdim=True),
         sums.negentropies.sum(0, keepdim=True),
     )
-    return InceptionScore(
-        mean=float(parts.mean()), std=float(parts.std(correction=0)), whole=float(whole)
-    )
+    mean, std = float(parts.mean()), float(parts.std(correction=0))
+    return {"mean": mean, "std": std, "whole": float(whole)}
 
 
 def _scores(

@@ -1,83 +1,18 @@
-"""The names of all metrics and features, and what each metric needs.
+"""The names that an evaluation is asked for, of features and metrics, and whether they make sense.
 
-Nothing heavy is imported here, so that the command line checks them before torch loads. How a
-metric is computed is in metrics.py and its neighbours, how features are in features.py.
+Nothing heavy is imported here, so that the command line checks them before torch loads. The metrics
+are in table.py; how features are computed is in features.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from smidgen.errors import UsageError, closest
+from smidgen.evaluation.table import METRICS
 
 FEATURES = ("glyphs", "inception", "dinov2", "clip-b32", "clip-l14")
 PROMPT = "a photo of a {}"
-INCEPTION_HEAD = "imagenet-2015"  # the head whose logits the inception score is defined on
-AGREEMENT = "class_agreement"
-
-CLIP = ("clip-b32", "clip-l14")
-
-Needs = Literal["gaussian", "features", "logits", "cosine", "text"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """What a metric needs of an image set, and how to read its number.
-
-    `needs`: mean and covariance, all features, the logits of heads, the mean direction of the
-    features, or texts for the images. `extractors` lists those it is defined on, all if empty;
-    `head` is one that the extractor must have. Either set must have `min_images`.
-    """
-
-    label: str
-    needs: Needs
-    higher_is_better: bool
-    extractors: tuple[str, ...] = ()
-    head: str | None = None
-    min_images: int = 1
-
-    def allows(self, extractor: str) -> bool:
-        """Whether the metric is defined on the features of that name."""
-        return not self.extractors or extractor in self.extractors
-
-
-METRICS: Mapping[str, Metric] = {
-    "fd": Metric(label="Frechet distance", needs="gaussian", higher_is_better=False),
-    "kid": Metric(
-        label="kernel distance (KID)", needs="features", higher_is_better=False, min_images=2
-    ),
-    "precision": Metric(
-        label="precision (k = 3)", needs="features", higher_is_better=True, min_images=6
-    ),
-    "recall": Metric(label="recall (k = 3)", needs="features", higher_is_better=True, min_images=6),
-    "density": Metric(
-        label="density (k = 5)", needs="features", higher_is_better=True, min_images=6
-    ),
-    "coverage": Metric(
-        label="coverage (k = 5)", needs="features", higher_is_better=True, min_images=6
-    ),
-    "inception_score": Metric(
-        label="inception score",
-        needs="logits",
-        higher_is_better=True,
-        extractors=("inception",),
-        head=INCEPTION_HEAD,
-    ),
-    "cmmd": Metric(
-        label="CMMD x 1000 (published on CLIP L/14)",
-        needs="features",
-        higher_is_better=False,
-        extractors=CLIP,
-    ),
-    "class_agreement": Metric(label="class agreement", needs="logits", higher_is_better=True),
-    "clip_i": Metric(label="CLIP-I", needs="cosine", higher_is_better=True, extractors=CLIP),
-    "dino_i": Metric(
-        label="DINO-I (DINOv2)", needs="cosine", higher_is_better=True, extractors=("dinov2",)
-    ),
-    "clip_t": Metric(label="CLIP-T", needs="text", higher_is_better=True, extractors=CLIP),
-}
 
 
 def check_names(

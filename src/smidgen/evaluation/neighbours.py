@@ -19,31 +19,22 @@ ROUNDING = 1e-12  # of a squared distance, relative to the squared lengths: abov
 TIE = 1e-9  # squared distances whose ratio is this near to one are equal
 
 
-@dataclass(frozen=True, kw_only=True)
-class PRDC:
-    """Precision, recall and coverage are shares; density may be above one."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
 def prdc(
-    real: Float[Tensor, "M D"],
     fake: Float[Tensor, "N D"],
+    real: Float[Tensor, "M D"],
+    device: torch.device | str = "cpu",
     *,
     k_precision: int = 3,
     k_density: int = 5,
     block: int = 2048,
-    device: torch.device | str = "cpu",
-) -> PRDC:
+) -> dict[str, float]:
     """Precision and recall, Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2; density
     and coverage, Naeem et al. 2020 (arXiv 2002.09797), equations 5 and 7.
 
     The ball of a vector reaches to its k-th neighbour in its own set, itself not counted. As in
     both authors' code, balls include their surface for precision and recall and exclude it for
-    density and coverage. All four move with M and N: compare them at equal numbers only.
+    density and coverage. Density may be above one. All four move with M and N: compare them at
+    equal numbers only.
 
     Raises: ValueError if a set has no k-th neighbour: at most `k_precision` vectors in one of them,
         or at most `k_density` real ones.
@@ -68,12 +59,12 @@ def prdc(
             inside = distances < _inner(inner_real[rows])[:, None]
             counted[columns] += inside.sum(dim=0)
             covered[rows] |= inside.any(dim=1)
-    return PRDC(
-        precision=float((hit > 0).double().mean()),
-        recall=float(recalled.double().mean()),
-        density=float(counted.double().mean() / k_density),
-        coverage=float(covered.double().mean()),
-    )
+    return {
+        "precision": float((hit > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(counted.double().mean() / k_density),
+        "coverage": float(covered.double().mean()),
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,15 @@
-"""One metric's number from what was accumulated of the images and what is known of the reference.
+"""The metrics' numbers, from what was accumulated of the images and is known of the reference.
 
-The formulas are in metrics.py, kernels.py, neighbours.py and similarity.py; here they get what they
-need, or the reason why they cannot have it is told.
+A row of table.py says which function is called and what it needs; here it gets that, or the reason
+why it cannot is told. The formulas are in metrics.py, kernels.py, neighbours.py and similarity.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections import defaultdict
+import math
+import pkgutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,136 +17,110 @@ import torch
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.accumulate import Accumulated
 from smidgen.evaluation.features import Extractor
-from smidgen.evaluation.kernels import cmmd, kid
-from smidgen.evaluation.metrics import class_agreement, frechet_distance, inception_score
-from smidgen.evaluation.names import METRICS
-from smidgen.evaluation.neighbours import prdc
-from smidgen.evaluation.similarity import mean_cosine
 from smidgen.evaluation.statistics import Statistics
+from smidgen.evaluation.table import METRICS, Found, Metric
 
-NEIGHBOURS = ("precision", "recall", "density", "coverage")
-KID_SUBSETS = 100
-KID_SUBSET_SIZE = 1000
-KID_SEED = 0  # fixed, so that the same features give the same number
+UNNAMED = "nothing says what each image was meant to show"
 
 
 class Unknown(SmidgenError):
     """A metric that cannot be computed here; the message says why."""
 
 
-def compute(
-    names: Sequence[str], made: Accumulated, known: Statistics, extractor: Extractor
-) -> tuple[dict[str, Any], list[str]]:
-    """The metrics by name, None for one that cannot be computed, and why those cannot.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sets:
+    """The images and the reference as one extractor sees them.
 
-    Class agreement is none of them: see `agreement`.
+    `intended` is what each image was meant to show, None where that is not known or not among the
+    reference's classes. `prompt` made the texts of classes.
     """
-    values: dict[str, Any] = {}
+
+    made: Accumulated
+    known: Statistics
+    extractor: Extractor
+    intended: Sequence[str] | None
+    prompt: str
+
+
+def compute(names: Sequence[str], sets: Sets) -> tuple[dict[str, Found], list[str]]:
+    """The metrics by name, with the value None for one that is unknown, and why those are."""
+    found: dict[str, Found] = {}
     reasons: list[str] = []
+    calls: dict[str, Found] = {}
     for name in names:
-        if name in values:
-            continue
+        row = METRICS[name]
+        key = row.group or name
         try:
-            values |= _one(name, made, known, extractor)
+            call = calls[key] = calls.get(key) or _call(row, sets)
         except Unknown as reason:
-            values[name] = None
+            found[name] = Found(value=None)
             reasons.append(f"{name} unknown: {reason}")
-    return {name: values[name] for name in names}, reasons
+        else:
+            found[name] = replace(call, value=call.value[name]) if row.group else call
+    return found, reasons
 
 
-def _one(name: str, made: Accumulated, known: Statistics, extractor: Extractor) -> dict[str, Any]:
-    """The value of one metric; of all four that share their neighbours."""
-    if name == "fd":
-        a, b = made.gaussian, known.gaussian
-        return {name: frechet_distance(a.mean, a.covariance, b.mean, b.covariance)}
-    if name == "inception_score":
-        assert made.probabilities is not None, "the accumulator was told of the metric"
-        return {name: dataclasses.asdict(inception_score(made.probabilities))}
-    if name == "clip_t":
-        if made.text_cosines is None:
-            raise Unknown("nothing says what each image was meant to show")
-        return {name: float(made.text_cosines.mean())}
-    if name in ("clip_i", "dino_i"):
-        if known.mean_direction is None:
-            raise Unknown("the reference has no mean direction; give the folder of its images")
-        return {name: mean_cosine(made.mean_direction, known.mean_direction)}
-    return _of_features(name, made, known, extractor)
+def _call(row: Metric, sets: Sets) -> Found:
+    """What the row's function says of the sets, with all settings.
 
-
-def _of_features(
-    name: str, made: Accumulated, known: Statistics, extractor: Extractor
-) -> dict[str, Any]:
-    """The metrics that need all features of both sets."""
-    if known.features is None:
-        raise Unknown("the reference holds no features; give the folder of its images")
-    assert made.features is not None, "the accumulator was told of the metric"
-    least = METRICS[name].min_images
-    for what, count in (("images", len(made.features)), ("reference", len(known.features))):
-        if count < least:
-            raise Unknown(f"{count} {what}; it takes {least}")
-    device = extractor.device
-    if name == "kid":
-        generator = torch.Generator().manual_seed(KID_SEED)
-        found = kid(
-            made.features,
-            known.features,
-            num_subsets=KID_SUBSETS,
-            subset_size=KID_SUBSET_SIZE,
-            generator=generator,
-            device=device,
-        )
-        return {name: dataclasses.asdict(found)}
-    if name == "cmmd":
-        return {name: cmmd(made.features, known.features, device=device)}
-    return dataclasses.asdict(prdc(known.features, made.features, device=device))
-
-
-def settings(names: Sequence[str], made: Accumulated, known: Statistics) -> dict[str, Any]:
-    """What the numbers depend on besides the features."""
-    found: dict[str, Any] = {}
-    if "kid" in names and known.features is not None:
-        size = min(KID_SUBSET_SIZE, made.count, len(known.features))
-        found["kid"] = {"num_subsets": KID_SUBSETS, "subset_size": size, "seed": KID_SEED}
-    if set(names) & set(NEIGHBOURS):
-        found["neighbours"] = {"k_precision": 3, "k_density": 5}
-    return found
-
-
-def agreement(
-    intended: Sequence[str] | None, made: Accumulated, known: Statistics, extractor: Extractor
-) -> dict[str, Any]:
-    """Class agreement with its baselines and by class.
-
-    Scripts share names of letters: a head that knows the reference's other classes too comes first.
-
-    Raises: Unknown if nothing says what the images were meant to show, or no head knows it.
+    Raises: Unknown if it cannot have what it needs, or gives a number that is not finite.
     """
-    if intended is None:
-        raise Unknown("nothing says what each image was meant to show")
-    drawn = set(intended)
-    head = extractor.head_for(drawn | set(known.classes)) or extractor.head_for(drawn)
+    value = pkgutil.resolve_name(row.function)(*_given(row, sets), **row.settings)
+    found = value if isinstance(value, Found) else Found(value=value)
+    parts = found.value.values() if isinstance(found.value, Mapping) else [found.value]
+    if not all(map(math.isfinite, parts)):
+        raise Unknown(f"it comes out as {found.value}; look at the images and the reference")
+    settings = {**row.settings, **found.settings}
+    if row.needs == "texts":
+        settings["prompt"] = sets.prompt
+    return replace(found, settings=settings)
+
+
+def _given(row: Metric, sets: Sets) -> tuple[Any, ...]:
+    """The arguments of the row's function, see Metric.needs."""
+    made, known = sets.made, sets.known
+    match row.needs:
+        case "gaussian":
+            gaussians = made.gaussian, known.gaussian
+            return tuple(part for one in gaussians for part in (one.mean, one.covariance))
+        case "features":
+            if known.features is None:
+                raise Unknown("the reference holds no features; give the folder of its images")
+            assert made.features is not None, "the accumulator was told of the metric"
+            for what, count in (("images", made.count), ("reference", len(known.features))):
+                if count < row.min_images:
+                    raise Unknown(f"{count} {what}; it takes {row.min_images}")
+            return made.features, known.features, sets.extractor.device
+        case "directions":
+            if known.mean_direction is None:
+                raise Unknown("the reference has no mean direction; give the folder of its images")
+            return made.mean_direction, known.mean_direction
+        case "probabilities":
+            return (made.probabilities[row.head or ""],)
+        case "texts":
+            if sets.intended is None or made.text_cosines is None:
+                raise Unknown(UNNAMED)
+            return (made.text_cosines,)
+        case "classes":
+            return _classified(sets)
+
+
+def _classified(sets: Sets) -> tuple[Any, ...]:
+    """Scripts share names of letters: a head that knows the reference's other classes too comes
+    first.
+    """
+    if sets.intended is None:
+        raise Unknown(UNNAMED)
+    known, drawn = sets.known, set(sets.intended)
+    of = sets.extractor.head_for
+    head = of(drawn | set(known.classes)) or of(drawn)
     if head is None:
-        raise Unknown(f'"{extractor.name}" has no head for the classes')
-    index = {name: number for number, name in enumerate(extractor.heads[head])}
-    labels = torch.tensor([index[name] for name in intended])
-    predicted = made.predictions[head]
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for name, hit in zip(intended, (predicted == labels).tolist(), strict=True):
-        hits[name].append(hit)
-    return {
-        "class_agreement": class_agreement(predicted, labels),
-        "baselines": {
-            "class_agreement_by_chance": 1 / len(index),
-            "class_agreement_of_reference": _reference_agreement(known, head, index),
-        },
-        "head": head,
-        "agreement_by_class": {name: sum(hits[name]) / len(hits[name]) for name in sorted(hits)},
-    }
-
-
-def _reference_agreement(known: Statistics, head: str, index: Mapping[str, int]) -> float | None:
-    """How far the classifier agrees with the reference's own class names; None if not known."""
-    if head not in known.predictions or not known.classes or not set(known.classes) <= set(index):
-        return None
-    names = torch.tensor([index[name] for name in known.classes])
-    return class_agreement(known.predictions[head], names[known.labels])
+        raise Unknown(f'"{sets.extractor.name}" has no head for the classes')
+    names = sets.extractor.heads[head]
+    index = {name: number for number, name in enumerate(names)}
+    real = None
+    if head in known.predictions and known.classes and set(known.classes) <= set(index):
+        meant = torch.tensor([index[name] for name in known.classes])[known.labels]
+        real = known.predictions[head], meant
+    intended = torch.tensor([index[name] for name in sets.intended])
+    return sets.made.predictions[head], intended, real, head, names

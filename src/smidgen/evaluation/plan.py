@@ -1,6 +1,6 @@
 """Which metrics are computed on which features.
 
-METRICS in names.py says what a metric needs; here the asked ones meet the chosen extractors.
+METRICS in table.py says what a metric needs; here the asked ones meet the chosen extractors.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import torch
 from smidgen.errors import UsageError
 from smidgen.evaluation import features as table
 from smidgen.evaluation.features import PUBLISHED, RESIZED, Extractor, load_extractor
-from smidgen.evaluation.names import AGREEMENT, INCEPTION_HEAD, METRICS, PROMPT
+from smidgen.evaluation.names import PROMPT
 from smidgen.evaluation.names import check_names as check_known
-
-DEFAULT_METRICS = ("fd", "kid", AGREEMENT)
+from smidgen.evaluation.table import INCEPTION_HEAD, METRICS, Needs, needing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,9 +38,9 @@ class Plan:
         """The extractor to which a result's own `metrics` belong."""
         return self.extractors[0]
 
-    def needs(self, extractor: Extractor, *needed: str) -> bool:
-        """Whether a metric of this extractor needs one of `needed` (see Metric.needs)."""
-        return any(METRICS[name].needs in needed for name in self.metrics[extractor.name])
+    def needs(self, extractor: Extractor, needed: Needs) -> bool:
+        """Whether a metric of this extractor needs that."""
+        return bool(needing(self.metrics[extractor.name], needed))
 
 
 def make_plan(
@@ -49,7 +48,7 @@ def make_plan(
     metrics: Sequence[str] | None = None,
     *,
     device: torch.device | str = "cpu",
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     resize: str | None = None,
     prompt: str = PROMPT,
 ) -> Plan:
@@ -63,7 +62,7 @@ def make_plan(
     names = check_names(features, metrics, prompt)
     found = _load(names, device, weights, resize)
     if metrics is None:
-        chosen = {e.name: frozenset(n for n in DEFAULT_METRICS if _default(n, e)) for e in found}
+        chosen = {e.name: frozenset(n for n in METRICS if _default(n, e)) for e in found}
         return Plan(extractors=found, metrics=chosen, asked=False, prompt=prompt)
     for name in metrics:
         if not any(allows(name, extractor) for extractor in found):
@@ -82,7 +81,7 @@ def check_names(
 
 
 def _load(
-    names: Sequence[str], device: torch.device | str, weights: Path | None, resize: str | None
+    names: Sequence[str], device: torch.device | str, weights: str | Path | None, resize: str | None
 ) -> tuple[Extractor, ...]:
     """The extractors; of several, each gets the options that it takes.
 
@@ -101,24 +100,24 @@ def _load(
 
 def allows(name: str, extractor: Extractor) -> bool:
     """Whether the metric is defined on these features."""
-    metric = METRICS[name]
-    if not metric.allows(extractor.name):
-        return False
-    if metric.needs == "text" and extractor.text is None:
-        return False
-    if metric.head is not None:
-        return metric.head in extractor.heads
-    return bool(extractor.heads) or metric.needs != "logits"
+    row = METRICS[name]
+    return (
+        (not row.features or extractor.name in row.features)
+        and (row.head is None or row.head in extractor.heads)
+        and (row.needs != "classes" or bool(extractor.heads))
+        and (row.needs != "texts" or extractor.text is not None)
+    )
 
 
 def _default(name: str, extractor: Extractor) -> bool:
-    """ImageNet's numbered classes are no names of a user's classes: no agreement unless asked."""
-    named_heads = set(extractor.heads) - {INCEPTION_HEAD}
-    return allows(name, extractor) and (name != AGREEMENT or bool(named_heads))
+    """ImageNet's numbered classes are no names of a user's: nothing of them unless asked."""
+    if METRICS[name].needs == "classes" and set(extractor.heads) <= {INCEPTION_HEAD}:
+        return False
+    return METRICS[name].by_default and allows(name, extractor)
 
 
 def _needed(name: str) -> str:
-    metric = METRICS[name]
-    if metric.extractors:
-        return f"the features {' or '.join(metric.extractors)}"
+    features = METRICS[name].features
+    if features:
+        return f"the features {' or '.join(features)}"
     return "features with class names, such as glyphs"

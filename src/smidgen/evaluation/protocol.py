@@ -7,19 +7,19 @@ compare.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from smidgen.evaluation.names import AGREEMENT
+from smidgen.evaluation.table import METRICS, needing
 
 if TYPE_CHECKING:
     from smidgen.evaluation.features import Extractor
+    from smidgen.evaluation.statistics import Statistics
 
 # Under this the bias of the Frechet distance outweighs most differences that are of interest
 # (Binkowski et al. 2018, arXiv 1801.01401, section 4; Chong & Forsyth 2020, arXiv 1911.07023).
 FEW_IMAGES = 10_000
-COVARIANCE_METRICS = ("fd",)
 
 
 def image_protocol(
@@ -45,11 +45,10 @@ def image_protocol(
 
 def feature_protocol(
     extractor: Extractor,
+    known: Statistics,
     *,
     images_identity: str,
     reference: str,
-    num_reference: int,
-    reference_identity: str,
     metric_settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The part that concerns the features and the reference that they were compared with."""
@@ -62,10 +61,10 @@ def feature_protocol(
         "resize": extractor.resize,
         "covariance_divisor": "N - 1",
         "metric_settings": dict(metric_settings),
-        "num_reference": num_reference or None,
+        "num_reference": known.gaussian.count or None,
         "images_identity": images_identity,
         "reference": reference,
-        "reference_identity": reference_identity,
+        "reference_identity": known.identity,
     }
 
 
@@ -83,15 +82,18 @@ def class_balance(intended: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
-def metric_order(names: Sequence[str], num_images: int) -> list[str]:
-    """The names as they are shown: KID before the Frechet distance where images are few."""
-    first = ["kid", "fd"] if few_images(num_images) else ["fd", "kid"]
-    return [name for name in first if name in names] + [n for n in names if n not in first]
-
-
-def few_images(num_images: int) -> bool:
-    """Whether KID says more than a Frechet distance of so few images."""
-    return num_images < FEW_IMAGES
+def metric_order(names: Collection[str], num_images: int | None) -> list[str]:
+    """The names as they are shown, in the order of the table and unknown ones last; where images
+    are few, a biased metric after the unbiased one.
+    """
+    order = [name for name in METRICS if name in names] + sorted(set(names) - set(METRICS))
+    few = num_images is not None and num_images < FEW_IMAGES
+    for name in [name for name in order if name in METRICS] if few else ():
+        first = METRICS[name].unbiased
+        if first in order:
+            order.remove(first)
+            order.insert(order.index(name), first)
+    return order
 
 
 def notes(
@@ -112,23 +114,25 @@ def notes(
     def note(names: Sequence[str], words: str, warning: str) -> None:
         warnings.append(warning)
         for name in names:
-            if name in beside:
-                beside[name].append(words)
+            beside[name].append(words)
 
-    distances = [name for name in metrics if name != AGREEMENT]
     if (strange := unseen(extractor, classes)) is not None:
+        distances = [name for name in metrics if METRICS[name].needs != "classes"]
         note(distances, "features have not seen this domain", strange)
-    if few_images(num_images) and "fd" in beside:
-        note(
-            COVARIANCE_METRICS,
-            f"under {FEW_IMAGES:,} images",
-            f"{num_images:,} images: under {FEW_IMAGES:,} the Frechet distance is biased upwards "
-            "by an amount that depends on their number; read KID first",
-        )
-    for what, count in (("images", num_images), ("reference images", num_reference)):
-        if 0 < count <= extractor.dim and "fd" in beside:
+    for name in metrics if num_images < FEW_IMAGES else ():
+        if (first := METRICS[name].unbiased) is not None:
             note(
-                COVARIANCE_METRICS,
+                [name],
+                f"under {FEW_IMAGES:,} images",
+                f"{num_images:,} images: under {FEW_IMAGES:,} the {METRICS[name].label} is biased "
+                "upwards by an amount that depends on their number; read "
+                f"{METRICS[first].short or first} first",
+            )
+    of_covariance = needing(metrics, "gaussian")
+    for what, count in (("images", num_images), ("reference images", num_reference)):
+        if 0 < count <= extractor.dim and of_covariance:
+            note(
+                of_covariance,
                 f"{count} {what} for {extractor.dim} dimensions",
                 f"{count} {what} for {extractor.dim} feature dimensions: the covariance is "
                 "singular and the distance is too large; compare it only at this number",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def reference_statistics(
     layout: str = "folder",
     split: str | None = None,
     batch_size: int = 64,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Statistics]:
     """The statistics of a data set or a .npz for each extractor, what is missing read in one pass.
@@ -54,7 +55,7 @@ def reference_statistics(
 
     Raises: UsageError if `reference` is neither; SmidgenError if it cannot be used.
     """
-    cache_dir = cache_dir or default_cache_dir()
+    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     with processes.main_first():
         if reference.is_file() and layout == "folder":
             if reference.suffix != ".npz":
@@ -74,43 +75,13 @@ def reference_statistics(
 
 
 def folder_statistics(
-    folder: Path,
-    extractor: Extractor,
-    *,
-    keep_features: bool = False,
-    layout: str = "folder",
-    split: str | None = None,
-    batch_size: int = 64,
-    cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    folder: Path, extractor: Extractor, *, keep_features: bool = False, **options: Any
 ) -> Statistics:
-    """`reference_statistics` of one extractor."""
+    """`reference_statistics` of one extractor, with the same options."""
+    name = extractor.name
     return reference_statistics(
-        folder,
-        [extractor],
-        keep_features={extractor.name: keep_features},
-        layout=layout,
-        split=split,
-        batch_size=batch_size,
-        cache_dir=cache_dir,
-        progress=progress,
-    )[extractor.name]
-
-
-def compute_statistics(
-    images: ImageFolder,
-    extractor: Extractor,
-    *,
-    keep_features: bool = False,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-) -> Statistics:
-    """The statistics of a listed data set, read now whatever the cache holds.
-
-    Raises: SmidgenError if a feature is not finite, or a class has no usable image.
-    """
-    source = _Source(images, batch_size)
-    return source.compute([extractor], {extractor.name: keep_features}, progress)[extractor.name]
+        folder, [extractor], keep_features={name: keep_features}, **options
+    )[name]
 
 
 class _Source:

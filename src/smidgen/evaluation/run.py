@@ -22,6 +22,7 @@ from smidgen.data.embedded_sets import locate_reference, name_reference
 from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
 from smidgen.errors import UsageError
 from smidgen.evaluation.document import Source, make_document, strange_classes
+from smidgen.evaluation.estimate import announced
 from smidgen.evaluation.names import PROMPT
 from smidgen.evaluation.plan import Plan, check_names, make_plan
 from smidgen.evaluation.reference import content_key, reference_statistics
@@ -55,8 +56,8 @@ class EvaluationConfig:
     metrics: Sequence[str] | None = None
     batch_size: int = 64
     device: torch.device | str = "cpu"
-    cache_dir: Path | None = None
-    weights: Path | None = None
+    cache_dir: str | Path | None = None
+    weights: str | Path | None = None
     resize: str | None = None
     layout: str = "folder"
     split: str | None = None
@@ -135,10 +136,12 @@ def measure_batches(
     config = make(EvaluationConfig, settings)
     check_reference(Path(reference), config)
     plan = config.plan()
-    known = _reference(plan, Path(reference), config, None)
+    known = _reference(plan, Path(reference), config, progress)
     strange_classes(
         classes, known[plan.first.name].classes, name_reference(reference), certain=True
     )
+    if num_images is not None:
+        batches = announced(batches, num_images)
     prepared = array_batches(batches, plan.extractors)
     measured = _accumulate(plan, prepared, name, total=num_images, progress=progress)
     identity = _array_identity(plan, measured)

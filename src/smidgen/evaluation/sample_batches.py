@@ -7,9 +7,7 @@ the samples of ADM's and DiT's scripts. Gigabytes are read a batch at a time.
 from __future__ import annotations
 
 import hashlib
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +15,14 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from smidgen.errors import SmidgenError
+from smidgen.evaluation.arrays import DAMAGED, SUFFIX, read_header, read_headers, unreadable
 
 ARRAY = "arr_0"
 READ_BYTES = 2**20
-# What reading a damaged or foreign archive raises; RuntimeError: encrypted, or packed otherwise.
-DAMAGED = (
-    *(ValueError, OSError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
-)
+MOST_BATCH_BYTES = 2**28  # of the pixels of a batch, whatever its size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +41,13 @@ class SampleBatch:
         Raises: SmidgenError if the file ends too early.
         """
         shape = (self.height, self.width, 3)
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{ARRAY}.npy") as file:
-            _header(file, self.path)
+        size = self.height * self.width * 3
+        batch_size = max(1, min(batch_size, MOST_BATCH_BYTES // size))
+        with zipfile.ZipFile(self.path) as archive, archive.open(ARRAY + SUFFIX) as file:
+            read_header(file)
             for first in range(0, self.num_images, batch_size):
                 count = min(batch_size, self.num_images - first)
-                data = _exactly(file, count * int(np.prod(shape)), self.path)
+                data = _exactly(file, count * size, self.path)
                 yield first, np.frombuffer(data, np.uint8).reshape(count, *shape), None
 
 
@@ -58,19 +56,24 @@ def open_sample_batch(path: Path) -> SampleBatch | None:
 
     Raises: SmidgenError if the file is no .npz, is truncated, or its `arr_0` holds no images.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if f"{ARRAY}.npy" not in archive.namelist():
-                return None
-            with archive.open(f"{ARRAY}.npy") as file:
-                shape, fortran, dtype = _header(file, path)
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
-    if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+    found = read_headers(path, streamed=[ARRAY]).get(ARRAY)
+    if found is None:
+        return None
+    shape = found.shape
+    if (
+        found.fortran_order
+        or found.dtype != np.uint8
+        or len(shape) != 4
+        or shape[3] != 3
+        or 0 in shape
+    ):
         raise SmidgenError(
-            f'"{ARRAY}" in {path} is {dtype} {shape}; expected images, uint8 (N, height, width, 3)'
+            f'"{ARRAY}" in {path} is {found}; expected images, uint8 (N, height, width, 3)'
         )
     count, height, width, _ = shape
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > limit:
+        raise SmidgenError(f"{path} holds images of {width} x {height} pixels, over {limit}")
     return SampleBatch(
         path=path, num_images=count, height=height, width=width, identity=file_identity(path)
     )
@@ -80,20 +83,6 @@ def file_identity(path: Path) -> str:
     """What tells one file from another: the hash of its bytes."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
-
-
-def unreadable(path: Path, why: object) -> SmidgenError:
-    """The error of a file that is no whole .npz."""
-    return SmidgenError(f"{path} is not a readable .npz of statistics or images: {why}")
-
-
-def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f"numpy format {version} in {path}")
 
 
 def _exactly(file: IO[bytes], count: int, path: Path) -> bytes:

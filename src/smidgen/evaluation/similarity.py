@@ -15,16 +15,6 @@ def directions(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     return nn.functional.normalize(features.double(), dim=1, eps=1e-30)
 
 
-def mean_direction(features: Float[Tensor, "N D"]) -> Float[Tensor, "D"]:
-    """The mean of the vectors, each divided by its length; its own length is below one.
-
-    Raises: ValueError if there are no vectors.
-    """
-    if len(features) == 0:
-        raise ValueError("no feature vectors: a mean direction needs at least one")
-    return directions(features).mean(dim=0)
-
-
 def mean_cosine(direction1: Float[Tensor, "D"], direction2: Float[Tensor, "D"]) -> float:
     """Mean cosine over all pairs of two sets, from their mean directions: CLIP-I, DINO-I.
 
@@ -40,3 +30,8 @@ def paired_cosine(images: Float[Tensor, "N D"], texts: Float[Tensor, "N D"]) -> 
     Neither scaled nor clamped at zero, unlike CLIPScore.
     """
     return (directions(images) * directions(texts)).sum(dim=1)
+
+
+def mean_of_texts(cosines: Float[Tensor, "N"]) -> float:
+    """CLIP-T of the cosine of each image with its own text."""
+    return float(cosines.mean())

@@ -5,25 +5,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from smidgen.errors import SmidgenError
+from smidgen.evaluation.arrays import Header, read_array, read_headers, unreadable
 from smidgen.evaluation.features import Extractor
 from smidgen.evaluation.metrics import Gaussian
-from smidgen.evaluation.sample_batches import ARRAY, DAMAGED, file_identity, unreadable
+from smidgen.evaluation.sample_batches import ARRAY, file_identity
+from smidgen.files.reading import Unreadable, parse_json
+from smidgen.files.toml import toml
 from smidgen.files.writing import whole_file
 
 FORMAT_VERSION = 2
-Arrays = Mapping[str, NDArray[Any]]
+REAL, WHOLE = "fiu", "iu"  # numpy's kinds of numbers
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,17 +53,43 @@ class Statistics:
     num_skipped: int = 0
 
 
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """The first thing to know of `meta`; 0: it is another program's."""
+
+    format_version: int = 0
+
+
+class Meta(Version, frozen=True, kw_only=True):
+    """What `meta` holds, as JSON; `count` 0: nobody says of how many images."""
+
+    count: Count = 0
+    classes: tuple[str, ...] = ()
+    extractor: str | None = None
+    resize: str | None = None
+    identity: str = ""
+    num_skipped: Count = 0
+
+
 def write_statistics(statistics: Statistics, path: Path) -> None:
     """Write a .npz, as a whole or not at all: `mu`, `sigma`, and the rest under names of our own.
 
     Features, where there are any, are in it as `features`; then nothing is compressed.
     """
+    meta = Meta(
+        format_version=FORMAT_VERSION,
+        count=statistics.gaussian.count,
+        classes=statistics.classes,
+        extractor=statistics.extractor,
+        resize=statistics.resize,
+        identity=statistics.identity,
+        num_skipped=statistics.num_skipped,
+    )
     arrays: dict[str, Any] = {
         "mu": statistics.gaussian.mean.numpy(),
         "sigma": statistics.gaussian.covariance.numpy(),
         "labels": statistics.labels.numpy().astype(np.int32),
         **{f"predicted/{k}": v.numpy().astype(np.int32) for k, v in statistics.predictions.items()},
-        "meta": np.array(json.dumps(_meta(statistics))),
+        "meta": np.array(msgspec.json.encode(meta).decode()),
     }
     save = np.savez_compressed
     if statistics.mean_direction is not None:
@@ -71,51 +101,48 @@ def write_statistics(statistics: Statistics, path: Path) -> None:
         save(file, **arrays)
 
 
-def _meta(statistics: Statistics) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "count": statistics.gaussian.count,
-        "classes": list(statistics.classes),
-        "extractor": statistics.extractor,
-        "resize": statistics.resize,
-        "identity": statistics.identity,
-        "num_skipped": statistics.num_skipped,
-    }
-
-
 def read_statistics(path: Path, extractor: Extractor, *, features: bool = True) -> Statistics:
     """Read a .npz with `mu` and `sigma`, ours or another program's.
 
     `features` False leaves an array of that name, (N, D), alone: it is the large one. What another
     program calls `labels` and so on is not looked at.
 
-    Raises: SmidgenError if the file cannot be read, lacks an array, or belongs to other features.
+    Raises: SmidgenError if the file cannot be read, lacks an array, has one of another form or with
+        numbers that make no sense, or belongs to other features.
     """
-    arrays = _read_arrays(path, skip=() if features else ("features",))
-    meta = _read_meta(path, arrays)
+    headers = read_headers(path)
+    meta = _read_meta(path, headers)
     for name in ("mu", "sigma"):
-        if name not in arrays:
-            raise SmidgenError(f'{path} lacks "{name}"; it has: {", ".join(arrays) or "nothing"}')
-    gaussian = _gaussian(path, arrays, extractor, meta.get("count", 0))
+        if name not in headers:
+            raise SmidgenError(f'{path} lacks "{name}"; it has: {", ".join(headers) or "nothing"}')
+    gaussian = _gaussian(path, headers, extractor, meta.count)
     _check_meta(path, meta, extractor)
-    if "format_version" not in meta:
-        arrays = {name: arrays[name] for name in ("mu", "sigma", "features") if name in arrays}
-    direction = arrays.get("mean_direction")
+    ours, dim = meta.format_version > 0, extractor.dim
+    direction = None
+    if ours and "mean_direction" in headers:
+        direction = _finite(path, headers, "mean_direction", (dim,))
+    count, kept = meta.count or None, None
+    if features and "features" in headers:
+        kept = _finite(path, headers, "features", (count, dim), np.float32)
+        count = len(kept)
+    indices: dict[str, Tensor] = {}
+    ranges = {"labels": len(meta.classes)} if meta.classes else {}
+    ranges |= {f"predicted/{head}": len(names) for head, names in extractor.heads.items()}
+    for name, limit in ranges.items():
+        if ours and name in headers:
+            indices[name] = _indices(path, headers, name, count, limit)
+            count = len(indices[name])
     return Statistics(
         gaussian=gaussian,
-        classes=tuple(meta.get("classes", ())),
-        labels=torch.from_numpy(arrays.get("labels", np.zeros(0, np.int32))).long(),
-        predictions={
-            name.removeprefix("predicted/"): torch.from_numpy(values).long()
-            for name, values in arrays.items()
-            if name.startswith("predicted/")
-        },
-        extractor=meta.get("extractor", ""),
-        resize=meta.get("resize", ""),
-        identity=meta.get("identity") or file_identity(path),
-        mean_direction=None if direction is None else torch.from_numpy(direction).double(),
-        features=_features(path, arrays, extractor),
-        num_skipped=int(meta.get("num_skipped", 0)),
+        classes=meta.classes if "labels" in indices else (),
+        labels=indices.pop("labels", torch.zeros(0, dtype=torch.long)),
+        predictions={name.removeprefix("predicted/"): found for name, found in indices.items()},
+        extractor=meta.extractor or "",
+        resize=meta.resize or "",
+        identity=meta.identity or file_identity(path),
+        mean_direction=direction,
+        features=kept,
+        num_skipped=meta.num_skipped,
     )
 
 
@@ -124,92 +151,111 @@ def read_gaussian(path: Path, extractor: Extractor, *, count: int) -> Gaussian |
 
     Raises: SmidgenError if they cannot be read or are of other features.
     """
-    arrays = _read_arrays(path, skip=(ARRAY,))
-    if "mu" not in arrays or "sigma" not in arrays:
+    headers = read_headers(path, streamed=[ARRAY])
+    if "mu" not in headers or "sigma" not in headers:
         return None
-    return _gaussian(path, arrays, extractor, count)
+    return _gaussian(path, headers, extractor, count)
 
 
-def _read_arrays(path: Path, skip: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+def _read_meta(path: Path, headers: Mapping[str, Header]) -> Meta:
+    if "meta" not in headers:
+        return Meta()
+    text = str(_array(path, headers, "meta", "U", ()))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("one array, not an archive")
-            return {name: file[name] for name in file.files if name not in skip}
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
+        version = parse_json(text, Version).format_version
+        if version <= FORMAT_VERSION:
+            return parse_json(text, Meta)
+    except Unreadable as error:
+        raise unreadable(path, f'its "meta": {error.reason}') from error
+    raise SmidgenError(
+        f"{path} has format version {version} and this smidgen reads up to {FORMAT_VERSION}: "
+        "take a newer one, or compute the file again from its images"
+    )
 
 
-def _read_meta(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    try:
-        meta = json.loads(str(arrays.pop("meta", "{}")))
-    except ValueError as error:
-        raise unreadable(path, error) from error
-    if not isinstance(meta, dict):
-        raise unreadable(path, f'its "meta" is {meta!r}')
-    version, count = meta.get("format_version", 0), meta.get("count", 0)
-    if not isinstance(version, int) or not isinstance(count, int):
-        raise unreadable(path, f"its version is {version!r} and its count {count!r}")
-    if version > FORMAT_VERSION:
-        raise SmidgenError(
-            f"{path} has format version {version} and this smidgen reads up to {FORMAT_VERSION}: "
-            "take a newer one, or compute the file again from its images"
-        )
-    return meta
-
-
-def _gaussian(path: Path, arrays: Arrays, extractor: Extractor, count: int) -> Gaussian:
+def _gaussian(
+    path: Path, headers: Mapping[str, Header], extractor: Extractor, count: int
+) -> Gaussian:
     dim = extractor.dim
-    mean, covariance = arrays["mu"], arrays["sigma"]
-    if mean.shape != (dim,) or covariance.shape != (dim, dim):
+    shapes = headers["mu"].shape, headers["sigma"].shape
+    if shapes != ((dim,), (dim, dim)):
         raise SmidgenError(
-            f"{path} holds statistics of {mean.shape} and {covariance.shape} numbers; the features "
+            f"{path} holds statistics of {shapes[0]} and {shapes[1]} numbers; the features "
             f'"{extractor.name}" have {dim} dimensions: give the features that it was made with'
         )
-    for name in ("mu", "sigma"):
-        if arrays[name].dtype.kind not in "fiu" or not np.isfinite(arrays[name]).all():
-            raise SmidgenError(f'"{name}" in {path} is not made of finite numbers')
-    if not _is_covariance(covariance):
+    mean = _finite(path, headers, "mu", (dim,))
+    covariance = _finite(path, headers, "sigma", (dim, dim))
+    if not _is_covariance(covariance.numpy()):
         raise SmidgenError(
             f'"sigma" in {path} is no covariance (not symmetric, or with a negative variance): '
             "compute it again from its images"
         )
-    return Gaussian(
-        mean=torch.from_numpy(mean).double(),
-        covariance=torch.from_numpy(covariance).double(),
-        count=count,
-    )
+    return Gaussian(mean=mean, covariance=covariance, count=count)
 
 
-def _is_covariance(matrix: np.ndarray) -> bool:
+def _is_covariance(matrix: NDArray[np.float64]) -> bool:
     """Symmetric, and no eigenvalue below 0 by more than rounding to float32 explains."""
     size = float(np.abs(matrix).max(initial=0))
     if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-4 * size):
         return False
-    return float(np.linalg.eigvalsh(matrix.astype(np.float64))[0]) >= -1e-3 * size
+    return float(np.linalg.eigvalsh(matrix)[0]) >= -1e-3 * size
 
 
-def _check_meta(path: Path, meta: Mapping[str, Any], extractor: Extractor) -> None:
+def _check_meta(path: Path, meta: Meta, extractor: Extractor) -> None:
     """Raise SmidgenError if the file says that it is of other features."""
-    if meta.get("extractor", extractor.sha256) != extractor.sha256:
+    if meta.extractor not in (None, extractor.sha256):
         raise SmidgenError(
             f'{path} was computed with other features than "{extractor.name}", or with other '
             "weights of it; compute it again from its images"
         )
-    if (resize := meta.get("resize", extractor.resize)) != extractor.resize:
+    if meta.resize not in (None, extractor.resize):
         raise SmidgenError(
-            f'{path} was computed with images resized by "{resize}", not "{extractor.resize}"; '
-            f"choose that, or compute it again from its images"
+            f"{path} was computed with images resized by {toml(meta.resize)}, not "
+            f'"{extractor.resize}"; choose that, or compute it again from its images'
         )
 
 
-def _features(path: Path, arrays: Arrays, extractor: Extractor) -> Tensor | None:
-    if "features" not in arrays:
-        return None
-    values = arrays["features"]
-    if values.ndim != 2 or values.shape[1] != extractor.dim or values.dtype.kind != "f":
+def _array(
+    path: Path, headers: Mapping[str, Header], name: str, kinds: str, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """The array of that name if its header says one of these kinds and this shape, None any number.
+
+    Raises: SmidgenError.
+    """
+    found = headers[name]
+    same = len(found.shape) == len(shape) and all(
+        wanted in (None, given) for wanted, given in zip(shape, found.shape, strict=False)
+    )
+    if found.dtype.kind not in kinds or not same:
+        what = {"U": "text", WHOLE: "whole numbers"}.get(kinds, "numbers")
+        form = ", ".join("N" if wanted is None else str(wanted) for wanted in shape)
+        raise SmidgenError(f'"{name}" in {path} is {found}; expected {what} ({form})')
+    return read_array(path, name)
+
+
+def _finite(
+    path: Path,
+    headers: Mapping[str, Header],
+    name: str,
+    shape: tuple[int | None, ...],
+    dtype: type[np.floating] = np.float64,
+) -> Tensor:
+    """Numbers within the range of float32, in which features are computed."""
+    if headers[name].dtype.kind in REAL:
+        values = _array(path, headers, name, REAL, shape)
+        most = np.finfo(np.float32).max
+        if -most <= values.min(initial=0) and values.max(initial=0) <= most:  # False for NaN
+            return torch.from_numpy(values.astype(dtype, copy=False))
+    raise SmidgenError(f'"{name}" in {path} is not made of finite numbers')
+
+
+def _indices(
+    path: Path, headers: Mapping[str, Header], name: str, count: int | None, limit: int
+) -> Tensor:
+    """Whole numbers (`count`) below `limit`."""
+    values = _array(path, headers, name, WHOLE, (count,))
+    if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise SmidgenError(
-            f'"features" in {path} is {values.dtype} {values.shape}; '
-            f"expected numbers (N, {extractor.dim})"
+            f'"{name}" in {path} holds {values.min()} to {values.max()}; expected 0 to {limit - 1}'
         )
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values.astype(np.int64))

@@ -25,6 +25,7 @@ from smidgen.errors import SmidgenError
 from smidgen.evaluation.accumulate import Accumulated, Accumulator
 from smidgen.evaluation.features import Extractor
 from smidgen.evaluation.gathering import gather
+from smidgen.evaluation.table import needing
 
 # (number of the first image, uint8 (B, H, W, 3), class name of each image or None)
 ArrayBatch = tuple[int, NDArray[np.uint8], Sequence[str] | None]
@@ -156,7 +157,7 @@ def accumulate(
     for batch in batches:
         for extractor in extractors if batch.numbers else ():
             features, logits = extractor.read(batch.pixels[extractor.name])
-            wants_texts = "clip_t" in metrics[extractor.name] and batch.names is not None
+            wants_texts = batch.names is not None and needing(metrics[extractor.name], "texts")
             parts[extractor.name].update(
                 features,
                 logits,

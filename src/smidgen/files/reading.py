@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import stat
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import msgspec
 from smidgen.errors import SmidgenError
 
 MOST_BYTES = 2**26  # of any JSON or TOML: far beyond a label table's names, far below the memory
-MOST_DEPTH = 32  # of tables and lists in TOML: what is checked or shown later may recurse
+MOST_DEPTH = 32  # of tables and lists in each other: what is checked or shown later may recurse
 MOST_SHOWN = 160  # of a reason
 
 T = TypeVar("T")
@@ -80,10 +81,13 @@ def parse_json(content: bytes | str, schema: type[T]) -> T:
     Raises: Unreadable with the place that is wrong.
     """
     try:
-        return msgspec.json.decode(content, type=schema)
+        found = msgspec.json.decode(content, type=schema)
+        if _is_deeper(found, MOST_DEPTH):
+            raise RecursionError
+        return found
     except RecursionError as error:
         raise Unreadable(why := "it is nested too deeply", why) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         why = str(error)[:MOST_SHOWN]
         raise Unreadable(why, why) from error
 
@@ -120,13 +124,14 @@ def _is_deeper(value: Any, most: int) -> bool:
     """Whether tables and lists lie in each other more than `most` deep, found without recursion."""
     layer = [value]
     for _ in range(most):
-        layer = [
-            inner
-            for one in layer
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
+        layer = [inner for one in layer for inner in _parts(one)]
     return any(isinstance(one, dict | list) for one in layer)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, msgspec.Struct):
+        return (getattr(value, name) for name in value.__struct_fields__)
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _unreadable(path: Path | str, reason: str) -> Unreadable:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import msgspec
+
 from smidgen.diffusion.names import Channels, Sampler
 from smidgen.errors import UsageError, closest
 from smidgen.files.checks import check_choice, check_integer, check_number
@@ -98,3 +100,14 @@ class SamplingConfig:
     def facts(self) -> dict[str, Any]:
         """All that the images depend on, as JSON."""
         return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+
+
+class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What others show and compare of how images were drawn, as a file says it; None: unknown."""
+
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    guidance_channels: str | None = None
+    seed: int | None = None
+    precision: str | None = None

@@ -13,9 +13,10 @@ from PIL import Image
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.names import file_part
-from smidgen.files.reading import Unreadable, read_json
+from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.standing import Standing, standing
 from smidgen.files.writing import write_json, writing
+from smidgen.sampling.config import SamplingFacts
 
 if TYPE_CHECKING:
     from smidgen.sampling.draw import Drawing, Report
@@ -41,12 +42,14 @@ def read_record(folder: Path) -> SampleRecord | None:
     if not path.is_file():
         return None
     try:
-        return read_json(path, SampleRecord)
+        record = read_json(path, SampleRecord)
+        fit(record.settings, SamplingFacts)
     except Unreadable as error:
         raise SmidgenError(
             f"{path} is no record of smidgen sample, or damaged ({error.reason}); sample again, or "
             "move it elsewhere"
         ) from error
+    return record
 
 
 def standing_of(folder: Path, settings: Mapping[str, Any], *, force: bool = False) -> Standing:
