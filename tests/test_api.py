@@ -144,8 +144,8 @@ def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
     monkeypatch.setattr("smidgen.training.previews.METRIC_IMAGES", 6)
     seen = []
 
-    def measure(drawing, reference, **settings):
-        seen.append((drawing, reference, settings))
+    def measure(drawing, reference, config):
+        seen.append((drawing, reference, config))
         return {"metrics": {"fd": 1.5, "class_agreement": None}}
 
     monkeypatch.setattr("smidgen.training.previews.measure_drawing", measure)
@@ -163,8 +163,8 @@ def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
     assert grids == ["step-2.png", "step-4.png"]
     assert Image.open(tmp_path / "run" / "samples" / "step-4.png").size == (64, 64)  # 8 x 8 x 8
     assert '{"step": 4, "fd": 1.5}' in (tmp_path / "run" / "log.jsonl").read_text()
-    ((drawing, reference, settings),) = seen
-    assert (reference, settings["features"]) == (photos, "inception")
+    ((drawing, reference, config),) = seen
+    assert (reference, config.features) == (photos, "inception")
     assert (drawing.num_images, drawing.name(1), drawing.config.sampler) == (6, "dog", "dpm++")
 
 

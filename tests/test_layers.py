@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "diffusion": (),
     "models.dit": (),  # apart from the rest of models/, so that hosts may name its class
     "hosts": ("errors", "files", "core", "models.dit"),
-    "models": MODELS,
+    "models": (*MODELS, "processes"),
     "data": ("errors", "files"),
     # L2
     "methods": L1,

@@ -10,14 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import smidgen
-from smidgen.evaluation.run import EvaluationConfig
 from tests.training.tiny import tiny_base, write_images
 
 SHORT = {"steps": 2, "batch_size": 4, "trackers": (), "progress": False}
 TAKERS = {name: getattr(smidgen, name) for name in smidgen.__all__} | {
     "Delta.load": smidgen.Delta.load,
     "Delta.save": smidgen.Delta.save,
-    "EvaluationConfig": EvaluationConfig,
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.compare import compare, difference_text, metric_names
-from smidgen.evaluation.run import evaluate
+from tests.evaluation.calls import evaluate
 
 from .conftest import class_folder
 

@@ -8,8 +8,8 @@ import torch
 from smidgen.errors import UsageError
 from smidgen.evaluation import features
 from smidgen.evaluation.names import split_names
-from smidgen.evaluation.plan import make_plan
 from smidgen.evaluation.table import INCEPTION_HEAD
+from tests.evaluation.calls import make_plan
 
 from .conftest import colour_extractor
 

@@ -20,8 +20,8 @@ from smidgen.evaluation.kernels import kid
 from smidgen.evaluation.metrics import frechet_distance
 from smidgen.evaluation.neighbours import prdc
 from smidgen.evaluation.reference import folder_statistics
-from smidgen.evaluation.run import evaluate, measure_batches
 from smidgen.evaluation.statistics import write_statistics
+from tests.evaluation.calls import evaluate, measure_batches
 
 from .conftest import COLOURS, class_folder, colour_extractor, write_image
 
@@ -388,7 +388,7 @@ WORKER = """
 import json, sys
 from smidgen import processes
 from smidgen.evaluation import features
-from smidgen.evaluation.run import evaluate, measure_batches
+from tests.evaluation.calls import evaluate, measure_batches
 from tests.evaluation.conftest import colour_extractor
 from tests.evaluation.test_run import drawn
 

@@ -19,16 +19,15 @@ from smidgen.cli import demo_report as show
 from smidgen.cli import train
 from smidgen.cli.arguments import Request, read_request
 from smidgen.cli.demo_report import SET
-from smidgen.cli.evaluate import EvaluateOptions, measure
 from smidgen.cli.options import (
     answer,
     answer_dry_run,
-    at_least,
     check_output_folder,
     log,
     quiet_stdout,
 )
 from smidgen.data.embedded_sets import shipped_reference, unpack
+from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import read_recipe, settings_of
 from smidgen.files.writing import write_json
 from smidgen.sampling.config import SamplingConfig
@@ -62,9 +61,9 @@ class DemoOptions:
     """Scale of classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        at_least("num_images", self.num_images, 48)
-        at_least("sample_steps", self.sample_steps, 1)
-        at_least("guidance", self.guidance, 0)
+        check_integer("num_images", self.num_images, least=48)
+        check_integer("sample_steps", self.sample_steps)
+        check_number("guidance", self.guidance)
 
 
 class Clock:
@@ -235,7 +234,9 @@ def fingerprint_of(delta: Any) -> str:
 
 def measure_samples(folder: Path) -> dict[str, Any]:
     """A sample folder against the shipped statistics of unseen font families."""
-    return measure(EvaluateOptions(images=folder, reference=shipped_reference(SET)))
+    from smidgen import api
+
+    return api.evaluate(folder, shipped_reference(SET), device="auto")
 
 
 def agreement_on_the_way(parsed: Mapping[str, Any], base: Base) -> dict[int, float]:

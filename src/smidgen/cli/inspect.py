@@ -13,11 +13,11 @@ from smidgen.cli.options import (
     Switches,
     answer,
     answer_dry_run,
-    at_least,
     check_base_name,
     fact_lines,
     quiet_stdout,
 )
+from smidgen.files.checks import check_integer
 from smidgen.models.names import is_architecture
 
 DESCRIPTION = """Count what a method would train, without weights; or show what a delta holds.
@@ -43,8 +43,7 @@ class InspectOptions:
     such as difffit+lora."""
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None:
-            at_least("num_classes", self.num_classes, 1)
+        check_integer("num_classes", self.num_classes)
         if not is_architecture(self.model):
             check_base_name(self.model)
 

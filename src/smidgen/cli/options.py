@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,30 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from smidgen.errors import UsageError
+from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import SWITCH, flatten, recipe_text, settings_of
 from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
-from smidgen.processes import own_device
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
 
 DEVICES = Literal["auto", "cpu", "cuda"]
-PRECISIONS = Literal["fp32", "bf16", "fp16"]
-# The keys of data.layouts.LAYOUTS, which imports torch.
-LAYOUT_NAMES = Literal[
-    "folder",
-    "food-101",
-    "sun397",
-    "df20m",
-    "caltech-101",
-    "cub-200-2011",
-    "artbench-10",
-    "flowers-102",
-    "stanford-cars",
-    "imagenet",
-    "webdataset",
-    "hf",
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +41,8 @@ class BaseOptions:
 
     def __post_init__(self) -> None:
         check_base_name(self.base)
-        if self.image_size is not None:
-            at_least("image_size", self.image_size, 1)
-        if self.frequency_shift is not None:
-            finite("frequency_shift", self.frequency_shift)
+        check_integer("image_size", self.image_size)
+        check_number("frequency_shift", self.frequency_shift)
 
     def given(self) -> dict[str, Any]:
         """What `load_base` is told besides the name and the image size, as recipes have it."""
@@ -84,7 +65,9 @@ class BaseOnDevice(BaseOptions):
 
     def load(self, **more: Any) -> Base:
         """The base on its device."""
-        return super().load(device=own_device(resolve_device(self.device)), **more)
+        from smidgen.models.calling import device_of
+
+        return super().load(device=device_of(self.device), **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,17 +86,6 @@ class OutputSwitches(Switches):
 
     force: bool = dataclasses.field(default=False, metadata=SWITCH)
     """Start over where the output holds another run."""
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise UsageError unless the number is at least `least`."""
-    if not value >= least or not math.isfinite(value):
-        raise UsageError(f"{name} is {value}; expected a number of at least {least}")
-
-
-def finite(name: str, value: float) -> None:
-    """Raise UsageError unless the number is finite and not negative."""
-    at_least(name, value, 0)
 
 
 def check_base_name(name: str) -> None:
@@ -198,20 +170,6 @@ def check_output_file(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; expected a file to write")
     check_output_folder(path.parent, path)
-
-
-def resolve_device(device: str) -> str:
-    """`auto` as what this machine has.
-
-    Raises: UsageError if cuda is asked for and there is none.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no cuda device was found; use --device cpu")
-    return device
 
 
 def log(text: str) -> None:

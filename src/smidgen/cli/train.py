@@ -20,7 +20,6 @@ from smidgen.cli.options import (
     check_images,
     check_output_folder,
     quiet_stdout,
-    resolve_device,
 )
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
@@ -126,6 +125,7 @@ def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, An
 def plan(base: BaseOnDevice, config: RunConfig, switches: TrainSwitches) -> dict[str, Any]:
     """What the run would find, train and need."""
     from smidgen.api.planning import plan_run, time_steps
+    from smidgen.models.calling import device_of
     from smidgen.progress import counting_bar
 
     with counting_bar("reading", progress=True) as report:
@@ -134,7 +134,7 @@ def plan(base: BaseOnDevice, config: RunConfig, switches: TrainSwitches) -> dict
             config,
             given=base.given(),
             image_size=base.image_size,
-            device=resolve_device(base.device),
+            device=device_of(base.device),
             force=switches.force,
             progress=report,
         )

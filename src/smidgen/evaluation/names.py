@@ -20,9 +20,10 @@ def check_names(
     metrics: str | Sequence[str] | None,
     prompt: str = PROMPT,
     *,
-    known: Sequence[str] = FEATURES,
+    known: Sequence[str] | None = FEATURES,
 ) -> list[str]:
     """The names of the features, if they and those of the metrics make sense; no file is read.
+    `known` None: any features.
 
     Raises: UsageError for unknown or repeated names, or a prompt without a place for the class.
     """
@@ -35,7 +36,7 @@ def check_names(
     if "{}" not in prompt:
         raise UsageError(f'the prompt "{prompt}" has no {{}} where the class name belongs')
     for name in names:
-        if name not in known:
+        if known is not None and name not in known:
             raise UsageError(f'unknown features "{name}"; choose from: {", ".join(known)}')
     return names
 

@@ -14,9 +14,9 @@ import torch
 
 from smidgen.errors import UsageError
 from smidgen.evaluation import features as table
+from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.features import PUBLISHED, RESIZED, Extractor, load_extractor
-from smidgen.evaluation.names import PROMPT
-from smidgen.evaluation.names import check_names as check_known
+from smidgen.evaluation.names import PROMPT, check_names
 from smidgen.evaluation.table import INCEPTION_HEAD, METRICS, Needs, needing
 
 
@@ -43,41 +43,25 @@ class Plan:
         return bool(needing(self.metrics[extractor.name], needed))
 
 
-def make_plan(
-    features: str | Sequence[str],
-    metrics: Sequence[str] | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    weights: str | Path | None = None,
-    resize: str | None = None,
-    prompt: str = PROMPT,
-) -> Plan:
-    """The plan for these names; `features` may be several, "inception,dinov2".
+def make_plan(config: EvaluationConfig, device: str) -> Plan:
+    """The extractors on `device`, and their metrics.
 
-    `metrics` None: Frechet distance, KID and, where a classifier says it, class agreement.
-
-    Raises: UsageError for unknown or repeated names, a metric that none of the features allow, or a
-        prompt without a place for the class; SmidgenError for weights that cannot be had.
+    Raises: UsageError for unknown features, or a metric that none of them allow; SmidgenError for
+        weights that cannot be had.
     """
-    names = check_names(features, metrics, prompt)
-    found = _load(names, device, weights, resize)
+    metrics = config.metric_names
+    names = check_names(config.features, metrics, config.prompt, known=tuple(table.EXTRACTORS))
+    found = _load(names, device, config.weights, config.resize)
     if metrics is None:
         chosen = {e.name: frozenset(n for n in METRICS if _default(n, e)) for e in found}
-        return Plan(extractors=found, metrics=chosen, asked=False, prompt=prompt)
+        return Plan(extractors=found, metrics=chosen, asked=False, prompt=config.prompt)
     for name in metrics:
         if not any(allows(name, extractor) for extractor in found):
             raise UsageError(f"{name} needs {_needed(name)}; the features are {', '.join(names)}")
     chosen = {e.name: frozenset(n for n in metrics if allows(n, e)) for e in found}
     if empty := [name for name, some in chosen.items() if not some]:
         raise UsageError(f"none of the metrics {', '.join(metrics)} is defined on {empty[0]}")
-    return Plan(extractors=found, metrics=chosen, asked=True, prompt=prompt)
-
-
-def check_names(
-    features: str | Sequence[str], metrics: Sequence[str] | None, prompt: str = PROMPT
-) -> list[str]:
-    """The names of the features, checked as in names.py against the extractors that there are."""
-    return check_known(features, metrics, prompt, known=tuple(table.EXTRACTORS))
+    return Plan(extractors=found, metrics=chosen, asked=True, prompt=config.prompt)
 
 
 def _load(

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from smidgen import processes
 from smidgen.data.embedded_sets import locate_reference, name_reference
 from smidgen.data.folder import ImageFolder, Progress, scan, with_findings
 from smidgen.errors import UsageError
+from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.document import Source, make_document, strange_classes
 from smidgen.evaluation.estimate import announced
-from smidgen.evaluation.names import PROMPT
-from smidgen.evaluation.plan import Plan, check_names, make_plan
+from smidgen.evaluation.plan import Plan, make_plan
 from smidgen.evaluation.reference import content_key, reference_statistics
 from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch
 from smidgen.evaluation.statistics import Statistics
@@ -36,73 +34,36 @@ from smidgen.evaluation.stream import (
     array_batches,
     folder_batches,
 )
-from smidgen.files.settings import make
+from smidgen.models.calling import device_of
 from smidgen.sampling.draw import Drawing
 from smidgen.sampling.folder import SampleRecord, read_record
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured, and how.
-
-    `features` may be several, with commas. `metrics` None: Frechet distance, KID and class
-    agreement, as far as they can be had; one that is named and cannot be had is an error. `weights`
-    and `resize` are the extractor's: where its file lies, and "clean" or "legacy" for inception.
-    `layout` and `split` say how the reference is read. `prompt` makes a text of a class name for
-    CLIP-T. `cache_dir` None: this machine's cache folder.
-    """
-
-    features: str | Sequence[str] = "glyphs"
-    metrics: Sequence[str] | None = None
-    batch_size: int = 64
-    device: torch.device | str = "cpu"
-    cache_dir: str | Path | None = None
-    weights: str | Path | None = None
-    resize: str | None = None
-    layout: str = "folder"
-    split: str | None = None
-    prompt: str = PROMPT
-
-    def plan(self) -> Plan:
-        """The extractors and their metrics."""
-        return make_plan(
-            self.features,
-            self.metrics,
-            device=self.device,
-            weights=self.weights,
-            resize=self.resize,
-            prompt=self.prompt,
-        )
-
-
 def evaluate(
-    images: str | Path,
-    reference: str | Path,
-    *,
+    images: Path,
+    reference: Path | str,
+    config: EvaluationConfig,
     progress: Progress | None = None,
-    **settings: Any,
 ) -> dict[str, Any]:
     """The metrics of a folder of images, with protocol, baselines and warnings.
 
     `images` may also be a .npz with `arr_0`, as guided diffusion's sampling writes it. `reference`
     is a folder of images, or a data set of another layout, whose statistics are cached; or a .npz
-    with `mu` and `sigma`, or with `arr_0`. `settings`: those of EvaluationConfig. With several
-    features `by_features` holds what belongs to each, and the top level what belongs to the first.
+    with `mu` and `sigma`, or with `arr_0`. With several features `by_features` holds what belongs
+    to each, and the top level what belongs to the first.
 
     Class agreement needs to know what each image was meant to show: the name of its sub-folder, the
     sampling record beside it, or a file name such as 000123-alpha.png; else it is None.
 
-    Raises: UsageError for unknown features, metrics or settings or a missing path; SmidgenError for
-        unusable content, or a reference without a class that was drawn.
+    Raises: UsageError for unknown features or metrics or a missing path; SmidgenError for unusable
+        content, or a reference without a class that was drawn.
     """
-    config, folder = make(EvaluationConfig, settings), Path(images)
-    check_names(config.features, config.metrics, config.prompt)
-    if not folder.exists():
-        raise UsageError(f"no such file or folder: {folder}")
+    if not images.exists():
+        raise UsageError(f"no such file or folder: {images}")
     check_reference(Path(reference), config)
     # before the reference, which may take long to read
-    given = _open_file(folder) if folder.is_file() else _open_folder(folder)
-    plan = config.plan()
+    given = _open_file(images) if images.is_file() else _open_folder(images)
+    plan = make_plan(config, device_of(config.device))
     known = _reference(plan, Path(reference), config, progress)
     if isinstance(given, SampleBatch):
         measured, source = _measure_file(plan, given, config.batch_size, progress)
@@ -116,13 +77,13 @@ def evaluate(
 def measure_batches(
     batches: Iterable[ArrayBatch],
     reference: str | Path,
+    config: EvaluationConfig,
     *,
     sampling: Mapping[str, Any],
     name: str = "samples",
     classes: Sequence[str] = (),
     num_images: int | None = None,
     progress: Progress | None = None,
-    **settings: Any,
 ) -> dict[str, Any]:
     """`evaluate` of images straight from a sampler; none is held and no file written.
 
@@ -133,9 +94,8 @@ def measure_batches(
 
     Raises: as `evaluate`, and what the batches raise.
     """
-    config = make(EvaluationConfig, settings)
     check_reference(Path(reference), config)
-    plan = config.plan()
+    plan = make_plan(config, device_of(config.device))
     known = _reference(plan, Path(reference), config, progress)
     strange_classes(
         classes, known[plan.first.name].classes, name_reference(reference), certain=True
@@ -152,11 +112,11 @@ def measure_batches(
 def measure_drawing(
     drawing: Drawing,
     reference: str | Path,
+    config: EvaluationConfig,
     *,
     name: str = "samples",
     facts: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    **settings: Any,
 ) -> dict[str, Any]:
     """`measure_batches` of what is drawn, each process drawing its part; `facts` are known of it
     besides its own.
@@ -169,12 +129,12 @@ def measure_drawing(
                 for places, images in drawn
             ),
             reference,
+            config,
             sampling=drawing.facts() | dict(facts or {}),
             name=name,
             classes=drawing.labels.names,
             num_images=drawing.num_images,
             progress=progress,
-            **settings,
         )
 
 

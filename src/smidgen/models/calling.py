@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from smidgen.errors import UsageError
 from smidgen.hosts.family import Condition, Family
+from smidgen.processes import own_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,6 +27,19 @@ def calling(family: Family, denoiser: nn.Module, guidance: float | None = None) 
         return family.predict(denoiser, x, t, {**condition, "guidance": told})
 
     return network
+
+
+def device_of(name: str) -> str:
+    """A device by its name, "auto" as what this machine has; each of several processes takes its
+    own accelerator.
+
+    Raises: UsageError for cuda where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no cuda device was found; use --device cpu")
+    return own_device(name)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

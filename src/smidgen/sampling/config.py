@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that the command line checks it before torch 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
@@ -14,9 +14,12 @@ import msgspec
 from smidgen.diffusion.names import Channels, Sampler
 from smidgen.errors import UsageError, closest
 from smidgen.files.checks import check_choice, check_integer, check_number
+from smidgen.files.settings import NO_FLAG
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
+
+MEASURED_IMAGES = 10_000  # as published numbers are
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -111,3 +114,17 @@ class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
     guidance_channels: str | None = None
     seed: int | None = None
     precision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSampling(SamplingConfig):
+    """How the samples of a run or a delta are drawn where they are measured, of all its classes.
+
+    Raises: UsageError for a value that makes no sense.
+    """
+
+    classes: str | tuple[str, ...] = field(default="all", metadata=NO_FLAG)
+    prompt: tuple[str, ...] = field(default=(), metadata=NO_FLAG)
+    num_images: int = MEASURED_IMAGES
+    """Samples in total, image i of class i mod K."""
+    batch_size: int = field(default=64, metadata=NO_FLAG)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.run import measure_drawing
 from smidgen.models.base import Base
 from smidgen.sampling.config import SamplingConfig
@@ -28,6 +29,13 @@ BATCH = 64
 def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     """The grid and the metrics of a run, as far as its settings ask for them."""
     training = config.training
+    measured = EvaluationConfig(
+        features=training.metrics_features,
+        layout=config.layout,
+        split=config.split,
+        device=str(base.device),
+        cache_dir=config.cache_dir,
+    )
 
     def draw_grid(step: int) -> dict[str, float]:
         images = [part for _, part in _drawing(base, task, GRID_IMAGES).batches()]
@@ -38,16 +46,7 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
         return {}
 
     def measure(step: int) -> dict[str, float]:
-        drawing = _drawing(base, task, METRIC_IMAGES)
-        result = measure_drawing(
-            drawing,
-            config.data,
-            features=training.metrics_features,
-            layout=config.layout,
-            split=config.split,
-            device=base.device,
-            cache_dir=config.cache_dir,
-        )
+        result = measure_drawing(_drawing(base, task, METRIC_IMAGES), config.data, measured)
         found = result["metrics"].items()
         means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}
         return {name: value for name, value in means.items() if value is not None}

@@ -6,10 +6,10 @@ from typing import get_args
 
 import pytest
 
-from smidgen.cli.options import LAYOUT_NAMES
 from smidgen.data.folder import scan
 from smidgen.data.layout import safe_names
 from smidgen.data.layouts import LAYOUTS, open_images, resolve_split
+from smidgen.data.names import LayoutName
 from smidgen.errors import SmidgenError, UsageError
 from tests.data.making import write_folder
 
@@ -17,7 +17,7 @@ WITH_TREES = sorted(set(LAYOUTS) - {"folder"})
 
 
 def test_the_command_line_offers_every_layout() -> None:
-    assert get_args(LAYOUT_NAMES) == tuple(LAYOUTS)
+    assert get_args(LayoutName) == tuple(LAYOUTS)
 
 
 def test_names_are_safe_as_folders_and_unique() -> None:
