@@ -25,9 +25,9 @@ def test_each_prompt_is_read_once_and_short_ones_are_filled_up_behind_their_mask
     assert asked == [("abc", 64), ("z", 64), ("y", 64)]
 
 
-def test_the_label_behind_the_last_prompt_is_the_empty_one():
+def test_label_i_is_the_condition_of_prompt_i():
     conditioner = Conditioner(lambda: [], by_letters, 64)
-    conditions = conditioner.conditions(("a", "b"), torch.device("cpu"), torch.bfloat16)
+    conditions = conditioner.conditions(("a", "b", ""), torch.device("cpu"), torch.bfloat16)
     found = conditions(torch.tensor([2, 1, 1, 0]))
     assert found["text"].flatten().tolist() == [32, 98, 98, 97]
     assert found["text"].dtype == torch.bfloat16

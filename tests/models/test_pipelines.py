@@ -10,7 +10,10 @@ import smidgen
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.pretrained import load_base
+from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.draw import prepare
 from tests.models.tiny_pipelines import WORDS, save_stable_diffusion, save_stable_diffusion_3
+from tests.training.tiny import tiny_base
 
 STEPS = 20
 PROMPTS = ("a red fox", "a blue fox", "an owl")
@@ -32,7 +35,7 @@ def pictures(images) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).int()
 
 
-def stock_images(folder, guidance: float) -> torch.Tensor:
+def stock_images(folder, guidance: float, negative: str | None = None) -> torch.Tensor:
     """DDIM with eta 0 by diffusers, from the noise that smidgen draws."""
     from diffusers import StableDiffusionPipeline
 
@@ -42,6 +45,7 @@ def stock_images(folder, guidance: float) -> torch.Tensor:
     return pictures(
         pipeline(
             list(PROMPTS),
+            negative_prompt=None if negative is None else [negative] * len(PROMPTS),
             latents=noise,
             num_inference_steps=STEPS,
             guidance_scale=guidance,
@@ -88,6 +92,27 @@ def test_images_are_those_of_the_stock_pipeline(base, folder, guidance):
     # rounding to 256 levels of values that differ by float32 alone
     assert (pictures(images) - expected).abs().max() <= 1
     assert len(expected.unique()) > 20
+
+
+def test_a_negative_prompt_leads_as_in_the_stock_pipeline(base, folder):
+    negative = "blurred, grey"
+    settings = {"sampler": "ddim", "steps": STEPS, "guidance": 3.0, "seed": 7}
+    images = smidgen.sample(base, prompts=PROMPTS, negative_prompt=negative, **settings)
+    assert (pictures(images) - stock_images(folder, 3.0, negative)).abs().max() <= 1
+    # random encoders hardly show in pictures: what the null label means is looked at itself
+    config = SamplingConfig(prompt=PROMPTS, negative_prompt=negative, **settings)
+    drawing = prepare(base, config)
+    found = drawing.labels.conditions(torch.tensor([drawing.labels.null]))["text"]
+    assert torch.equal(found, base.conditioner.encode([negative])["text"])
+    assert not torch.equal(found, base.conditioner.encode([""])["text"])
+    assert drawing.facts()["negative_prompt"] == negative
+
+
+def test_a_negative_prompt_that_would_do_nothing_is_refused(base, tmp_path):
+    with pytest.raises(UsageError, match="acts through guidance, which is 1"):
+        smidgen.sample(base, prompts="a", negative_prompt="b", guidance=1)
+    with pytest.raises(UsageError, match='of no use to base "tiny-0": it reads none'):
+        smidgen.sample(tiny_base(), negative_prompt="b")
 
 
 def test_v_prediction_samples_as_the_stock_pipeline(tmp_path):

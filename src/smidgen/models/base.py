@@ -76,9 +76,9 @@ class Base:
         side = self.image_size // self.codec.factor
         return self.codec.latent_channels, side, side
 
-    def conditions(self, prompts: Sequence[str] = ()) -> Conditions:
+    def conditions(self, prompts: Sequence[str] = (), negative: str = "") -> Conditions:
         """What labels mean to the denoiser: themselves, or the prompts that they count, the label
-        behind the last prompt meaning none.
+        behind the last prompt meaning the `negative` one.
 
         Raises:
             UsageError: prompts for a base that knows classes, or none for one that reads them.
@@ -90,7 +90,9 @@ class Base:
             return labels_alone
         if not prompts:
             raise UsageError(f'base "{self.name}" reads prompts: give at least one')
-        return self.conditioner.conditions(prompts, self.device, dtype_of(self.denoiser))
+        return self.conditioner.conditions(
+            [*prompts, negative], self.device, dtype_of(self.denoiser)
+        )
 
     def to(
         self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None

@@ -75,14 +75,14 @@ class Conditioner:
     def conditions(
         self, prompts: Sequence[str], device: torch.device, dtype: torch.dtype
     ) -> Conditions:
-        """Label i as the condition of prompt i, and the label behind the last as that of no class.
+        """Label i as the condition of prompt i.
 
         Raises:
             SmidgenError: as `encode`.
         """
         rows = {
             name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in self.encode([*prompts, ""]).items()
+            for name, value in self.encode(prompts).items()
         }
         return lambda labels: {name: value[labels] for name, value in rows.items()}
 

@@ -28,23 +28,25 @@ class Labels:
         return len(self.names)
 
 
-def labels_of(base: Base, delta: Delta | None = None, prompts: Sequence[str] = ()) -> Labels:
+def labels_of(
+    base: Base, delta: Delta | None = None, prompts: Sequence[str] = (), negative: str = ""
+) -> Labels:
     """The labels of these prompts, each once; without any, those of the classes that `delta` was
-    trained on or the base knows.
+    trained on or the base knows. `negative` is the prompt of no class.
 
     Raises: UsageError for prompts where the base reads none, or none where it reads such;
         SmidgenError as `Conditioner.encode`.
     """
     if prompts:
         names = tuple(dict.fromkeys(prompts))
-        return Labels(names=names, conditions=base.conditions(names))
+        return Labels(names=names, conditions=base.conditions(names, negative))
     names = class_names(base, delta)
     if base.conditioner is not None and not names:
         raise UsageError(
             f'base "{base.name}" reads prompts: give some (prompts=..., --prompt), or a delta that '
             "was trained on classes"
         )
-    return Labels(names=names, conditions=base.conditions(class_prompts(base, delta)))
+    return Labels(names=names, conditions=base.conditions(class_prompts(base, delta), negative))
 
 
 def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:

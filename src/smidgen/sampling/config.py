@@ -36,6 +36,8 @@ class SamplingConfig:
     prompt: tuple[str, ...] = ()
     """For a base that reads prompts: one or several; without any, those of the classes that the
     delta was trained on."""
+    negative_prompt: str = ""
+    """For a base that reads prompts: what guidance leads away from, in place of no prompt."""
     num_images: int | None = None
     """Images in total, image i of class (or prompt) i mod K; none: one of each."""
     steps: int = 50
@@ -63,12 +65,22 @@ class SamplingConfig:
         check_choice("sampler", self.sampler, get_args(Sampler))
         check_choice("guidance_channels", self.guidance_channels, get_args(Channels))
         check_choice("precision", self.precision, get_args(Precision))
+        if self.negative_prompt and self.guidance == 1:
+            raise UsageError(
+                "negative_prompt acts through guidance, which is 1: that is without; give more"
+            )
 
     def resolved(self, base: Base) -> SamplingConfig:
         """With the sampler and the precision that `base` makes of it.
 
         Raises: UsageError for a sampler that is not for this base, or steps that it does not take.
         """
+        if self.negative_prompt and base.conditioner is None:
+            raise UsageError(f'negative_prompt is of no use to base "{base.name}": it reads none')
+        if self.negative_prompt and base.family.guidance == "embedded":
+            raise UsageError(
+                f'negative_prompt is of no use to base "{base.name}", whose guidance is an input'
+            )
         process = base.process
         sampler = self.sampler or process.default_sampler
         if sampler not in process.samplers:

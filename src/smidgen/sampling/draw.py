@@ -106,7 +106,7 @@ def prepare(
     _ = base.family  # says so if no host calls this network
     config = config.resolved(base)
     placed = None if delta is None else _placed(delta, base)
-    known = labels or labels_of(base, placed, config.prompt)
+    known = labels or labels_of(base, placed, config.prompt, config.negative_prompt)
     chosen = tuple(known.names.index(name) for name in config.chosen(known.names))
     return Drawing(base=base, config=config, delta=placed, labels=known, chosen=chosen)
 
