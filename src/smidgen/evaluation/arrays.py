@@ -73,9 +73,7 @@ def read_headers(path: Path, streamed: Collection[str] = ()) -> dict[str, Header
         raise unreadable(path, error) from error
     total = sum(one.num_bytes for name, one in found.items() if name not in streamed)
     if total > max(MOST_BYTES, MOST_TIMES * path.stat().st_size):
-        raise unreadable(
-            path, f"{path.stat().st_size:,} bytes that unpack to {total:,} are no numbers"
-        )
+        raise unreadable(path, f"its {path.stat().st_size:,} bytes would unpack to {total:,}")
     return found
 
 
