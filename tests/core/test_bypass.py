@@ -364,5 +364,10 @@ def test_a_bypass_that_makes_no_sense_is_refused():
         ConvBottleneck(3, 2, 4, groups=2, activation="relu")
     with pytest.raises(SmidgenError, match='form "wavelet" are unknown'):
         edit_from_spec(
-            {"kind": "bypass", "sites": [{"module": ""}] * 2, "body": {"form": "wavelet"}}
+            {
+                "kind": "bypass",
+                "sites": [{"module": ""}] * 2,
+                "shapes": {},
+                "body": {"form": "wavelet"},
+            }
         )

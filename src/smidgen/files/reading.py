@@ -35,19 +35,29 @@ def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
     Raises: Unreadable.
     """
     path = Path(path)
+    check_ordinary(path, most)
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
-            raise _unreadable(path, f"it is {what}")
-        if facts.st_size > most:
-            raise _unreadable(path, f"it has {facts.st_size:,} bytes; at most {most:,} are read")
         with path.open("rb") as file:
             return file.read(most)
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
+
+
+def check_ordinary(path: Path | str, most: int | None = None) -> None:
+    """Raises: Unreadable for what is missing, a folder, a pipe or a device, which it never opens,
+    or has more bytes than `most` (None: however many).
+    """
+    try:
+        facts = Path(path).stat()
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
     except ValueError as error:  # a null character in the name
         raise _unreadable(path, str(error)) from error
+    if not stat.S_ISREG(facts.st_mode):
+        what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
+        raise _unreadable(path, f"it is {what}")
+    if most is not None and facts.st_size > most:
+        raise _unreadable(path, f"it has {facts.st_size:,} bytes; at most {most:,} are read")
 
 
 def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:
@@ -72,7 +82,7 @@ def parse_json(content: bytes | str, schema: type[T]) -> T:
     except RecursionError as error:
         raise Unreadable(why := "it is nested too deeply", why) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        why = str(error)[:MOST_SHOWN]
+        why = _in_one_line(error)
         raise Unreadable(why, why) from error
 
 
@@ -86,7 +96,7 @@ def fit(value: Any, schema: type[T]) -> T:
     except RecursionError as error:
         raise Unreadable(why := "it is nested too deeply", why) from error
     except msgspec.MsgspecError as error:
-        why = str(error)[:MOST_SHOWN]
+        why = _in_one_line(error)
         raise Unreadable(why, why) from error
 
 
@@ -98,8 +108,14 @@ def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:
     except RecursionError as error:
         raise _unreadable(path, "it is nested too deeply") from error
     except (ValueError, UnicodeDecodeError) as error:  # a TOMLDecodeError is a ValueError
-        raise _unreadable(path, f"not valid TOML: {str(error)[:MOST_SHOWN]}") from error
+        raise _unreadable(path, f"not valid TOML: {_in_one_line(error)}") from error
 
 
 def _unreadable(path: Path | str, reason: str) -> Unreadable:
     return Unreadable(f"cannot read {path}: {reason}", reason)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What a parser says, which may quote the file."""
+    shown = "".join(char if char.isprintable() else " " for char in str(error))
+    return " ".join(shown.split())[:MOST_SHOWN]
