@@ -131,7 +131,7 @@ def test_damaged_folders_are_refused_before_anything_is_encoded(vae_folder, tmp_
     expected = {
         "cut": "get the file again",
         "bin": "pickle",
-        "bare": "get the file again",
+        "bare": "No such file",
         "kind": "AutoencoderTiny",
         "grey": "RGB",
     }

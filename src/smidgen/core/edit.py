@@ -5,7 +5,7 @@ bypass.py and tokens.py; what all edits of a fine-tune do together is in delta.p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Protocol
 
 from jaxtyping import Float

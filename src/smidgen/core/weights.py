@@ -1,4 +1,4 @@
-"""Files of weights: how safetensors are opened, and what every tensor of any file, whoever wrote it,
+"""Files of weights: how safetensors are opened, and what every tensor of a file, whoever wrote it,
 must be before it is used: of floating point, finite, and of the expected shape.
 """
 
@@ -95,9 +95,7 @@ def checked(tensors: Mapping[str, Tensor], source: Path | str) -> dict[str, Tens
 DAMAGED = "the weights are damaged; get them anew"
 
 
-def check_finite(
-    tensors: Mapping[str, Tensor], source: Path | str, remedy: str = DAMAGED
-) -> None:
+def check_finite(tensors: Mapping[str, Tensor], source: Path | str, remedy: str = DAMAGED) -> None:
     """One pass at the speed of memory, 0.1 s for a gigabyte, without a copy. What holds no plain
     floating point (integers, the packed numbers of quantised models, the meta device) is passed by.
 

@@ -19,6 +19,7 @@ from smidgen.models.files import read_json
 from smidgen.models.hub import download
 from smidgen.models.names import ARCHITECTURES, on_hub
 from smidgen.models.pretrained import meta_denoiser
+from smidgen.models.schemas import Folder, check_sizes
 
 FILES = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 DENOISERS = ("unet", "transformer")  # folders of a pipeline
@@ -62,6 +63,7 @@ def build_meta(config: Mapping[str, Any]) -> nn.Module:
     Raises: SmidgenError if it names no network of the installed diffusers, or does not fit it.
     """
     kind = config.get("_class_name")
+    check_sizes(config, Path(f"the configuration of a {kind}"))
     found = diffusers_class(str(kind))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SmidgenError(f"{kind} is no network; expected the configuration of a denoiser")
@@ -72,7 +74,7 @@ def build_meta(config: Mapping[str, Any]) -> nn.Module:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             network = _from_config(found, config)
-    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # a damaged configuration gives whatever it leads diffusers to
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise SmidgenError(f"the configuration does not fit a {kind}: {reason}") from error
     finally:
@@ -95,12 +97,12 @@ def _config_of(name: str | Path) -> dict[str, Any] | None:
         return None
     index = folder / "model_index.json"
     if index.is_file():
-        if read_json(index).get("_class_name") in OWN:
+        if read_json(index, Folder).get("_class_name") in OWN:
             return None
         folder = _denoiser_folder(folder)
     if not (folder / "config.json").is_file():
         return None
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", Folder)
     return config if "_class_name" in config and config["_class_name"] not in OWN else None
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Condition
 
@@ -66,6 +67,8 @@ class Conditioner:
                         "get their folders again"
                     ) from error
                 self._known[prompt] = {name: value.cpu() for name, value in found.items()}
+                remedy = "load the base in a precision of wider range, bf16 or fp32"
+                check_finite(self._known[prompt], f'what the encoders make of "{prompt}"', remedy)
             del pipeline
             gc.collect()
             if torch.cuda.is_available():

@@ -9,6 +9,7 @@ from pathlib import Path
 from smidgen.errors import SmidgenError
 from smidgen.models.files import read_json
 from smidgen.models.pipelines import INDEX, is_pipeline, wanted
+from smidgen.models.schemas import Folder
 
 PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickle
     *(f"{folder}*.json" for folder in ("", "transformer/", "vae/", "scheduler/")),
@@ -35,7 +36,7 @@ def download(
     problem = _why_unreachable(repo_id)
     if patterns is None:
         index = _snapshot(repo_id, [INDEX, "config.json"], revision, problem) / INDEX
-        described = read_json(index) if index.is_file() else {}
+        described = read_json(index, Folder) if index.is_file() else {}
         patterns = wanted(described, Path(repo_id)) if is_pipeline(described) else PATTERNS
     return _snapshot(repo_id, patterns, revision, problem)
 

@@ -17,8 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 from smidgen.models.files import read_json
+from smidgen.models.schemas import check_sizes
 
 
 def load_dinov2(folder: Path, image_size: int, device: torch.device | str = "cpu") -> nn.Module:
@@ -114,10 +116,9 @@ def hash_weights(folder: Path) -> str:
 
 def _load(kind: Any, folder: Path) -> Any:
     """A network of that class, float32, with every parameter from the folder's safetensors."""
-    found, expected = (
-        read_json(folder / "config.json").get("model_type"),
-        kind.config_class.model_type,
-    )
+    config, expected = read_json(folder / "config.json"), kind.config_class.model_type
+    check_sizes(config, folder / "config.json")
+    found = config.get("model_type")
     if found != expected:  # else transformers would build one of its default size first
         raise SmidgenError(f'{folder} holds a model of type "{found}"; expected "{expected}"')
     try:
@@ -137,6 +138,7 @@ def _load(kind: Any, folder: Path) -> Any:
     wrong += [f"{entry[0]} has another shape" for entry in sorted(report["mismatched_keys"])]
     if wrong:
         raise SmidgenError(f"{folder} is no {kind.__name__}: {'; '.join(wrong[:3])}")
+    check_finite(network.state_dict(), folder)
     return network.eval().requires_grad_(False)
 
 

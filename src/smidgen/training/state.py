@@ -22,6 +22,7 @@ from torch import Tensor
 
 from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprints_match
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.writing import flush
 from smidgen.files.writing import writing as writing_files
@@ -113,6 +114,7 @@ def restore_checkpoint(folder: Path, state: TrainingState, identity: Mapping[str
         position = Position(**document)
         _check_identity(folder, position.identity, identity)
         tensors = load_file(folder / "state.safetensors")
+        check_finite(tensors, folder, "remove it to resume at an earlier checkpoint")
         _restore_tensors(state, tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise SmidgenError(
