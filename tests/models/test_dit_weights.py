@@ -239,8 +239,8 @@ WRAPPED = {
     "in parallel": lambda name: f"module.{name}",
     "compiled, in parallel": lambda name: f"module._orig_mod.{name}",
     "compiled blocks": lambda name: name.replace("blocks.0.", "blocks.0._orig_mod."),
-    "sharded and checkpointed": lambda name: (
-        f"_fsdp_wrapped_module.{name}".replace(".attn.", "._checkpoint_wrapped_module.attn.")
+    "sharded and checkpointed": lambda name: f"_fsdp_wrapped_module.{name}".replace(
+        ".attn.", "._checkpoint_wrapped_module.attn."
     ),
     "part of something": lambda name: f"net.denoiser.{name}",
 }

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
 from smidgen.interop.factors import Factors, Rows, merge, split, stack, whole
-from smidgen.interop.renaming import Renaming, modules_of
+from smidgen.interop.renaming import Renaming, modules_of, swap_halves
 from smidgen.interop.single_file import renaming_of
 from smidgen.models.dit_diffusers import BLOCK_MODULES, QKV_MODULES, ROOT_MODULES
 
@@ -41,6 +42,15 @@ class Place:
         """The LoRA of this name as those of the model's modules."""
         targets = [(part.module, part.rows) for part in self.parts]
         return split(factors, targets, [part.size for part in self.parts], swapped=self.swapped)
+
+    def weight(self, modules: Mapping[str, nn.Module]) -> Tensor:
+        """The weight of the model that this name stands for."""
+        parts = [
+            modules[part.module].get_parameter("weight")[slice(*(part.rows or (None,)))]
+            for part in self.parts
+        ]
+        stacked = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return swap_halves(stacked) if self.swapped else stacked
 
 
 class Names:
