@@ -134,6 +134,8 @@ def test_a_newer_format_and_an_unknown_edit_ask_for_an_upgrade(path):
         {"classes": [1, 2]},
         {"fingerprint": 3},
         {"training": {"prompts": 5}},
+        {"training": {"prompts": None}},
+        {"training": {"prompts": {"classes": "cat"}}},
         {"method": None},
     ],
 )

@@ -13,6 +13,7 @@ from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.interop.lora import LoraFormat, read_lora, write_lora
 from smidgen.interop.lora_files import TextEncoder
+from smidgen.interop.modelspec import modelspec
 from smidgen.interop.pipeline_folder import (
     Pipeline,
     check_apart,
@@ -81,7 +82,8 @@ def export_lora(
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
     _check_output(base, Path(output))
-    return write_lora(delta, Path(output), base.denoiser, format=format)
+    described = modelspec(delta, base, format)
+    return write_lora(delta, Path(output), base.denoiser, format=format, metadata=described)
 
 
 def _check_output(base: Base, output: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 from safetensors.torch import save
 from torch import Tensor
 
@@ -27,13 +27,13 @@ class Prompts(Struct):
     """What is read of `training.prompts`: what a delta of a base with prompts was trained on."""
 
     classes: list[str] = []
-    template: str = ""
+    template: str | None = None
 
 
 class Training(Struct):
     """What is read of `training`, which is free otherwise."""
 
-    prompts: Prompts | None = None
+    prompts: Prompts = field(default_factory=Prompts)
 
 
 class Header(Struct, kw_only=True):

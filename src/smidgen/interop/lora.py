@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -21,12 +22,13 @@ from smidgen.core.edits import Edit
 from smidgen.core.sites import Site
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.writing import whole_file
 from smidgen.hosts.host import Host
 from smidgen.interop.factors import Factors, without_start
 from smidgen.interop.lora_files import LoraFile, TextEncoder, read_lora_file
 from smidgen.interop.lora_keys import TEXT, bare_names, parse_key
 from smidgen.interop.lora_names import CONVOLUTIONS, Names, Place
-from smidgen.models.files import write_safetensors_file
+from smidgen.interop.modelspec import file_of
 
 LoraFormat = Literal["peft", "kohya"]
 
@@ -54,7 +56,7 @@ def write_lora(
     model: nn.Module,
     *,
     format: LoraFormat,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a LoRA delta for other programs, with `metadata`; of `model` only names and sizes are
     read.
@@ -80,7 +82,8 @@ def write_lora(
         placed = names.to_original(factors) if names.kohya_is_original() else names.merged(factors)
         tensors = _kohya_tensors(placed)
     check_finite(tensors, f"cannot write {path}", "train anew, or lower the delta's strength")
-    write_safetensors_file(tensors, path, metadata)
+    with whole_file(path) as partial:
+        partial.write_bytes(file_of(tensors, metadata))
     return path
 
 

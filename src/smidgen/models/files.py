@@ -8,7 +8,6 @@ what is used.
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from smidgen.core.weights import check_names, open_safetensors, read_safetensors
@@ -135,30 +134,12 @@ def read_json(path: Path, schema: type = dict) -> dict[str, Any]:
     return value
 
 
-def write_safetensors_file(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes tensors that share no memory; equal tensors and `metadata` are equal bytes.
-
-    Raises: SmidgenError if the disk refuses.
-    """
+def write_safetensors_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors that share no memory. Raises: SmidgenError if the disk refuses."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # diffusers and transformers refuse files without this key.
     with whole_file(path) as partial:
-        if not metadata:
-            save_file(dense, partial, metadata={"format": "pt"})
-        else:
-            partial.write_bytes(_in_order(save(dense, {"format": "pt", **metadata})))
-
-
-def _in_order(content: bytes) -> bytes:
-    """The same file with its metadata in the order of the keys; safetensors writes them in any."""
-    length = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[length:]
+        save_file(dense, partial, metadata={"format": "pt"})
 
 
 def write_pickle(tensors: Mapping[str, Tensor], path: Path, record: Mapping[str, Any]) -> None:
