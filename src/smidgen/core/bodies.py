@@ -4,6 +4,7 @@ B images, C channels that are read, D that are written, W the width in the middl
 kept in another precision or on another device than the activations.
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -258,7 +259,7 @@ def body_from_spec(spec: Mapping[str, Any]) -> Bottleneck | ConvBottleneck:
     form = str(facts.pop("form", None))
     if form not in BODIES:
         raise SmidgenError(
-            f'bypasses of form "{form[:40]}" are unknown to this smidgen, which has: '
+            f"bypasses of form {json.dumps(form[:40])} are unknown to this smidgen, which has: "
             f"{', '.join(BODIES)}; upgrade smidgen"
         )
     checked = fit(facts, SCHEMAS[form])

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from msgspec import Meta
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from smidgen.core.bodies import Bottleneck, Conv, ConvBottleneck, body_from_spec
 from smidgen.core.edit import Acting, Edit, Size, Spec
@@ -42,6 +43,8 @@ class Adding(Acting):
             )
         if number == len(self.sites) - 1:
             self.kept = None
+        if self.rows is not None and self.rows[1] > y.shape[site.axis]:
+            raise misfit(f"{site} carries {tuple(y.shape)}, the delta adds to {self.rows}")
         term = aligned(kept, first.axis, y, site.axis)
         start, stop = self.rows or (0, y.shape[site.axis])
         part = y if self.rows is None else y.narrow(site.axis, start, stop - start)
@@ -130,6 +133,12 @@ class Bypass(Adding, Edit):
 
     def check(self, root: nn.Module) -> None:
         super().check(root)
+        own = module_at(root, self.sites[0].module)
+        conv = self.body.conv if isinstance(self.body, Bottleneck) else None
+        if conv is not None and isinstance(own, _ConvNd):
+            expected = (own.kernel_size, own.stride, own.padding, own.dilation)
+            if (conv.kernel, conv.stride, conv.padding, conv.dilation) != expected:
+                raise misfit(f"{self.sites[0]} is a convolution of another geometry than {conv}")
         if self.rows is None:
             return
         for site in self.sites[1:]:

@@ -148,6 +148,10 @@ class Delta(nn.Module):
             empty = _empty(header["edits"], Provenance(**known))
         except Unreadable as error:
             raise damaged(path, f"its header: {error.reason}") from error
+        for edit in empty.edits.values():
+            rows = len(edit.rows) - 1 if isinstance(edit, Table) else len(known["classes"])
+            if known["classes"] and rows != len(known["classes"]):
+                raise damaged(path, f"its table has {rows} classes, named {len(known['classes'])}")
         shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
         check_shapes(shapes, tensors, path, "header")
         empty.load_state_dict(checked(tensors, path), assign=True)

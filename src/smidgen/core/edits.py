@@ -4,6 +4,7 @@ C is the channels at a site, K the classes of a fine-tune. An edit never holds a
 what all edits of a fine-tune do together is in delta.py.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, final
@@ -121,6 +122,8 @@ class Table(Edit):
         super().__init__()
         if origin and len(origin) != len(rows):
             raise ValueError(f"{len(origin)} origins of {len(rows)} rows")
+        if (site_in.module, site_in.end) != (site_out.module, "in") or site_out.end != "out":
+            raise ValueError(f"{site_in} and {site_out} are not the two ends of one table")
         self.sites = (site_in, site_out)
         self.num_old_rows = num_old_rows
         self.origin = tuple(origin) or (None,) * len(rows)
@@ -254,7 +257,7 @@ def edit_from_spec(spec: Mapping[str, Any]) -> Edit:
     kind = spec.get("kind")
     if isinstance(kind, str) and kind not in EDITS:
         raise SmidgenError(
-            f'edits of kind "{kind[:40]}" are unknown to this smidgen, which has: '
+            f"edits of kind {json.dumps(kind[:40])} are unknown to this smidgen, which has: "
             f"{', '.join(EDITS)}; upgrade smidgen"
         )
     checked = fit(spec, EDITS[kind].schema if isinstance(kind, str) else Spec)

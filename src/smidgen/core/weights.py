@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
-from smidgen.files.reading import check_ordinary
+from smidgen.files.reading import check_ordinary, in_one_line
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALL = (  # to keep numbers in, not to compute with
@@ -25,7 +25,6 @@ MOST_HEADER_BYTES = 2**25  # of a safetensors file: those of the largest models 
 MOST_TENSORS = 100_000
 MOST_NAME_LENGTH = 1000
 MOST_NAMED = 3
-REASON_LENGTH = 160
 
 
 @contextmanager
@@ -61,8 +60,7 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str
 
 def damaged(path: Path | str, why: str) -> SmidgenError:
     """The error of a file that is not what its name promises."""
-    reason = (why.strip().splitlines() or ["no reason given"])[0][:REASON_LENGTH]
-    return SmidgenError(f"{path} is truncated or damaged ({reason}); get the file again")
+    return SmidgenError(f"{path} is truncated or damaged ({in_one_line(why)}); get the file again")
 
 
 def check_names(names: Collection[str], source: Path | str) -> None:

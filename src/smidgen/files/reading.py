@@ -82,7 +82,7 @@ def parse_json(content: bytes | str, schema: type[T]) -> T:
     except RecursionError as error:
         raise Unreadable(why := "it is nested too deeply", why) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        why = _in_one_line(error)
+        why = in_one_line(error)
         raise Unreadable(why, why) from error
 
 
@@ -96,7 +96,7 @@ def fit(value: Any, schema: type[T]) -> T:
     except RecursionError as error:
         raise Unreadable(why := "it is nested too deeply", why) from error
     except msgspec.MsgspecError as error:
-        why = _in_one_line(error)
+        why = in_one_line(error)
         raise Unreadable(why, why) from error
 
 
@@ -108,14 +108,15 @@ def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:
     except RecursionError as error:
         raise _unreadable(path, "it is nested too deeply") from error
     except (ValueError, UnicodeDecodeError) as error:  # a TOMLDecodeError is a ValueError
-        raise _unreadable(path, f"not valid TOML: {_in_one_line(error)}") from error
+        raise _unreadable(path, f"not valid TOML: {in_one_line(error)}") from error
 
 
 def _unreadable(path: Path | str, reason: str) -> Unreadable:
     return Unreadable(f"cannot read {path}: {reason}", reason)
 
 
-def _in_one_line(error: Exception) -> str:
-    """What a parser says, which may quote the file."""
-    shown = "".join(char if char.isprintable() else " " for char in str(error))
+def in_one_line(error: Exception | str) -> str:
+    """What a library says of a file: its first line, which may quote the file and be long."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    shown = "".join(char if char.isprintable() else " " for char in lines[0])
     return " ".join(shown.split())[:MOST_SHOWN]

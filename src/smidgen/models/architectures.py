@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.models.components import diffusers_class
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
@@ -75,7 +76,7 @@ def build_meta(config: Mapping[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")
             network = _from_config(found, config)
     except Exception as error:  # a damaged configuration gives whatever it leads diffusers to
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = in_one_line(error)
         raise SmidgenError(f"the configuration does not fit a {kind}: {reason}") from error
     finally:
         noisy.setLevel(level)

@@ -18,6 +18,7 @@ from torch import nn
 
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.models.files import read_json
 from smidgen.models.schemas import Autoencoder
 
@@ -112,5 +113,5 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     except SmidgenError:
         raise
     except Exception as error:  # a damaged folder gives whatever it leads the libraries to
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = in_one_line(error)
         raise SmidgenError(f"{folder} is {what} that diffusers can load: {reason}") from error

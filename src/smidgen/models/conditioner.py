@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.hosts.host import Condition
 
 # (labels (B,)) -> the condition of so many images
@@ -61,7 +62,7 @@ class Conditioner:
                 try:
                     found = self._encode(pipeline, [prompt], self._image_size)
                 except (TypeError, ValueError, OverflowError, IndexError) as error:
-                    reason = str(error).partition("\n")[0]
+                    reason = in_one_line(error)
                     raise SmidgenError(
                         f'the tokenizers and text encoders fail on "{prompt}" ({reason}); '
                         "get their folders again"

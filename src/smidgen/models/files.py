@@ -179,8 +179,9 @@ def _read_pickle(path: Path) -> Any:
                     f"{path} holds Python objects besides tensors and is refused, because loading "
                     "those can run any code; give a file with a plain dict of tensors"
                 ) from error
+            reason = reading.in_one_line(error)
             raise SmidgenError(
-                f"{path} is not a whole PyTorch file ({_first_line(error)}); get the file again"
+                f"{path} is not a whole PyTorch file ({reason}); get the file again"
             ) from error
 
 
@@ -209,7 +210,3 @@ def _only_tensors(value: Any, path: Path) -> dict[str, Tensor]:
 def _own_storage(tensor: Tensor) -> Tensor:
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole and tensor.is_contiguous() else tensor.contiguous().clone()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -13,6 +13,7 @@ from msgspec import Meta
 from smidgen.errors import SmidgenError
 
 Word = Annotated[str, Meta(max_length=100, pattern=r"^[\w.,:/ +-]*\Z")]  # may stand in a message
+FileName = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+\Z")]
 Count = Annotated[int, Meta(ge=1, le=2**24)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
@@ -111,7 +112,7 @@ class Autoencoder(TypedDict, total=False):
 class Shards(TypedDict):
     """The index of weights in several files."""
 
-    weight_map: Annotated[dict[str, str], Meta(min_length=1)]
+    weight_map: Annotated[dict[str, FileName], Meta(min_length=1)]
 
 
 def check_sizes(config: Mapping[str, Any], source: Path) -> None:

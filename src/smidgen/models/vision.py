@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.models.files import read_json
 from smidgen.models.schemas import check_sizes
 
@@ -84,7 +85,7 @@ def load_clip_tokenizer(
             tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # a damaged file gives whatever the parser raises
             raise SmidgenError(
-                f"{folder} holds no tokenizer that transformers can load: {_first_line(error)}"
+                f"{folder} holds no tokenizer that transformers can load: {in_one_line(error)}"
             ) from error
 
     def tokenize(texts: Sequence[str]) -> Mapping[str, Tensor]:
@@ -131,7 +132,7 @@ def _load(kind: Any, folder: Path) -> Any:
         )
     except Exception as error:  # a damaged file gives whatever the parser raises
         raise SmidgenError(
-            f"{folder} holds no {kind.__name__} that can be loaded: {_first_line(error)}"
+            f"{folder} holds no {kind.__name__} that can be loaded: {in_one_line(error)}"
         ) from error
     # transformers would leave these at random values.
     wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
@@ -163,7 +164,3 @@ def _transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
