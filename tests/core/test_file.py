@@ -190,6 +190,12 @@ def test_the_deepest_name_is_read(path):
     assert list(Delta.load(path).edits) == [name]
 
 
+def test_a_table_and_the_names_of_its_classes_must_agree(path):
+    rewrite(path, classes=["a", "b"])
+    with pytest.raises(SmidgenError, match="its table has 8 classes, named 2"):
+        Delta.load(path)
+
+
 def test_two_edits_of_one_name_are_refused(path):
     rewrite(path, {"a.offset": torch.zeros(2)}, edits=[SHIFT, SHIFT])
     with pytest.raises(SmidgenError, match='"a" is there twice'):

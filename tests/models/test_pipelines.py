@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import smidgen
 from smidgen.diffusion.sampler import draw_noise, sample_generator
@@ -203,6 +204,26 @@ def test_a_shift_that_is_no_number_is_told_in_a_line(tmp_path):
     folder = save_stable_diffusion_3(tmp_path / "sd3")
     with pytest.raises(SmidgenError, match=r"scheduler_config.json: .*get the file again"):
         load_base(damaged(folder, tmp_path / "bad", "scheduler/scheduler_config.json", shift="x"))
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "conv_in.weight"),
+        ("text_encoder/model.safetensors", "final_layer_norm.weight"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(folder, tmp_path, file, tensor):
+    shutil.copytree(folder, tmp_path / "bad")
+    tensors = load_file(folder / file)
+    key = next(name for name in tensors if name.endswith(tensor))
+    tensors[key] = tensors[key].clone()
+    tensors[key].view(-1)[-1] = float("nan")
+    save_file(tensors, tmp_path / "bad" / file, metadata={"format": "pt"})
+    with pytest.raises(
+        SmidgenError, match=rf"{file.partition('/')[0]}: not finite .*{tensor}; the"
+    ):
+        load_base(tmp_path / "bad").conditioner.encode(["a"])
 
 
 def test_weights_are_checked_before_any_are_loaded(folder, tmp_path):

@@ -125,15 +125,16 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def is_delta(path: Path) -> bool:
-    """Whether a safetensors file says that it is a delta."""
-    from smidgen.core.delta import read_header
+    """Whether a safetensors file says that it is a delta, damaged or not."""
+    from smidgen.core.file import HEADER
+    from smidgen.core.weights import open_safetensors
     from smidgen.errors import SmidgenError
 
     try:
-        read_header(path)
+        with open_safetensors(path) as file:
+            return HEADER in (file.metadata() or {})
     except SmidgenError:
         return False
-    return True
 
 
 def delta_facts(path: Path) -> dict[str, Any]:

@@ -135,9 +135,9 @@ def check_classes_early(base: str, options: SampleOptions) -> None:
         else:
             folder = Path(base) if base not in shipped_names() else EMBEDDED / base
             known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["class_names"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return
-    if not isinstance(known, list):
+    if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
         return
     for name in split_classes(options.classes, known):
         if name not in known:

@@ -27,14 +27,12 @@ from smidgen.hosts.host import Host
 from smidgen.interop.factors import Factors, without_start
 from smidgen.interop.lora_files import LoraFile, TextEncoder, read_lora_file
 from smidgen.interop.lora_keys import TEXT, bare_names, parse_key
-from smidgen.interop.lora_names import CONVOLUTIONS, Names, Place
+from smidgen.interop.lora_names import CONVOLUTIONS, Names
 from smidgen.interop.modelspec import file_of
 
 LoraFormat = Literal["peft", "kohya"]
 
-KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 MOST_SCALE = 1e6
-KOHYA_COMPILED = "_orig_mod_"  # then, where it trained a compiled network
 
 
 class Target(Protocol):
@@ -205,32 +203,6 @@ def _by_module(file: LoraFile) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _place(name: str, names: Names, path: Path) -> Place:
-    """What `name` in the file points to, with any prefix that a program puts before it."""
-    candidates = bare_names(name)
-    for candidate in candidates:
-        if candidate in names.dotted:
-            return names.dotted[candidate]
-    for prefix in KOHYA_PREFIXES:
-        joined = name.removeprefix(prefix).removeprefix(KOHYA_COMPILED)
-        if not name.startswith(prefix) or joined not in names.underscored:
-            continue
-        place = names.underscored[joined]
-        if place is None:
-            raise SmidgenError(f'{path}: "{name}" fits two modules of this {names.class_name}')
-        return place
-    other = [candidate for candidate in candidates if candidate in names.modules]
-    if other:
-        kind = type(names.modules[other[0]]).__name__
-        raise SmidgenError(
-            f"{path} has a LoRA of {other[0]}, a {kind}; only linears and convolutions"
-        )
-    raise SmidgenError(
-        f'{path} has a LoRA of "{name}", which this {names.class_name} has not; '
-        "give the base that it was trained on"
-    )
-
-
 def _factors(name: str, parts: Mapping[str, Tensor], file: LoraFile) -> Factors:
     path = file.path
     lacking = [part for part in ("down", "up") if part not in parts]
@@ -255,7 +227,7 @@ def _factors(name: str, parts: Mapping[str, Tensor], file: LoraFile) -> Factors:
 
 def _split(name: str, parts: Mapping[str, Tensor], names: Names, file: LoraFile) -> list[Factors]:
     """The LoRA of a name in the file as those of the model's modules."""
-    place, factors = _place(name, names, file.path), _factors(name, parts, file)
+    place, factors = names.place(name, file.path), _factors(name, parts, file)
     size = sum(part.size for part in place.parts)
     if len(factors.up) != size:
         raise SmidgenError(

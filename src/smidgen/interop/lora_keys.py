@@ -102,7 +102,8 @@ def parse_key(key: str) -> tuple[str, PartName] | None:
         if part is not None:
             return ".".join(attention + PROCESSOR[leaves[-3]]), "down" if part == "down" else "up"
     if adapter_of(key) is not None:
-        return ".".join(leaves[:-3]), NAMED[leaves[-3]]
+        *module, end, _, _ = key.split(".")
+        return ".".join(module), NAMED[end]
     for tail, part in TAILS.items():
         if leaves[-len(tail) :] == tail and len(leaves) > len(tail):
             return ".".join(leaves[: -len(tail)]), part

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
 from smidgen.interop.factors import Factors, Rows, merge, split, stack, whole
+from smidgen.interop.lora_keys import bare_names
 from smidgen.interop.renaming import Renaming, modules_of, swap_halves
 from smidgen.interop.single_file import renaming_of
 from smidgen.models.dit_diffusers import BLOCK_MODULES, QKV_MODULES, ROOT_MODULES
 
 UNET = "UNet2DConditionModel"
+KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+KOHYA_COMPILED = "_orig_mod_"  # then, where it trained a compiled network
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -99,6 +103,34 @@ class Names:
                 place = Place(parts=parts, swapped=outer in self.original.swapped)
                 places.setdefault(outer, place)
         return places
+
+    def place(self, name: str, path: Path) -> Place:
+        """What `name` in the file at `path` points to, with any prefix that programs put before it.
+
+        Raises: SmidgenError for no linear or convolution of this model, or for two.
+        """
+        candidates = bare_names(name)
+        for candidate in candidates:
+            if candidate in self.dotted:
+                return self.dotted[candidate]
+        for prefix in KOHYA_PREFIXES:
+            joined = name.removeprefix(prefix).removeprefix(KOHYA_COMPILED)
+            if not name.startswith(prefix) or joined not in self.underscored:
+                continue
+            place = self.underscored[joined]
+            if place is None:
+                raise SmidgenError(f'{path}: "{name}" fits two modules of this {self.class_name}')
+            return place
+        other = [candidate for candidate in candidates if candidate in self.modules]
+        if other:
+            kind = type(self.modules[other[0]]).__name__
+            raise SmidgenError(
+                f"{path} has a LoRA of {other[0]}, a {kind}; only linears and convolutions"
+            )
+        raise SmidgenError(
+            f'{path} has a LoRA of "{name}", which this {self.class_name} has not; '
+            "give the base that it was trained on"
+        )
 
     def merged(self, several: Sequence[Factors]) -> dict[str, Factors]:
         """One LoRA for each of the model's own modules, all rows."""

@@ -147,10 +147,11 @@ def read_config(config: Mapping[str, Any], source: Path) -> Scaling:
     for name, value in own.items():
         if name not in HARMLESS | READ and value not in (*UNSET, *(["none"] * (name == "bias"))):
             known = "" if name in REFUSED else ", which is not known here,"
+            harmless = "" if name in REFUSED else ", or take the field out if it changes nothing"
             raise SmidgenError(
                 f"{source}: {_shown(name)} is set{known} and may change what the LoRA computes "
                 f"({_shown(value)}); only plain LoRA is read. Merge it into its base with PEFT "
-                "(merge_and_unload) and use that as the base, or train without it"
+                f"(merge_and_unload) and use that as the base, or train without it{harmless}"
             )
     patterns = [
         (_pattern(text, source), alpha) for text, alpha in (read.get("alpha_pattern") or {}).items()

@@ -217,5 +217,6 @@ def trained_pixels(config: Mapping[str, Any], factor: int) -> int:
 
 def _entry(index: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     value = index.get(name)
-    is_class = isinstance(value, list) and [type(part) for part in value] == [str, str]
-    return (value[0][:100], value[1][:100]) if is_class else (None, None)
+    if not isinstance(value, list) or [type(part) for part in value] != [str, str]:
+        return None, None
+    return value[0][:100], value[1][:100]

@@ -17,7 +17,7 @@ FileName = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00-\x1f\x7f-\x9f\u
 Count = Annotated[int, Meta(ge=1, le=2**24)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 Number = Annotated[float, Meta(ge=-1e6, le=1e6)]
-Share = Annotated[float, Meta(gt=0, lt=1)]
+Share = Annotated[float, Meta(ge=1e-9, lt=1)]
 Levels = Annotated[list[Count], Meta(min_length=1, max_length=16)]
 Statistics = Annotated[list[Number], Meta(max_length=4096)]
 Spread = Annotated[list[Positive], Meta(max_length=4096)]
