@@ -94,8 +94,8 @@ DAMAGED = "the weights are damaged; get them anew"
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: Path | str, remedy: str = DAMAGED) -> None:
-    """One pass at the speed of memory, without a copy: 0.1 to 0.3 s for a gigabyte on two cores. What
-    holds no plain floating point (integers, the packed numbers of quantised models, the meta
+    """One pass at the speed of memory, without a copy: 0.1 to 0.3 s for a gigabyte on two cores.
+    What holds no plain floating point (integers, the packed numbers of quantised models, the meta
     device) is passed by.
 
     Raises: SmidgenError naming the tensors with numbers that are not finite, ending in `remedy`.
