@@ -369,6 +369,17 @@ def test_a_convolution_of_another_geometry_is_refused():
             bad.check(own)
 
 
+def test_a_padding_by_its_word_is_that_of_the_convolution_and_comes_back():
+    own = nn.Conv2d(3, 4, 3, padding="same")
+    conv = Conv(kernel=(3, 3), stride=(1, 1), padding="same", dilation=(1, 1))
+    body = Bottleneck(3, 2, 4, activation="identity", bias=False, conv=conv)
+    edit = Bypass(Site("", "in", axis=1), (Site("", axis=1),), body)
+    edit.check(own)
+    rebuilt = edit_from_spec(json.loads(json.dumps(edit.spec())))
+    assert rebuilt.body.conv == conv
+    assert body(torch.ones(1, 3, 5, 5)).shape == own(torch.ones(1, 3, 5, 5)).shape
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"kernel": (3,)}, {"stride": (0, 1)}, {"groups": 0}, {"kernel": (), "stride": ()}],

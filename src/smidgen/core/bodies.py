@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ class ConvSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     kernel: Axes
     stride: Axes
-    padding: Axes
+    padding: Axes | Literal["same", "valid"]
     dilation: Axes
     groups: Width = 1
 
@@ -67,16 +67,19 @@ class ConvBottleneckSpec(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 @dataclass(frozen=True, kw_only=True)
 class Conv:
-    """The geometry of a convolution, one number for each spatial axis."""
+    """The geometry of a convolution, one number for each spatial axis, or PyTorch's word for the
+    padding.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
     groups: int = 1
 
     def __post_init__(self) -> None:
-        lengths = {len(axes) for axes in (self.kernel, self.stride, self.padding, self.dilation)}
+        padding = self.kernel if isinstance(self.padding, str) else self.padding
+        lengths = {len(axes) for axes in (self.kernel, self.stride, padding, self.dilation)}
         if len(lengths) > 1 or not lengths <= CONVOLUTIONS.keys():
             raise ValueError(f"{self}: expected one number for each of 1 to 3 axes")
         if min(*self.kernel, *self.stride, *self.dilation, self.groups) < 1:
@@ -119,6 +122,7 @@ class Body(nn.Module, ABC):
     """What a bypass computes: `up` of the activation of `down`."""
 
     form: ClassVar[str]
+    schema: ClassVar[type[Struct]]
     size_in: int
     width: int
     size_out: int
@@ -156,6 +160,7 @@ class Bottleneck(Body):
     """
 
     form = "bottleneck"
+    schema = BottleneckSpec
 
     def __init__(
         self,
@@ -210,6 +215,7 @@ class ConvBottleneck(Body):
     """
 
     form = "conv_bottleneck"
+    schema = ConvBottleneckSpec
 
     def __init__(
         self, size_in: int, width: int, size_out: int, *, groups: int = 32, activation: str
@@ -246,9 +252,6 @@ BODIES: Mapping[str, type[Bottleneck] | type[ConvBottleneck]] = {
 }
 
 
-SCHEMAS = {"bottleneck": BottleneckSpec, "conv_bottleneck": ConvBottleneckSpec}
-
-
 def body_from_spec(spec: Mapping[str, Any]) -> Bottleneck | ConvBottleneck:
     """The body that `spec` described, with zeros to be filled in.
 
@@ -262,8 +265,7 @@ def body_from_spec(spec: Mapping[str, Any]) -> Bottleneck | ConvBottleneck:
             f"bypasses of form {json.dumps(form[:40])} are unknown to this smidgen, which has: "
             f"{', '.join(BODIES)}; upgrade smidgen"
         )
-    checked = fit(facts, SCHEMAS[form])
-    arguments = {name: getattr(checked, name) for name in checked.__struct_fields__}
+    arguments = structs.asdict(fit(facts, BODIES[form].schema))
     if arguments.get("conv") is not None:
         arguments["conv"] = Conv(**structs.asdict(arguments["conv"]))
     return BODIES[form](**arguments)

@@ -170,9 +170,9 @@ def _empty(specs: list[dict[str, Any]], provenance: Provenance) -> Delta:
             edit, name = edit_from_spec(spec), spec.get("name", "")
         if name in edits or edit.spec()["shapes"] != spec["shapes"]:
             what = "is there twice" if name in edits else f"has other shapes than its {edit.kind}"
-            raise Unreadable(why := f'"{name}" {what}', why)
+            raise Unreadable(f'"{name}" {what}')
         edits[name] = edit
     try:
         return Delta(edits, provenance)
     except (KeyError, ValueError) as error:  # an empty name, or one within another's
-        raise Unreadable(why := f"its edits cannot go by their names: {error}", why) from error
+        raise Unreadable(f"its edits cannot go by their names: {error}") from error

@@ -264,7 +264,7 @@ def edit_from_spec(spec: Mapping[str, Any]) -> Edit:
     try:
         return EDITS[checked.kind].from_spec(checked)
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise Unreadable(why := f'"{checked.name}" is no {checked.kind}: {error}', why) from error
+        raise Unreadable(f'"{checked.name}" is no {checked.kind}: {error}') from error
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ class Unreadable(SmidgenError):
     why, without the file's name.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = message if reason is None else reason
 
 
 def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
@@ -80,10 +80,9 @@ def parse_json(content: bytes | str, schema: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=schema)
     except RecursionError as error:
-        raise Unreadable(why := "it is nested too deeply", why) from error
+        raise Unreadable("it is nested too deeply") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        why = in_one_line(error)
-        raise Unreadable(why, why) from error
+        raise Unreadable(in_one_line(error)) from error
 
 
 def fit(value: Any, schema: type[T]) -> T:
@@ -94,10 +93,9 @@ def fit(value: Any, schema: type[T]) -> T:
     try:
         return msgspec.convert(value, schema)
     except RecursionError as error:
-        raise Unreadable(why := "it is nested too deeply", why) from error
+        raise Unreadable("it is nested too deeply") from error
     except msgspec.MsgspecError as error:
-        why = in_one_line(error)
-        raise Unreadable(why, why) from error
+        raise Unreadable(in_one_line(error)) from error
 
 
 def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:

@@ -285,7 +285,7 @@ def _geometry(module: Any) -> Conv:
     return Conv(
         kernel=tuple(module.kernel_size),
         stride=tuple(module.stride),
-        padding=tuple(module.padding),
+        padding=module.padding,
         dilation=tuple(module.dilation),
     )
 
