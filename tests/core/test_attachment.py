@@ -289,3 +289,10 @@ def test_a_delta_attaches_to_what_carries_a_denoiser_and_to_nothing_else():
         assert hooks(network) > 0
     with pytest.raises(SmidgenError, match="not to a SimpleNamespace"):
         delta.attach(SimpleNamespace(denoiser="tiny"))
+
+
+def test_an_axis_that_is_not_there_is_refused():
+    network = Network()
+    wrong = Delta({"a": Shift(Site("blocks.1", index=1, axis=5), 8)}, provenance())
+    with wrong.attach(network), pytest.raises(SmidgenError, match="has no axis 5; give the base"):
+        network(X, OLD_Y)

@@ -378,6 +378,44 @@ def test_a_bypass_of_other_sizes_is_refused():
         bypass(Site("0", "in"), (Site("2"),), body, rows=(3, 5)).check(layers())
 
 
+def test_a_convolution_of_another_geometry_is_refused():
+    own = nn.Conv2d(3, 4, 3, padding=1)
+    for changes in ({"stride": (2, 2)}, {"padding": (0, 0)}, {"dilation": (2, 2)}):
+        facts = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+        good, bad = (
+            Bypass(
+                Site("", "in", axis=1),
+                (Site("", axis=1),),
+                Bottleneck(3, 2, 4, activation="identity", bias=False, conv=Conv(**each)),
+            )
+            for each in (facts, facts | changes)
+        )
+        good.check(own)
+        with pytest.raises(SmidgenError, match="another geometry than Conv"):
+            bad.check(own)
+
+
+def test_a_padding_by_its_word_is_that_of_the_convolution_and_comes_back():
+    own = nn.Conv2d(3, 4, 3, padding="same")
+    conv = Conv(kernel=(3, 3), stride=(1, 1), padding="same", dilation=(1, 1))
+    body = Bottleneck(3, 2, 4, activation="identity", bias=False, conv=conv)
+    edit = Bypass(Site("", "in", axis=1), (Site("", axis=1),), body)
+    edit.check(own)
+    rebuilt = edit_from_spec(json.loads(json.dumps(edit.spec())))
+    assert rebuilt.body.conv == conv
+    assert body(torch.ones(1, 3, 5, 5)).shape == own(torch.ones(1, 3, 5, 5)).shape
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kernel": (3,)}, {"stride": (0, 1)}, {"groups": 0}, {"kernel": (), "stride": ()}],
+)
+def test_a_geometry_that_is_none_is_refused(changes):
+    facts = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    with pytest.raises(ValueError, match="expected"):
+        Conv(**facts | changes)
+
+
 def test_a_bypass_that_makes_no_sense_is_refused():
     body = Bottleneck(3, 2, 4, activation="relu", bias=True)
     with pytest.raises(ValueError, match="writes nowhere"):
@@ -390,5 +428,10 @@ def test_a_bypass_that_makes_no_sense_is_refused():
         ConvBottleneck(3, 2, 4, groups=2, activation="relu")
     with pytest.raises(SmidgenError, match='form "wavelet" are unknown'):
         edit_from_spec(
-            {"kind": "bypass", "sites": [{"module": ""}] * 2, "body": {"form": "wavelet"}}
+            {
+                "kind": "bypass",
+                "sites": [{"module": ""}] * 2,
+                "shapes": {},
+                "body": {"form": "wavelet"},
+            }
         )

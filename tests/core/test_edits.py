@@ -220,3 +220,10 @@ def test_planting_gives_the_path_as_the_name_and_refuses_a_taken_one():
     for taken in ("a.b.c", "a.b.c.e", "a.b", "a.d.weight", "a.d.e", "forward", "forward.e"):
         with pytest.raises(ValueError, match="taken"):
             plant(root, taken, nn.Parameter(torch.zeros(1)))
+
+
+def test_the_two_sites_of_a_table_are_its_ends():
+    ends = Site("table", "in"), Site("table")
+    for wrong in (ends[::-1], (ends[1], ends[1]), (ends[0], Site("other"))):
+        with pytest.raises(ValueError, match="are not the two ends of one table"):
+            Table(*wrong, 5, torch.zeros(3, 2))

@@ -128,18 +128,141 @@ def test_a_newer_format_and_an_unknown_edit_ask_for_an_upgrade(path):
         {"format_version": None},
         {"format_version": "one"},
         {"edits": None},
-        {"edits": []},
         {"edits": 3},
         {"edits": [{"kind": "shift"}]},
         {"classes": 5},
+        {"classes": [1, 2]},
+        {"fingerprint": 3},
+        {"training": {"prompts": 5}},
+        {"training": {"prompts": None}},
+        {"training": {"prompts": {"classes": "cat"}}},
         {"method": None},
-        {"tensors": {"a": torch.zeros(2)}},
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(path, changes):
     rewrite(path, **changes)
     with pytest.raises(SmidgenError, match="truncated or damaged"):
         Delta.load(path)
+
+
+SHIFT = {
+    "kind": "shift",
+    "name": "a",
+    "shapes": {"offset": [2]},
+    "sites": [{"module": "stem"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"sites": [{"module": "stem", "axis": []}]}, r"Expected `int`, got `array`.*sites"),
+        ({"sites": [{"module": "stem", "end": "middle"}]}, "Invalid enum value 'middle'"),
+        ({"sites": [{"module": "stem", "offset": 1}]}, "unknown field `offset`"),
+        ({"sites": [{"module": "stem", "end": "in", "index": 0}]}, "needs the argument's name"),
+        ({"sites": [{"module": "stem", "repeats": 10**9}]}, "repeats"),
+        ({"sites": []}, "`array` of length 1"),
+        ({"shapes": {"offset": "2"}}, r"shapes"),
+        ({"shapes": {"offset": [2**40]}}, r"shapes"),
+        ({"shapes": {}}, "offset"),
+        ({"shapes": {"offset": [2], "gain": [2]}}, '"a" has other shapes than its shift'),
+        ({"kind": "weight", "module": 5, "sites": []}, "Expected `str`, got `int`.*module"),
+        ({"kind": ["shift"]}, "kind"),
+        ({"name": None}, "name"),
+        ({"name": "x" * 1000}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": ""}, "names"),
+        ({"rank": 3}, "unknown field `rank`"),
+    ],
+)
+def test_an_edit_is_checked_against_the_schema_of_its_kind(path, changes, place):
+    rewrite(path, {"a.offset": torch.zeros(2)}, edits=[SHIFT])
+    assert list(Delta.load(path).edits) == ["a"]
+    rewrite(path, {"a.offset": torch.zeros(2)}, edits=[SHIFT | changes])
+    with pytest.raises(SmidgenError, match=f"truncated or damaged .its header: .*{place}") as error:
+        Delta.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_deepest_name_is_read(path):
+    name = ".".join("a" * 250)
+    rewrite(path, {f"{name}.offset": torch.zeros(2)}, edits=[SHIFT | {"name": name}])
+    assert list(Delta.load(path).edits) == [name]
+
+
+def test_a_table_and_the_names_of_its_classes_must_agree(path):
+    rewrite(path, classes=["a", "b"])
+    with pytest.raises(SmidgenError, match="its table has 8 classes, named 2"):
+        Delta.load(path)
+
+
+def test_two_edits_of_one_name_are_refused(path):
+    rewrite(path, {"a.offset": torch.zeros(2)}, edits=[SHIFT, SHIFT])
+    with pytest.raises(SmidgenError, match='"a" is there twice'):
+        Delta.load(path)
+
+
+def test_a_header_of_any_depth_is_refused(path):
+    save_file(load_file(path), path, metadata={"smidgen": "[" * 100_000 + "]" * 100_000})
+    for read in (Delta.load, read_header):
+        with pytest.raises(SmidgenError, match="truncated or damaged"):
+            read(path)
+
+
+def test_a_tensor_that_disagrees_with_its_edit_is_named(path):
+    tensors = {"a.offset": torch.zeros(3), "b.gain": torch.zeros(2)}
+    rewrite(path, tensors, edits=[SHIFT, SHIFT | {"name": "c"}])
+    with pytest.raises(SmidgenError) as error:
+        Delta.load(path)
+    for part in ("c.offset is missing", "b.gain is unknown", "a.offset is (3,), expected (2,)"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused_by_name_and_never_written(delta, path, value):
+    tensors = load_file(path)
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[-1] = value
+    rewrite(path, tensors)
+    with pytest.raises(SmidgenError, match=f"not finite .NaN or infinity.: {name}; the weights"):
+        Delta.load(path)
+    with torch.no_grad():
+        delta.get_parameter(name).view(-1)[0] = value
+    before = path.read_bytes()
+    with pytest.raises(SmidgenError, match=f"not finite .*: {name}; train anew"):
+        delta.save(path)
+    assert path.read_bytes() == before
+
+
+def test_values_beyond_the_range_of_a_precision_are_not_saved_in_it(delta, tmp_path):
+    with torch.no_grad():
+        delta.get_parameter("stem.gamma.gain").fill_(70_000)
+    with pytest.raises(SmidgenError, match=r"not finite .*: stem\.gamma\.gain"):
+        delta.save(tmp_path / "half", dtype=torch.float16)
+    delta.save(tmp_path / "bf16", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_values_in_8_bit_are_read_in_float32(delta, path, dtype):
+    delta.save(path, dtype=dtype)
+    for name, parameter in Delta.load(path).named_parameters():
+        assert torch.equal(parameter, delta.get_parameter(name).to(dtype).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.complex64])
+def test_values_of_no_floating_point_are_refused_by_name(path, dtype):
+    tensors = load_file(path)
+    tensors["stem.gamma.gain"] = tensors["stem.gamma.gain"].to(dtype)
+    rewrite(path, tensors)
+    with pytest.raises(SmidgenError, match=r"stem\.gamma\.gain"):
+        Delta.load(path)
+
+
+def test_a_pipe_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (Delta.load, read_header):
+        with pytest.raises(SmidgenError, match="it is no ordinary file"):
+            read(tmp_path / "pipe")
 
 
 def test_a_convolution_in_no_groups_is_refused(path):

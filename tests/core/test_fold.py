@@ -241,3 +241,13 @@ def test_a_base_in_4_or_8_bit_is_refused_by_the_name_of_the_tensor(state):
     delta = Delta({"gain": Scale(OUT, 4)}, provenance())
     with pytest.raises(SmidgenError, match='"weight" is kept in 4 or 8 bit'):
         fold(delta, state, {OUT: IntoLinear("weight", None)})
+
+
+def test_a_fold_that_leaves_the_range_of_the_base_is_refused_by_name():
+    network = Network().half()
+    huge = randomise(Delta(foldable_edits(network), provenance()), seed=1)
+    with torch.no_grad():
+        for parameter in huge.parameters():
+            parameter.mul_(1e6)
+    with pytest.raises(SmidgenError, match=r"not finite .NaN or infinity.: \w+.*; fold into"):
+        fold(huge, network.state_dict(), TARGETS)

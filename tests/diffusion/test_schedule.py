@@ -154,3 +154,12 @@ def test_gather_follows_the_data():
     assert values.shape == (3, 1, 1, 1)
     assert values.dtype == torch.bfloat16
     assert torch.equal(values.flatten(), schedule.betas[[5, 0, 999]].bfloat16())
+
+
+def test_betas_that_leave_nothing_of_an_image_are_refused():
+    for num, beta in ((1000, 0.9), (8, 1 - 1e-8)):
+        with pytest.raises(ValueError, match="leave nothing of an image"):
+            Schedule.from_betas(torch.full((num,), beta, dtype=torch.float64))
+    usable = Schedule.linear(1000, 1e-3, 0.1)  # a hundredfold of the usual noise
+    kept = usable.respace(7).alphas_cumprod[-1].item()
+    assert kept == pytest.approx(usable.alphas_cumprod[-1].item(), rel=1e-9)

@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from smidgen import export_lora, import_lora
 from smidgen.cli.main import main
 from smidgen.core.delta import Delta
+from smidgen.core.file import read_file, write_file
+from smidgen.errors import UsageError
 from smidgen.interop.lora import write_lora
 from smidgen.models.dit_weights import write_safetensors
 from smidgen.models.pretrained import load_base, load_codec
@@ -83,7 +87,80 @@ def test_a_file_that_is_no_lora_does_not_wait_for_the_base(folder, tmp_path, cap
     path.write_bytes(b"no tensors")
     common = ("convert", "--base", folder / "base", "--format", "delta")
     assert smidgen(*common, "--file", path, "--output", tmp_path / "x.safetensors") == 1
-    assert "theirs.safetensors is damaged" in capsys.readouterr().err
+    assert "theirs.safetensors is truncated or damaged" in capsys.readouterr().err
+
+
+def theirs(folder, tmp_path, **more):
+    """A kohya file of the delta in the folder, with more or other tensors."""
+    path = tmp_path / "theirs.safetensors"
+    base = load_base(folder / "base")
+    write_lora(Delta.load(folder / "delta.safetensors"), path, base.denoiser, format="kohya")
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(tensors | more, path)
+    return path, tensors
+
+
+def test_the_text_encoders_part_is_left_out_where_that_is_asked(folder, tmp_path, capsys):
+    texts = {f"lora_te_text_model_layers_{n}_mlp_fc1.lora_up.weight": torch.ones(2) for n in "012"}
+    path, _ = theirs(folder, tmp_path, **texts)
+    out = tmp_path / "out.safetensors"
+    arguments = ("convert", "--base", folder / "base", "--file", path, "--output", out)
+    assert smidgen(*arguments, "--format", "delta") == 1
+    error = capsys.readouterr().err
+    assert "LoRA of text encoders (3 tensors, first lora_te_text" in error
+    assert "--leave-out-text-encoder" in error
+    assert not out.exists()
+    assert smidgen(*arguments, "--format", "delta", "--leave-out-text-encoder", "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["left_out"] == {"LoRA of text encoders": 3}
+    assert "left out: LoRA of text encoders, 3 tensors" in shown.err
+    assert Delta.load(out).provenance.training["left_out"] == {"LoRA of text encoders": 3}
+    assert smidgen(*arguments, "--format", "peft", "--leave-out-text-encoder", "--force") == 2
+    assert "is for --format delta" in capsys.readouterr().err
+    base = load_base(folder / "base")
+    assert len(import_lora(path, base, text_encoder="leave-out").edits) == len(
+        Delta.load(out).edits
+    )
+    with pytest.raises(UsageError, match='text_encoder "keep"; choose from: refuse, leave-out'):
+        import_lora(path, base, text_encoder="keep")
+
+
+def test_numbers_that_are_not_finite_end_convert_and_fold_with_their_tensors(
+    folder, tmp_path, capsys
+):
+    _, tensors = theirs(folder, tmp_path)
+    name = next(name for name in tensors if name.endswith("lora_up.weight"))
+    path, _ = theirs(folder, tmp_path, **{name: torch.full_like(tensors[name], float("nan"))})
+    out = tmp_path / "out.safetensors"
+    common = ("--base", folder / "base", "--output", out)
+    assert smidgen("convert", "--file", path, "--format", "delta", *common) == 1
+    assert f"not finite (NaN or infinity): {name}; " in capsys.readouterr().err
+    content, tensors = read_file(folder / "delta.safetensors")
+    bad = next(iter(tensors))
+    tensors[bad].fill_(float("inf"))
+    write_file(tmp_path / "bad.safetensors", tensors, content)
+    fold = ("fold", "--delta", tmp_path / "bad.safetensors", "--format", "dit", *common[:-1])
+    assert smidgen(*fold, tmp_path / "out.pt") == 1
+    assert f"not finite (NaN or infinity): {bad}; " in capsys.readouterr().err
+    convert = ("convert", "--file", tmp_path / "bad.safetensors", "--format", "peft", *common)
+    assert smidgen(*convert) == 1
+    assert f"not finite (NaN or infinity): {bad}; " in capsys.readouterr().err
+    assert not out.exists()
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_an_exported_file_says_what_it_is(folder, tmp_path):
+    base, delta = load_base(folder / "base"), Delta.load(folder / "delta.safetensors")
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    export_lora(delta, base, format="kohya", output=one)
+    export_lora(delta.clone(), base, format="kohya", output=other)
+    assert one.read_bytes() == other.read_bytes()
+    with safe_open(one, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.architecture"] == "DiT/lora"
+    assert metadata["modelspec.resolution"] == f"{base.image_size}x{base.image_size}"
+    assert metadata["format"] == "pt"
+    assert "modelspec.date" not in metadata
 
 
 @pytest.mark.parametrize(

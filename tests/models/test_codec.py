@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from smidgen.errors import SmidgenError
 from smidgen.models.codec import AutoencoderCodec, Codec, save_codec
@@ -131,7 +132,7 @@ def test_damaged_folders_are_refused_before_anything_is_encoded(vae_folder, tmp_
     expected = {
         "cut": "get the file again",
         "bin": "pickle",
-        "bare": "get the file again",
+        "bare": "No such file",
         "kind": "AutoencoderTiny",
         "grey": "RGB",
     }
@@ -149,6 +150,17 @@ def test_weights_that_do_not_fit_the_configuration_are_refused_at_first_use(vae_
         change_config(tmp_path / name, **change)
         with pytest.raises(SmidgenError, match=str(tmp_path / name)):
             load_codec(tmp_path / name).encode(images(1))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name_at_first_use(vae_folder, tmp_path):
+    shutil.copytree(vae_folder, tmp_path / "vae")
+    tensors = load_file(vae_folder / WEIGHTS)
+    tensors["decoder.conv_in.weight"] = torch.full_like(
+        tensors["decoder.conv_in.weight"], float("nan")
+    )
+    save_file(tensors, tmp_path / "vae" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(SmidgenError, match=r"vae: not finite .*: decoder\.conv_in\.weight; the"):
+        load_codec(tmp_path / "vae").encode(images(1))
 
 
 def test_only_codecs_with_files_can_be_written(tmp_path):

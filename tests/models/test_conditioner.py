@@ -54,3 +54,15 @@ def test_encoders_that_fail_on_a_prompt_are_told_in_a_line():
     with pytest.raises(SmidgenError, match='fail on "a fox"') as caught:
         Conditioner(lambda: [], broken, 64).encode(["a fox"])
     assert "\n" not in str(caught.value)
+
+
+def test_conditions_that_are_not_finite_are_refused_and_not_kept():
+    """As a T5 in float16 gives, whose activations leave its range."""
+
+    def overflowing(pipeline, prompts, size):
+        return {"text": torch.full((1, 1, 2), float("inf"))}
+
+    conditioner = Conditioner(lambda: [], overflowing, 64)
+    for _ in range(2):
+        with pytest.raises(SmidgenError, match=r'of "a fox": not finite .*: text; load .* bf16'):
+            conditioner.encode(["a fox"])

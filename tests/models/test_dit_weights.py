@@ -234,6 +234,105 @@ def test_missing_unknown_and_misshapen_tensors_are_named_three_at_most(tmp_path)
             read_dit(tmp_path / "wrong.pt")
 
 
+WRAPPED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "in parallel": lambda name: f"module.{name}",
+    "compiled, in parallel": lambda name: f"module._orig_mod.{name}",
+    "compiled blocks": lambda name: name.replace("blocks.0.", "blocks.0._orig_mod."),
+    "sharded and checkpointed": lambda name: f"_fsdp_wrapped_module.{name}".replace(
+        ".attn.", "._checkpoint_wrapped_module.attn."
+    ),
+    "part of something": lambda name: f"net.denoiser.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_names_of_wrapped_modules_are_those_of_the_module(tmp_path, wrapped, suffix):
+    model = random_dit(SMALL)
+    state = {wrapped(name): tensor for name, tensor in model.state_dict().items()}
+    path = tmp_path / f"model.{suffix}"
+    torch.save(state, path) if suffix == "pt" else save_file(state, path)
+    config, found = read_dit(path)
+    assert config == SMALL
+    assert_same_state(found, model)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3, "optimizer_states": [{}]},
+        lambda state: {"model_state_dict": state, "loss": 0.5},
+        lambda state: {"module": {"model": state}},
+        lambda state: {"model": {"a": torch.zeros(1)}, "ema": state},
+    ],
+)
+def test_a_state_dict_within_a_checkpoint_is_found(tmp_path, wrap):
+    model = random_dit(SMALL)
+    torch.save(wrap(dict(model.state_dict())), tmp_path / "model.pt")
+    assert_same_state(read_dit(tmp_path / "model.pt")[1], model)
+
+
+def test_two_models_in_one_file_are_named(tmp_path):
+    state = random_dit(SMALL).state_dict()
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    for mixed, message in [
+        (state | compiled, "has both pos_embed and _orig_mod.pos_embed: two models"),
+        (parallel | {"step": torch.zeros(1)}, r'mixes names with "module\." .*module\..*\(step\)'),
+        (
+            {f"net.{name}": t for name, t in state.items()} | {"step": torch.zeros(1)},
+            r'begin with "net\.", and other tensors \(step\)',
+        ),
+    ]:
+        torch.save(dict(mixed), tmp_path / "mixed.pt")
+        with pytest.raises(SmidgenError, match=message):
+            read_dit(tmp_path / "mixed.pt")
+
+
+def test_a_dict_within_itself_and_tensors_larger_than_the_file_are_refused(tmp_path):
+    loop = {}
+    loop["model"] = loop
+    torch.save(loop, tmp_path / "loop.pt")
+    huge = {"a": torch.zeros(1).expand(2**40)}
+    torch.save(huge, tmp_path / "huge.pt")
+    torch.save({"a": torch.zeros(2, 2).to_sparse()}, tmp_path / "sparse.pt")
+    torch.save({"a": torch.zeros(2, device="meta")}, tmp_path / "meta.pt")
+    for name, message in {
+        "loop.pt": "entry 'model' is a dict",
+        "huge.pt": "claims 4,398,046,511,104 bytes",
+        "sparse.pt": "sparse",
+        "meta.pt": "without values",
+    }.items():
+        with pytest.raises(SmidgenError, match=message):
+            read_dit(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, kind):
+    """Also where the fingerprint, which reads a part of a large tensor, would not see them."""
+    model = random_dit(SMALL)
+    with torch.no_grad():
+        weight = model.blocks[0].mlp.fc1.weight
+        assert weight.numel() > 2**16
+        weight.view(-1)[1] = float("nan")
+    base_fingerprint(model)
+    config, state = read_dit(write(kind, model, tmp_path))
+    with pytest.raises(SmidgenError, match=r"not finite .*: blocks\.0\.mlp\.fc1\.weight; "):
+        build_dit(config, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_in_8_bit_are_read(tmp_path, dtype):
+    state = {name: tensor.to(dtype) for name, tensor in random_dit(SMALL).state_dict().items()}
+    state["pos_embed"] = position_table(SMALL.width, SMALL.grid_size)
+    save_file(state, tmp_path / "small.safetensors")
+    config, found = read_dit(tmp_path / "small.safetensors")
+    built = build_dit(config, found).state_dict()
+    for name, tensor in state.items():
+        assert torch.equal(built[name], tensor.float()), name
+
+
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_truncated_files_are_refused(tmp_path, kind, share):
@@ -258,7 +357,7 @@ def test_what_is_no_dit_is_refused_with_the_reason(tmp_path):
         "numbers.pt": "entry 'a' is a int",
         "other.safetensors": "tensors of a DiT",
         "pytorch_model.bin": 'not ".bin"',
-        "absent.pt": "no such file",
+        "absent.pt": "No such file",
         "empty": "holds no base",
     }
     for name, message in expected.items():
@@ -271,12 +370,19 @@ def test_our_folder_with_a_foreign_or_broken_configuration_is_refused(tmp_path):
     config = tmp_path / "config.json"
     good = json.loads(config.read_text())
     for text, message in [
-        ("{", "not valid JSON"),
-        ("[]", "expected an object"),
+        ("{", "truncated"),
+        ("[]", "Expected `object`, got `array`"),
+        ('{"a":' + "[" * 100_000, "nested too deeply"),
         (json.dumps({**good, "format": "smidgen-base-9"}), "this version can read"),
         (json.dumps({**good, "dit": {**good["dit"], "colour": 1}}), "this version can read"),
         (json.dumps({**good, "dit": {**good["dit"], "depth": 0}}), "at least 1"),
         (json.dumps({**good, "dit": {**good["dit"], "depth": 2}}), "blocks.1.* is missing"),
+        (json.dumps({**good, "dit": {**good["dit"], "depth": 10**9}}), "at most 1,024"),
+        (json.dumps({**good, "dit": {**good["dit"], "width": []}}), "got `array`.*width"),
+        (json.dumps({**good, "dit": {**good["dit"], "image_size": 8192}}), "too large"),
+        (json.dumps({**good, "class_names": 5}), "class_names"),
+        (json.dumps({**good, "class_names": ["a", 2, "c"]}), "class_names"),
+        (json.dumps({**good, "schedule": {"kind": "linear", "num_steps": "many"}}), "num_steps"),
     ]:
         config.write_text(text)
         with pytest.raises(SmidgenError, match=message):

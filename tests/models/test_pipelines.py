@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import smidgen
 from smidgen.diffusion.sampler import draw_noise, sample_generator
@@ -200,19 +201,54 @@ def damaged(folder, to, name="model_index.json", **changes):
         ),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "pure noise"),
         ("unet/config.json", {"in_channels": 9}, "9 latent channels, the codec gives 4"),
-        ("vae/config.json", {"block_out_channels": 8}, "get the codec again"),
-        ("vae/config.json", {"scaling_factor": "large"}, "get the codec again"),
+        ("vae/config.json", {"block_out_channels": 8}, "array.*block_out_channels"),
+        ("vae/config.json", {"scaling_factor": "large"}, "got `str`.*scaling_factor"),
+        ("vae/config.json", {"scaling_factor": 0}, "> 0.0.*scaling_factor"),
+        ("vae/config.json", {"scaling_factor": None}, "scaling_factor is null"),
+        ("vae/config.json", {"shift_factor": 10**30}, "shift_factor"),
+        ("vae/config.json", {"block_out_channels": [8] * 100}, "block_out_channels"),
+        ("unet/config.json", {"layers_per_block": 10**6}, "'layers_per_block' is 1000000"),
+        ("unet/config.json", {"cross_attention_dim": 2**40}, "cross_attention_dim"),
+        ("unet/config.json", {"attention_head_dim": {"a": []}}, "no UNet2DConditionModel that"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 2**40}, "timesteps"),
+        ("scheduler/scheduler_config.json", {"beta_end": 1}, "beta_end"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, []]}, "trained_betas"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": ["linear"]}, "beta_schedule"),
+        ("model_index.json", {"unet": [5, {}]}, "has no unet"),
+        ("model_index.json", {"_class_name": "a\nb"}, "_class_name"),
     ],
 )
 def test_what_a_folder_says_is_checked(folder, tmp_path, name, changes, message):
-    with pytest.raises(SmidgenError, match=message):
+    with pytest.raises(SmidgenError, match=message) as error:
         load_base(damaged(folder, tmp_path / "pipeline", name, **changes))
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_shift_that_is_no_number_is_told_in_a_line(tmp_path):
     folder = save_stable_diffusion_3(tmp_path / "sd3")
-    with pytest.raises(SmidgenError, match=r"scheduler_config.json: .*get the folder again"):
+    with pytest.raises(SmidgenError, match=r"scheduler_config.json: .*get the file again"):
         load_base(damaged(folder, tmp_path / "bad", "scheduler/scheduler_config.json", shift="x"))
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "conv_in.weight"),
+        ("text_encoder/model.safetensors", "final_layer_norm.weight"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(folder, tmp_path, file, tensor):
+    shutil.copytree(folder, tmp_path / "bad")
+    tensors = load_file(folder / file)
+    key = next(name for name in tensors if name.endswith(tensor))
+    tensors[key] = tensors[key].clone()
+    tensors[key].view(-1)[-1] = float("nan")
+    save_file(tensors, tmp_path / "bad" / file, metadata={"format": "pt"})
+    with pytest.raises(
+        SmidgenError, match=rf"{file.partition('/')[0]}: not finite .*{tensor}; the"
+    ):
+        load_base(tmp_path / "bad").conditioner.encode(["a"])
 
 
 def test_weights_are_checked_before_any_are_loaded(folder, tmp_path):

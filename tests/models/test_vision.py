@@ -110,7 +110,11 @@ def test_a_folder_that_is_not_the_whole_model_is_refused(damage, folder):
         path.unlink()
     else:
         (folder / "config.json").write_text("{")
-    expected = "config.json is not valid JSON" if damage == "config" else "Dinov2Model"
+    expected = (
+        r"cannot read .*config\.json: Input data was truncated"
+        if damage == "config"
+        else "Dinov2Model"
+    )
     with pytest.raises(SmidgenError, match=expected) as caught:
         load_dinov2(folder, 28)
     assert str(folder) in str(caught.value)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from functools import partial
@@ -9,6 +10,7 @@ from functools import partial
 import jaxtyping
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from smidgen.core.delta import Delta
 from smidgen.core.file import read_file, write_file
@@ -313,6 +315,14 @@ def test_a_damaged_checkpoint_and_other_data_are_refused(tmp_path):
     with pytest.raises(UsageError, match="the images changed"):
         run(tmp_path, latents=latent_set(22))
     state = tmp_path / "checkpoints" / "step-4" / "state.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(state).items()}
+    name = next(name for name in tensors if name.startswith("exp_avg/"))
+    good = tensors[name].clone()
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, state)
+    with pytest.raises(SmidgenError, match=f"damaged .{re.escape(name)} is not finite.; remove it"):
+        run(tmp_path)
+    save_file(tensors | {name: good}, state)
     state.write_bytes(state.read_bytes()[:-10])
     with pytest.raises(SmidgenError, match="step-4 is damaged"):
         run(tmp_path)

@@ -12,6 +12,8 @@ from smidgen.core.fold import fold as fold_into_state
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.interop.lora import LoraFormat, read_lora, write_lora
+from smidgen.interop.lora_files import TextEncoder
+from smidgen.interop.modelspec import modelspec
 from smidgen.interop.pipeline_folder import (
     Pipeline,
     check_apart,
@@ -53,13 +55,20 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
     return write(delta, pipeline, base.host, output)
 
 
-def import_lora(path: str | Path, base: Base) -> Delta:
+def import_lora(path: str | Path, base: Base, *, text_encoder: TextEncoder = "refuse") -> Delta:
     """The delta of a LoRA file of PEFT, diffusers, kohya or ComfyUI on `base`.
 
-    Raises: SmidgenError if the file holds anything but plain LoRA of the denoiser (all kinds are
-        named), or is for another model.
+    `text_encoder` "leave-out": of a file that has LoRA of text encoders too, what is of the
+    denoiser; the delta's `provenance.training["left_out"]` says how many tensors are not read.
+
+    Raises: UsageError for another `text_encoder`; SmidgenError if the file holds anything but plain
+        LoRA of the denoiser (all kinds are named) or numbers that are not finite, was trained with
+        a setting that is not read, or is for another model.
     """
-    return read_lora(path, base)
+    if text_encoder not in get_args(TextEncoder):
+        choices = ", ".join(get_args(TextEncoder))
+        raise UsageError(f'unknown text_encoder "{text_encoder}"; choose from: {choices}')
+    return read_lora(path, base, text_encoder)
 
 
 def export_lora(
@@ -73,7 +82,8 @@ def export_lora(
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
     _check_output(base, Path(output))
-    return write_lora(delta, Path(output), base.denoiser, format=format)
+    described = modelspec(delta, base, format)
+    return write_lora(delta, Path(output), base.denoiser, format=format, metadata=described)
 
 
 def _check_output(base: Base, output: Path) -> None:

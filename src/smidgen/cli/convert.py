@@ -16,6 +16,7 @@ from smidgen.cli.options import (
     check_file,
     check_input,
     check_output_file,
+    log,
     quiet_stdout,
 )
 from smidgen.errors import UsageError
@@ -37,8 +38,12 @@ class ConvertOptions:
     """peft: for diffusers and PEFT; kohya: for ComfyUI; delta: from any of these to ours."""
     output: Path
     """The .safetensors to write."""
+    leave_out_text_encoder: bool = False
+    """For --format delta: of a file that has LoRA of text encoders too, read the denoiser's."""
 
     def __post_init__(self) -> None:
+        if self.leave_out_text_encoder and self.format != "delta":
+            raise UsageError("--leave-out-text-encoder is for --format delta, which reads files")
         if self.output.suffix != ".safetensors":
             raise UsageError(f"{self.output} must end in .safetensors")
 
@@ -64,6 +69,8 @@ def run(argv: Sequence[str]) -> None:
         return
     with quiet_stdout():
         document = convert(base_options, options)
+    for kind, count in document["left_out"].items():
+        log(f"left out: {kind}, {count} tensors")
     answer(document, [], Path(document["output"]), as_json=switches.json)
 
 
@@ -75,24 +82,27 @@ def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any
     from smidgen.interop.lora_files import read_lora_file
     from smidgen.interop.pipeline_folder import check_apart
 
+    text_encoder = "leave-out" if options.leave_out_text_encoder else "refuse"
     # a file that cannot be read should not wait for the base
     delta = None if options.format == "delta" else Delta.load(options.file)
     if delta is None:
         if is_delta(options.file):
             raise UsageError(f"{options.file} is a delta already; choose --format peft or kohya")
-        read_lora_file(options.file)
+        read_lora_file(options.file, text_encoder)
     base = base_options.load()
     if delta is None:
         check_apart(base.source or options.file, options.output)
-        delta = api.import_lora(options.file, base)
+        delta = api.import_lora(options.file, base, text_encoder=text_encoder)
         delta.save(options.output)
     else:
         assert options.format != "delta"
         api.export_lora(delta, base, format=options.format, output=options.output)
+    read = delta.provenance.training if options.format == "delta" else {}
     return {
         "output": str(options.output),
         "format": options.format,
         "base": base.name,
         "trainable": delta.num_parameters(),
         "edits": len(delta.edits),
+        "left_out": read.get("left_out", {}),
     }

@@ -102,9 +102,10 @@ def known_early(base: str, delta: Path | None) -> list[str]:
         else:
             folder = Path(base) if base not in shipped_names() else EMBEDDED / base
             found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["class_names"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
-    return found if isinstance(found, list) else []
+    good = isinstance(found, list) and all(isinstance(name, str) for name in found)
+    return found if good else []
 
 
 def settings_of_samples(

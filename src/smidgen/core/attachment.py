@@ -168,6 +168,8 @@ def _reach(unreached: dict[Site, str], site: Site, size: int | None) -> Function
     def function(value: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             unreached.pop(site, None)
+            if not -value.ndim <= site.axis < value.ndim:
+                raise misfit(f"{site} carries {tuple(value.shape)}, which has no axis {site.axis}")
             if size is not None and value.shape[site.axis] != size:
                 found = value.shape[site.axis]
                 raise misfit(f"{site} has {found} channels, the delta expects {size}")

@@ -4,18 +4,21 @@ B images, C channels that are read, D that are written, W the width in the middl
 kept in another precision or on another device than the activations.
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
+from msgspec import Meta, Struct, structs
 from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import fit
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -27,15 +30,60 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
+Width = Annotated[int, Meta(ge=1, le=2**31)]
+Axes = Annotated[tuple[Annotated[int, Meta(ge=0, le=1024)], ...], Meta(min_length=1, max_length=3)]
+
+
+class ConvSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The schema of a convolution's geometry in a file."""
+
+    kernel: Axes
+    stride: Axes
+    padding: Axes | Literal["same", "valid"]
+    dilation: Axes
+    groups: Width = 1
+
+
+class BottleneckSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The schema of `Bottleneck.spec` in a file."""
+
+    size_in: Width
+    width: Width
+    size_out: Width
+    activation: str
+    bias: bool
+    conv: ConvSpec | None = None
+
+
+class ConvBottleneckSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The schema of `ConvBottleneck.spec` in a file."""
+
+    size_in: Width
+    width: Width
+    size_out: Width
+    groups: Width
+    activation: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conv:
-    """The geometry of a convolution, one number for each spatial axis."""
+    """The geometry of a convolution, one number for each spatial axis, or PyTorch's word for the
+    padding.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
     groups: int = 1
+
+    def __post_init__(self) -> None:
+        padding = self.kernel if isinstance(self.padding, str) else self.padding
+        lengths = {len(axes) for axes in (self.kernel, self.stride, padding, self.dilation)}
+        if len(lengths) > 1 or not lengths <= CONVOLUTIONS.keys():
+            raise ValueError(f"{self}: expected one number for each of 1 to 3 axes")
+        if min(*self.kernel, *self.stride, *self.dilation, self.groups) < 1:
+            raise ValueError(f"{self}: expected at least 1, but for padding")
 
     def arguments(self) -> dict[str, Any]:
         """The keywords of PyTorch's functional convolutions that this is, without groups."""
@@ -74,6 +122,7 @@ class Body(nn.Module, ABC):
     """What a bypass computes: `up` of the activation of `down`."""
 
     form: ClassVar[str]
+    schema: ClassVar[type[Struct]]
     size_in: int
     width: int
     size_out: int
@@ -111,6 +160,7 @@ class Bottleneck(Body):
     """
 
     form = "bottleneck"
+    schema = BottleneckSpec
 
     def __init__(
         self,
@@ -165,6 +215,7 @@ class ConvBottleneck(Body):
     """
 
     form = "conv_bottleneck"
+    schema = ConvBottleneckSpec
 
     def __init__(
         self, size_in: int, width: int, size_out: int, *, groups: int = 32, activation: str
@@ -204,21 +255,19 @@ BODIES: Mapping[str, type[Bottleneck] | type[ConvBottleneck]] = {
 def body_from_spec(spec: Mapping[str, Any]) -> Bottleneck | ConvBottleneck:
     """The body that `spec` described, with zeros to be filled in.
 
-    Raises: SmidgenError for a form that is unknown here.
+    Raises: SmidgenError for a form that is unknown here, or if it describes no such body;
+        ValueError for sizes that do not go together.
     """
-    arguments = dict(spec)
-    form = arguments.pop("form")
+    facts = dict(spec)
+    form = str(facts.pop("form", None))
     if form not in BODIES:
         raise SmidgenError(
-            f'bypasses of form "{form}" are unknown to this smidgen, which has: '
+            f"bypasses of form {json.dumps(form[:40])} are unknown to this smidgen, which has: "
             f"{', '.join(BODIES)}; upgrade smidgen"
         )
+    arguments = structs.asdict(fit(facts, BODIES[form].schema))
     if arguments.get("conv") is not None:
-        geometry: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in arguments["conv"].items()
-        }
-        arguments["conv"] = Conv(**geometry)
+        arguments["conv"] = Conv(**structs.asdict(arguments["conv"]))
     return BODIES[form](**arguments)
 
 

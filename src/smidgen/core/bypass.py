@@ -4,17 +4,18 @@ What it computes in between is in bodies.py.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from smidgen.core.bodies import Bottleneck, Conv, ConvBottleneck, body_from_spec
-from smidgen.core.edit import Acting, Edit
-from smidgen.core.sites import Function, Site, misfit, module_at, num_channels
+from smidgen.core.edit import Acting, Edit, Size, Spec
+from smidgen.core.sites import Function, Site, SiteSpec, misfit, module_at, num_channels
 from smidgen.errors import SmidgenError
 
 __all__ = ["Adding", "Bottleneck", "Bypass", "Conv", "ConvBottleneck"]
@@ -42,6 +43,8 @@ class Adding(Acting):
             )
         if number == len(self.sites) - 1:
             self.kept = None
+        if self.rows is not None and self.rows[1] > y.shape[site.axis]:
+            raise misfit(f"{site} carries {tuple(y.shape)}, the delta adds to {self.rows}")
         term = aligned(kept, first.axis, y, site.axis)
         start, stop = self.rows or (0, y.shape[site.axis])
         part = y if self.rows is None else y.narrow(site.axis, start, stop - start)
@@ -68,6 +71,15 @@ class Adding(Acting):
         )
 
 
+class BypassSpec(Spec, frozen=True, kw_only=True):
+    """The schema of a bypass; that of its body is in bodies.py."""
+
+    sites: Annotated[tuple[SiteSpec, ...], Meta(min_length=2)]
+    body: dict[str, Any]
+    scale: Annotated[float, Meta(ge=-1e30, le=1e30)] = 1.0
+    rows: tuple[Size, Size] | None = None
+
+
 @final
 class Bypass(Adding, Edit):
     """Reads h at `read` and adds scale * body(h) at each of `writes`; with `rows`, to the channels
@@ -78,6 +90,7 @@ class Bypass(Adding, Edit):
     """
 
     kind = "bypass"
+    schema = BypassSpec
 
     def __init__(
         self,
@@ -120,6 +133,12 @@ class Bypass(Adding, Edit):
 
     def check(self, root: nn.Module) -> None:
         super().check(root)
+        own = module_at(root, self.sites[0].module)
+        conv = self.body.conv if isinstance(self.body, Bottleneck) else None
+        if conv is not None and isinstance(own, _ConvNd):
+            expected = (own.kernel_size, own.stride, own.padding, own.dilation)
+            if (conv.kernel, conv.stride, conv.padding, conv.dilation) != expected:
+                raise misfit(f"{self.sites[0]} is a convolution of another geometry than {conv}")
         if self.rows is None:
             return
         for site in self.sites[1:]:
@@ -132,12 +151,10 @@ class Bypass(Adding, Edit):
         return super().spec() | facts | ({} if self.rows is None else {"rows": list(self.rows)})
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Bypass":
-        read, *writes = (Site(**site) for site in spec["sites"])
-        rows = spec.get("rows")
-        body = body_from_spec(spec["body"])
-        scale, rows = spec.get("scale", 1.0), None if rows is None else tuple(rows)
-        return cls(read, tuple(writes), body, scale=scale, rows=rows)
+    def from_spec(cls, spec: BypassSpec) -> "Bypass":
+        read, *writes = (site.site() for site in spec.sites)
+        body = body_from_spec(spec.body)
+        return cls(read, tuple(writes), body, scale=spec.scale, rows=spec.rows)
 
 
 def aligned(

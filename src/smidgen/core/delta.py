@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smidgen.core.attachment import Attachment, HasDenoiser, attach, network_of
 from smidgen.core.edits import Edit, Table, edit_from_spec, plant
-from smidgen.core.file import damaged, read_file, read_header, write_file
+from smidgen.core.file import read_file, read_header, write_file
 from smidgen.core.fingerprint import fingerprints_match
+from smidgen.core.weights import check_finite, check_shapes, checked, damaged
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import Unreadable
 
 __all__ = ["Attachment", "Delta", "Provenance", "read_header"]
 
@@ -106,7 +108,9 @@ class Delta(nn.Module):
     def clone(self) -> "Delta":
         """An equal delta with its own tensors, attached to nothing."""
         values = {name: value.clone() for name, value in self.state_dict().items()}
-        return _assembled(self.specs(), values, self.provenance)
+        other = _empty(self.specs(), self.provenance)
+        other.load_state_dict(values, assign=True)
+        return other
 
     def check_base(self, fingerprint: str, name: str) -> None:
         """Raises: SmidgenError if the base with this fingerprint and name is not this delta's."""
@@ -120,33 +124,55 @@ class Delta(nn.Module):
         """Write the delta, its values as `dtype` (None: as they are), as a whole or not at all.
         Equal deltas give equal bytes.
 
-        Raises: SmidgenError if the file cannot be written; an older one there then stays.
+        Raises: SmidgenError if the file cannot be written, or a value is not finite, as one beyond
+            the range of `dtype`; an older file there then stays.
         """
         tensors = {
             name: value.to("cpu", dtype).contiguous() for name, value in self.state_dict().items()
         }
+        check_finite(tensors, f"cannot write {path}", "train anew, or save in another precision")
         write_file(path, tensors, asdict(self.provenance) | {"edits": self.specs()})
 
     @classmethod
     def load(cls, path: Path | str) -> "Delta":
-        """The delta in a file, on the CPU, in the precision in which it was saved.
+        """The delta in a file, on the CPU, in the precision in which it was saved (8-bit numbers in
+        float32).
 
-        Raises: SmidgenError if there is no such file or it is damaged, not a delta, or too new.
+        Raises: SmidgenError if there is no such file or it is damaged, not a delta, or too new, or
+            has numbers that are not finite.
         """
         header, tensors = read_file(path)
+        known = {field.name: header[field.name] for field in fields(Provenance)}
+        known["classes"] = tuple(known["classes"])
         try:
-            known = {field.name: header[field.name] for field in fields(Provenance)}
-            known["classes"] = tuple(known["classes"])
-            return _assembled(header["edits"], tensors, Provenance(**known))
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise damaged(path, "its header and its tensors do not fit") from error
+            empty = _empty(header["edits"], Provenance(**known))
+        except Unreadable as error:
+            raise damaged(path, f"its header: {error.reason}") from error
+        for edit in empty.edits.values():
+            rows = len(edit.rows) - 1 if isinstance(edit, Table) else len(known["classes"])
+            if known["classes"] and rows != len(known["classes"]):
+                raise damaged(path, f"its table has {rows} classes, named {len(known['classes'])}")
+        shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+        check_shapes(shapes, tensors, path, "header")
+        empty.load_state_dict(checked(tensors, path), assign=True)
+        return empty
 
 
-def _assembled(
-    specs: list[dict[str, Any]], values: Mapping[str, Tensor], provenance: Provenance
-) -> Delta:
-    """A delta of these specs with `values` themselves as its tensors."""
-    with torch.device("meta"):
-        delta = Delta({spec["name"]: edit_from_spec(spec) for spec in specs}, provenance)
-    delta.load_state_dict(values, assign=True)
-    return delta
+def _empty(specs: list[dict[str, Any]], provenance: Provenance) -> Delta:
+    """A delta of these specs on the meta device.
+
+    Raises: SmidgenError for an edit of a kind that is unknown here; Unreadable if they are no edits
+        of one delta.
+    """
+    edits: dict[str, Edit] = {}
+    for spec in specs:
+        with torch.device("meta"):
+            edit, name = edit_from_spec(spec), spec.get("name", "")
+        if name in edits or edit.spec()["shapes"] != spec["shapes"]:
+            what = "is there twice" if name in edits else f"has other shapes than its {edit.kind}"
+            raise Unreadable(f'"{name}" {what}')
+        edits[name] = edit
+    try:
+        return Delta(edits, provenance)
+    except (KeyError, ValueError) as error:  # an empty name, or one within another's
+        raise Unreadable(f"its edits cannot go by their names: {error}") from error

@@ -5,13 +5,35 @@ bypass.py and tokens.py; what all edits of a fine-tune do together is in delta.p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Protocol
 
 from jaxtyping import Float
+from msgspec import Meta, Struct
 from torch import Tensor, nn
 
-from smidgen.core.sites import Function, Site, bind, misfit, module_at, num_channels
+from smidgen.core.sites import (
+    Function,
+    Name,
+    Site,
+    SiteSpec,
+    bind,
+    misfit,
+    module_at,
+    num_channels,
+)
+
+Size = Annotated[int, Meta(ge=0, le=2**31)]  # along one axis
+Shape = Annotated[tuple[Size, ...], Meta(max_length=8)]
+
+
+class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The schema of `Edit.spec` in a file, with the name of the edit; kinds add to it."""
+
+    name: Name = ""
+    kind: Name
+    sites: tuple[SiteSpec, ...]
+    shapes: dict[Name, Shape]
 
 
 class Removable(Protocol):
@@ -65,11 +87,16 @@ class Edit(Acting):
     """
 
     kind: ClassVar[str]
+    schema: ClassVar[type[Spec]]
 
     @classmethod
     @abstractmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Edit":
-        """An edit of these sites and sizes; its values are to be filled in."""
+    def from_spec(cls, spec: Any) -> "Edit":
+        """An edit of these sites and sizes, `spec` being of the kind's schema; its values are to be
+        filled in.
+
+        Raises: LookupError, TypeError, ValueError or RuntimeError if there is no such edit.
+        """
 
     def spec(self) -> dict[str, Any]:
         """Plain JSON that says all but the values: kind, sites and shapes."""

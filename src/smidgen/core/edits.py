@@ -4,20 +4,23 @@ C is the channels at a site, K the classes of a fine-tune. An edit never holds a
 what all edits of a fine-tune do together is in delta.py.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from jaxtyping import Float, Int
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
 from smidgen.core.bypass import Bypass
-from smidgen.core.edit import Edit, Removable, along, plant
-from smidgen.core.sites import Function, Site, misfit, module_at
+from smidgen.core.edit import Edit, Removable, Size, Spec, along, plant
+from smidgen.core.sites import Function, Name, Site, SiteSpec, misfit, module_at
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import Unreadable, fit
 
 __all__ = [
     "EDITS",
@@ -34,11 +37,18 @@ __all__ = [
 ]
 
 
+class OneSite(Spec, frozen=True, kw_only=True):
+    """The schema of a shift or scale."""
+
+    sites: tuple[SiteSpec]
+
+
 @final
 class Shift(Edit):
     """y + offset at a site with C channels (BitFit, arXiv 2106.10199); offset starts at 0."""
 
     kind = "shift"
+    schema = OneSite
 
     def __init__(self, site: Site, size: int) -> None:
         super().__init__()
@@ -52,8 +62,8 @@ class Shift(Edit):
         return {self.sites[0]: self.offset.shape[0]}
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Shift":
-        return cls(Site(**spec["sites"][0]), spec["shapes"]["offset"][0])
+    def from_spec(cls, spec: OneSite) -> "Shift":
+        return cls(spec.sites[0].site(), spec.shapes["offset"][0])
 
 
 @final
@@ -61,6 +71,7 @@ class Scale(Edit):
     """y * gain at a site with C channels (DiffFit's gamma, arXiv 2304.06648); gain starts at 1."""
 
     kind = "scale"
+    schema = OneSite
 
     def __init__(self, site: Site, size: int) -> None:
         super().__init__()
@@ -74,8 +85,16 @@ class Scale(Edit):
         return {self.sites[0]: self.gain.shape[0]}
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Scale":
-        return cls(Site(**spec["sites"][0]), spec["shapes"]["gain"][0])
+    def from_spec(cls, spec: OneSite) -> "Scale":
+        return cls(spec.sites[0].site(), spec.shapes["gain"][0])
+
+
+class TableSpec(Spec, frozen=True, kw_only=True):
+    """The schema of a table."""
+
+    sites: tuple[SiteSpec, SiteSpec]
+    num_old_rows: Annotated[int, Meta(ge=1, le=2**31)]
+    origin: tuple[Size | None, ...] = ()
 
 
 @final
@@ -89,6 +108,7 @@ class Table(Edit):
     """
 
     kind = "table"
+    schema = TableSpec
 
     def __init__(
         self,
@@ -102,6 +122,8 @@ class Table(Edit):
         super().__init__()
         if origin and len(origin) != len(rows):
             raise ValueError(f"{len(origin)} origins of {len(rows)} rows")
+        if (site_in.module, site_in.end) != (site_out.module, "in") or site_out.end != "out":
+            raise ValueError(f"{site_in} and {site_out} are not the two ends of one table")
         self.sites = (site_in, site_out)
         self.num_old_rows = num_old_rows
         self.origin = tuple(origin) or (None,) * len(rows)
@@ -145,10 +167,17 @@ class Table(Edit):
         return super().spec() | facts
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Table":
-        site_in, site_out = (Site(**site) for site in spec["sites"])
-        rows, origin = torch.empty(spec["shapes"]["rows"]), spec.get("origin", ())
-        return cls(site_in, site_out, spec["num_old_rows"], rows, origin=origin)
+    def from_spec(cls, spec: TableSpec) -> "Table":
+        site_in, site_out = (site.site() for site in spec.sites)
+        rows = torch.empty(spec.shapes["rows"])
+        return cls(site_in, site_out, spec.num_old_rows, rows, origin=spec.origin)
+
+
+class WeightSpec(Spec, frozen=True, kw_only=True):
+    """The schema of a copy."""
+
+    sites: tuple[()] = ()
+    module: Name
 
 
 @final
@@ -161,6 +190,7 @@ class Weight(Edit):
     """
 
     kind = "weight"
+    schema = WeightSpec
     sites = ()
 
     def __init__(self, module: str, parameters: Mapping[str, Tensor]) -> None:
@@ -209,9 +239,8 @@ class Weight(Edit):
         return super().spec() | {"module": self.target}
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Weight":
-        empty = {name: torch.empty(shape) for name, shape in spec["shapes"].items()}
-        return cls(spec["module"], empty)
+    def from_spec(cls, spec: WeightSpec) -> "Weight":
+        return cls(spec.module, {name: torch.empty(shape) for name, shape in spec.shapes.items()})
 
 
 EDITS: Mapping[str, type[Edit]] = {
@@ -222,14 +251,20 @@ EDITS: Mapping[str, type[Edit]] = {
 def edit_from_spec(spec: Mapping[str, Any]) -> Edit:
     """The edit that `Edit.spec` described; its values are to be filled in.
 
-    Raises: SmidgenError for a kind that is unknown here.
+    Raises: SmidgenError for a kind that is unknown here; Unreadable if it describes no such edit,
+        with the place that is wrong.
     """
-    if spec["kind"] not in EDITS:
+    kind = spec.get("kind")
+    if isinstance(kind, str) and kind not in EDITS:
         raise SmidgenError(
-            f'edits of kind "{spec["kind"]}" are unknown to this smidgen, which has: '
+            f"edits of kind {json.dumps(kind[:40])} are unknown to this smidgen, which has: "
             f"{', '.join(EDITS)}; upgrade smidgen"
         )
-    return EDITS[spec["kind"]].from_spec(spec)
+    checked = fit(spec, EDITS[kind].schema if isinstance(kind, str) else Spec)
+    try:
+        return EDITS[checked.kind].from_spec(checked)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise Unreadable(f'"{checked.name}" is no {checked.kind}: {error}') from error
 
 
 @dataclass(frozen=True)

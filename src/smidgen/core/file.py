@@ -9,15 +9,44 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from msgspec import Struct, field
 from safetensors.torch import save
 from torch import Tensor
 
+from smidgen.core.weights import damaged, open_safetensors
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import Unreadable, fit, parse_json
 from smidgen.files.writing import whole_file
 
 FORMAT_VERSION = 1
 HEADER = "smidgen"  # the only key of the metadata, so that equal deltas are equal bytes
+MOST_BYTES = 2**24  # of a header: 10,000 edits and a million names of classes
+
+
+class Prompts(Struct):
+    """What is read of `training.prompts`: what a delta of a base with prompts was trained on."""
+
+    classes: list[str] = []
+    template: str | None = None
+
+
+class Training(Struct):
+    """What is read of `training`, which is free otherwise."""
+
+    prompts: Prompts = field(default_factory=Prompts)
+
+
+class Header(Struct, kw_only=True):
+    """The schema of a header; that of each of the edits goes by its kind (`Edit.schema`)."""
+
+    method: str
+    config: dict[str, Any]
+    host: str
+    base: str
+    fingerprint: str
+    classes: list[str]
+    training: dict[str, Any]
+    edits: list[dict[str, Any]]
 
 
 def write_file(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -41,12 +70,12 @@ def read_header(path: Path | str) -> dict[str, Any]:
 
 
 def is_delta(path: Path | str) -> bool:
-    """Whether a file says that it is a delta."""
+    """Whether a file says that it is a delta, damaged or not."""
     try:
-        read_header(path)
+        with open_safetensors(path) as file:
+            return HEADER in (file.metadata() or {})
     except SmidgenError:
         return False
-    return True
 
 
 def read_file(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -60,23 +89,12 @@ def read_file(path: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return header, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
-def damaged(path: Path | str, why: object) -> SmidgenError:
-    """The error of a file that is not what its name promises."""
-    return SmidgenError(f"{path} is truncated or damaged ({why}); copy it again or train anew")
-
-
 @contextmanager
 def _opened(path: Path | str) -> Iterator[tuple[dict[str, Any], Any]]:
     if Path(path).is_dir():
         raise SmidgenError(f"{path} is a folder; give the delta.safetensors in it")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield _parse(path, (file.metadata() or {}).get(HEADER)), file
-    except SafetensorError as error:
-        raise damaged(path, error) from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise SmidgenError(f"cannot read {path}: {reason}; give a delta file") from error
+    with open_safetensors(path) as file:
+        yield _parse(path, (file.metadata() or {}).get(HEADER)), file
 
 
 def _parse(path: Path | str, text: str | None) -> dict[str, Any]:
@@ -85,15 +103,17 @@ def _parse(path: Path | str, text: str | None) -> dict[str, Any]:
             f"{path} is safetensors but no smidgen delta (a LoRA of another program? a model?); "
             "give a delta.safetensors that smidgen wrote"
         )
+    if len(text) > MOST_BYTES:
+        raise damaged(path, f"its header has {len(text):,} characters")
     try:
-        header = json.loads(text)
-        version = header["format_version"]
-        newer = version > FORMAT_VERSION
-    except (ValueError, TypeError, KeyError) as error:
-        raise damaged(path, "its header is not one of smidgen's") from error
-    if newer:
-        raise SmidgenError(
-            f"{path} is in format {version}, newer than this smidgen's {FORMAT_VERSION}; "
-            "upgrade smidgen"
-        )
+        header = parse_json(text, dict[str, Any])
+        version = fit(header.get("format_version"), int)
+        if version > FORMAT_VERSION:
+            raise SmidgenError(
+                f"{path} is in format {version}, newer than this smidgen's {FORMAT_VERSION}; "
+                "upgrade smidgen"
+            )
+        fit(fit(header, Header).training, Training)
+    except Unreadable as error:
+        raise damaged(path, f"its header: {error.reason}") from error
     return header

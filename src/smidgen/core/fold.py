@@ -16,6 +16,7 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Scale, Shift, Table, Weight
 from smidgen.core.sites import Site, misfit
 from smidgen.core.tokens import Tokens
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 
 
@@ -80,7 +81,7 @@ def fold(
     alone are the very ones of `state`, not copies. A table may have another number of rows.
 
     Raises: SmidgenError if there is no target for a site, an edit does not fold into its target, or
-        `state` lacks a tensor.
+        `state` lacks a tensor, or a weight would not be finite.
     """
     draft = _Draft(state)
     for name, edit, target in _in_order(delta, targets):
@@ -90,10 +91,14 @@ def fold(
             _write_bypass(draft, name, edit, target)
         elif not _write(draft, edit, target):
             raise _refusal(name, f"{edit.kind} at {', '.join(map(str, edit.sites))}")
-    return {
-        key: draft[key].to(tensor.device, tensor.dtype) if key in draft else tensor
+    folded = {
+        key: draft[key].to(tensor.device, tensor.dtype)
         for key, tensor in state.items()
+        if key in draft
     }
+    remedy = "fold into a base in 32 bit, or attach the delta at a lower strength"
+    check_finite(folded, "folding leaves the range of the base's precision", remedy)
+    return {key: folded.get(key, tensor) for key, tensor in state.items()}
 
 
 class _Draft(dict[str, Tensor]):

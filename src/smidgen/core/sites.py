@@ -6,8 +6,10 @@ A site is the input or the output of one module. Nothing here changes a module's
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
@@ -15,6 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from smidgen.errors import SmidgenError
 
 Function = Callable[[Tensor], Tensor]
+# dotted, in one line
+Name = Annotated[str, Meta(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z")]
+Index = Annotated[int, Meta(ge=-64, le=63)]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,21 @@ class Site:
     def __str__(self) -> str:
         parts = (part for part in (self.argument, self.index) if part is not None)
         return f"{self.module or 'root'}.{self.end}" + "".join(f"[{part}]" for part in parts)
+
+
+class SiteSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The schema of a site in a file: `Site.spec`."""
+
+    module: Name
+    end: Literal["in", "out"] = "out"
+    argument: Name | None = None
+    index: Index | None = None
+    axis: Index = -1
+    repeats: Annotated[int, Meta(ge=1, le=2**16)] = 1
+
+    def site(self) -> Site:
+        """Raises: ValueError for an index or an argument at the wrong end."""
+        return Site(**asdict(self))
 
 
 def bind(

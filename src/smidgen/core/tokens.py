@@ -3,7 +3,6 @@
 B images, N tokens, C channels, P learned tokens.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, final
 
@@ -11,11 +10,18 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from smidgen.core.edit import Edit
-from smidgen.core.sites import Function, Site
+from smidgen.core.edit import Edit, Spec
+from smidgen.core.sites import Function, Site, SiteSpec
 from smidgen.errors import SmidgenError
 
 STD = 0.02  # of the start, as the tokens and tables of the released models
+
+
+class TokensSpec(Spec, frozen=True, kw_only=True):
+    """The schema of tokens."""
+
+    sites: tuple[SiteSpec, SiteSpec]
+    companions: tuple[SiteSpec, ...] = ()
 
 
 @final
@@ -29,6 +35,7 @@ class Tokens(Edit):
     """
 
     kind = "tokens"
+    schema = TokensSpec
     encloses = True  # others see the same sequence wherever they read and add
 
     def __init__(
@@ -75,10 +82,11 @@ class Tokens(Edit):
         return super().spec() | ({"companions": companions} if companions else {})
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "Tokens":
-        site_in, site_out = (Site(**site) for site in spec["sites"])
-        companions = tuple(Site(**site) for site in spec.get("companions", ()))
-        return cls(site_in, site_out, *spec["shapes"]["tokens"], companions=companions)
+    def from_spec(cls, spec: TokensSpec) -> "Tokens":
+        site_in, site_out = (site.site() for site in spec.sites)
+        num, size = spec.shapes["tokens"]
+        companions = tuple(site.site() for site in spec.companions)
+        return cls(site_in, site_out, num, size, companions=companions)
 
 
 def with_neutral(value: Shaped[Tensor, "..."], num: int, site: Site) -> Shaped[Tensor, "..."]:

@@ -48,6 +48,11 @@ class Diffusion:
     default_sampler: ClassVar[Sampler] = "ddpm"
     preview_sampler: ClassVar[Sampler] = "dpm++"
 
+    @property
+    def predicts_v(self) -> bool:
+        """Whether the network predicts v."""
+        return self.prediction == "v"
+
     def most_steps(self, sampler: str) -> int:
         """The most steps that this sampler takes."""
         return self.schedule.num_steps - (sampler == "dpm++")
@@ -144,6 +149,7 @@ class Flow:
     num_tokens: int
 
     name = "flow"
+    predicts_v = False
     samplers = ("euler",)
     default_sampler: ClassVar[Sampler] = "euler"
     preview_sampler: ClassVar[Sampler] = "euler"

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+LEAST_LEFT = 1e-30  # of abar at the last step: ratios of it must be numbers
+
 Spacing = Literal["uniform", "ddim", "half-open"]
 
 
@@ -59,7 +61,8 @@ class Schedule:
         """Every table from the betas; timesteps None means 0 ... T - 1.
 
         Raises:
-            ValueError: a beta outside (0, 1), NaN included.
+            ValueError: a beta outside (0, 1), NaN included, or so many or large ones that nothing
+                of an image is left.
         """
         betas = betas.detach().to("cpu", torch.float64)
         if not bool(((betas > 0) & (betas < 1)).all()):
@@ -67,6 +70,8 @@ class Schedule:
         if timesteps is None:
             timesteps = torch.arange(len(betas))
         cumprod = torch.cumprod(1 - betas, dim=0)
+        if bool((cumprod < LEAST_LEFT).any()):
+            raise ValueError("these betas leave nothing of an image: lower them, or their number")
         previous = _shift(cumprod)
         variance = betas * (1 - previous) / (1 - cumprod)
         # The first posterior variance is 0 (x_0 is known), which has no logarithm: improved DDPM

@@ -26,9 +26,9 @@ class Unreadable(SmidgenError):
     why, without the file's name.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = message if reason is None else reason
 
 
 def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
@@ -86,10 +86,9 @@ def parse_json(content: bytes | str, schema: type[T]) -> T:
             raise RecursionError
         return found
     except RecursionError as error:
-        raise Unreadable(why := "it is nested too deeply", why) from error
+        raise Unreadable("it is nested too deeply") from error
     except (msgspec.MsgspecError, UnicodeError) as error:
-        why = str(error)[:MOST_SHOWN]
-        raise Unreadable(why, why) from error
+        raise Unreadable(in_one_line(error)) from error
 
 
 def fit(value: Any, schema: type[T]) -> T:
@@ -100,10 +99,9 @@ def fit(value: Any, schema: type[T]) -> T:
     try:
         return msgspec.convert(value, schema)
     except RecursionError as error:
-        raise Unreadable(why := "it is nested too deeply", why) from error
+        raise Unreadable("it is nested too deeply") from error
     except msgspec.MsgspecError as error:
-        why = str(error)[:MOST_SHOWN]
-        raise Unreadable(why, why) from error
+        raise Unreadable(in_one_line(error)) from error
 
 
 def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:
     except RecursionError as error:
         raise _unreadable(path, "it is nested too deeply") from error
     except (ValueError, UnicodeDecodeError) as error:  # a TOMLDecodeError is a ValueError
-        raise _unreadable(path, f"not valid TOML: {str(error)[:MOST_SHOWN]}") from error
+        raise _unreadable(path, f"not valid TOML: {in_one_line(error)}") from error
     return table
 
 
@@ -136,3 +134,10 @@ def _parts(value: Any) -> Iterable[Any]:
 
 def _unreadable(path: Path | str, reason: str) -> Unreadable:
     return Unreadable(f"cannot read {path}: {reason}", reason)
+
+
+def in_one_line(error: Exception | str) -> str:
+    """What a library says of a file: its first line, which may quote the file and be long."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    shown = "".join(char if char.isprintable() else " " for char in lines[0])
+    return " ".join(shown.split())[:MOST_SHOWN]

@@ -67,6 +67,7 @@ FAMILY = Family(
     parameterisation="scheduler",
     latent_shape=lambda config: (config.in_channels, config.image_size, config.image_size),
     diffusers=diffusers_names,
+    code="https://github.com/facebookresearch/DiT",
 )
 
 

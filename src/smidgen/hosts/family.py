@@ -94,6 +94,8 @@ class Family:
     as the released pipelines give: what a step needs is counted with them. `pipelines` are the
     classes of pipelines that can be loaded. `original` None: no other program's names are known.
     `diffusers(modules)`: what diffusers calls these modules, for a class that is not diffusers'.
+    `code` is where the original code is kept; `architecture(config, predicts_v)` the name of such a
+    network in ModelSpec, or as kohya's trainer writes it, None where neither has one.
     """
 
     predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
@@ -105,6 +107,8 @@ class Family:
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
     original: Original | None = None
     diffusers: Callable[[Collection[str]], Renaming] | None = None
+    code: str | None = None
+    architecture: Callable[[Any, bool], str | None] = lambda config, predicts_v: None
 
     @property
     def component(self) -> str:

@@ -145,6 +145,13 @@ def _original_double(outer: str, inner: str) -> Iterator[tuple[str, tuple[str, .
         yield f"{outer}.{stream}_mlp.2", (f"{inner}.ff{suffix}.net.2",)
 
 
+def architecture(config: Any, predicts_v: bool) -> str | None:
+    """The name that kohya's trainer writes."""
+    if config.num_layers != 19:
+        return None
+    return "flux-1-dev" if config.guidance_embeds else "flux-1-schnell"
+
+
 FAMILY = Family(
     predict=predict,
     encode=encode,
@@ -161,4 +168,6 @@ FAMILY = Family(
         )
     },
     original=Original(models="Flux", names=original_names, codec="vae."),
+    code="https://github.com/black-forest-labs/flux",
+    architecture=architecture,
 )

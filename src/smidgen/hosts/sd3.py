@@ -138,6 +138,13 @@ def _original_block(outer: str, inner: str) -> Iterator[tuple[str, tuple[str, ..
         yield f"{stream}.mlp.fc2", (f"{inner}.ff{suffix}.net.2",)
 
 
+def architecture(config: Any, predicts_v: bool) -> str | None:
+    """The name in ModelSpec, by the layers."""
+    if config.dual_attention_layers:
+        return "stable-diffusion-3-5-medium"
+    return {24: "stable-diffusion-3-m", 38: "stable-diffusion-3-5-large"}.get(config.num_layers)
+
+
 FAMILY = Family(
     predict=predict,
     encode=encode,
@@ -155,4 +162,6 @@ FAMILY = Family(
         )
     },
     original=Original(models="SD3", names=original_names, codec="first_stage_model."),
+    code="https://github.com/Stability-AI/sd3.5",
+    architecture=architecture,
 )

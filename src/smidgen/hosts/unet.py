@@ -320,6 +320,17 @@ def condition_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def architecture(config: Any, predicts_v: bool) -> str | None:
+    """The name in ModelSpec, by the width of the text that is read."""
+    found = {
+        768: "stable-diffusion-v1",
+        1024: "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512",
+        1280: "stable-diffusion-xl-v1-refiner",
+        2048: "stable-diffusion-xl-v1-base",
+    }
+    return found.get(config.cross_attention_dim)
+
+
 FAMILY = Family(
     predict=predict,
     encode=encode,
@@ -342,4 +353,6 @@ FAMILY = Family(
         refusal=refusal,
         kohya=lambda config: config.get("addition_embed_type") is not None,
     ),
+    code="https://github.com/Stability-AI/generative-models",
+    architecture=architecture,
 )

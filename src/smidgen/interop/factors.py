@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from smidgen.errors import SmidgenError
 from smidgen.hosts.renaming import swap_halves
 
 Rows = tuple[int, int]
+Start = Literal["pissa", "olora"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,37 @@ def whole(factors: Factors, size: int) -> Factors:
     up = factors.up.new_zeros(size, *factors.up.shape[1:])
     up[start:stop] = factors.up
     return replace(factors, up=up, rows=None)
+
+
+def without_start(factors: Factors, weight: Tensor, start: Start) -> Factors:
+    """The LoRA of twice the rank that does to `weight` (out, in) what the trained model does, whose
+    training took the product of the factors' start out of it: W - s B0 A0 + s B A. As PEFT
+    computes the start, in float32.
+
+    "pissa" (arXiv 2404.02948): s B0 A0 is the largest `rank` singular values and vectors of W.
+    "olora" (arXiv 2406.01775): B0 A0 is Q R of W, their first columns and rows.
+
+    Raises: SmidgenError if W is no matrix of plain numbers, or of lower rank than the factors.
+    """
+    rank = factors.rank
+    if weight.ndim != 2 or not weight.is_floating_point() or min(weight.shape) < rank:
+        shape = f"{str(weight.dtype).removeprefix('torch.')} of {tuple(weight.shape)}"
+        raise SmidgenError(
+            f"{factors.module}: a {start} of rank {rank} started at the base's weight, which here "
+            f"is {shape}; load the base in 16 or 32 bit"
+        )
+    own = weight.detach().to("cpu", torch.float32)
+    if start == "pissa":
+        left, values, right = torch.linalg.svd(own, full_matrices=False)
+        up, down = left[:, :rank] * (values[:rank] / factors.scale), right[:rank]
+    else:
+        left, right = torch.linalg.qr(own)
+        up, down = left[:, :rank], right[:rank]
+    return replace(
+        factors,
+        down=torch.cat([factors.down.float(), down]),
+        up=torch.cat([factors.up.float(), -up], dim=1),
+    )
 
 
 def merge(several: Sequence[Factors]) -> Factors:

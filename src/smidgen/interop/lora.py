@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -19,24 +20,19 @@ from smidgen.core.bypass import Bottleneck, Bypass, Conv
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit
 from smidgen.core.sites import Site
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.writing import whole_file
 from smidgen.hosts.host import Host
-from smidgen.interop.factors import Factors
-from smidgen.interop.lora_files import Alphas, read_lora_file
-from smidgen.interop.lora_keys import parse_key
-from smidgen.interop.lora_names import CONVOLUTIONS, Names, Place
-from smidgen.models.files import write_safetensors_file
+from smidgen.interop.factors import Factors, without_start
+from smidgen.interop.lora_files import LoraFile, TextEncoder, read_lora_file
+from smidgen.interop.lora_keys import TEXT, bare_names, parse_key
+from smidgen.interop.lora_names import CONVOLUTIONS, Names
+from smidgen.interop.modelspec import file_of
 
 LoraFormat = Literal["peft", "kohya"]
 
-PREFIXES = (
-    "base_model.model.",
-    "unet.",
-    "transformer.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-)
-KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+MOST_SCALE = 1e6
 
 
 class Target(Protocol):
@@ -52,16 +48,24 @@ class Target(Protocol):
     def fingerprint(self) -> str: ...
 
 
-def write_lora(delta: Delta, path: Path | str, model: nn.Module, *, format: LoraFormat) -> Path:
-    """Write a LoRA delta for other programs; of `model` only names and sizes are read.
+def write_lora(
+    delta: Delta,
+    path: Path | str,
+    model: nn.Module,
+    *,
+    format: LoraFormat,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Write a LoRA delta for other programs, with `metadata`; of `model` only names and sizes are
+    read.
 
     "peft": for `load_lora_weights` of diffusers and for PEFT; a scale other than 1 is multiplied
     into the up-projection, as those files have no place for one that all programs read. "kohya":
     for ComfyUI and kohya's scripts, with one alpha for all modules; under the original code's names
     except for SD 1.x and 2.x, as there.
 
-    Raises: UsageError for another format; SmidgenError if an edit is no LoRA or the format has no
-        name for its module.
+    Raises: UsageError for another format; SmidgenError if an edit is no LoRA, the format has no
+        name for its module, or a number is not finite.
     """
     if format not in get_args(LoraFormat):
         raise UsageError(
@@ -75,23 +79,27 @@ def write_lora(delta: Delta, path: Path | str, model: nn.Module, *, format: Lora
     else:
         placed = names.to_original(factors) if names.kohya_is_original else names.merged(factors)
         tensors = _kohya_tensors(placed)
-    write_safetensors_file(tensors, path)
+    check_finite(tensors, f"cannot write {path}", "train anew, or lower the delta's strength")
+    with whole_file(path) as partial:
+        partial.write_bytes(file_of(tensors, metadata))
     return path
 
 
-def read_lora(path: Path | str, base: Target) -> Delta:
+def read_lora(path: Path | str, base: Target, text_encoder: TextEncoder = "refuse") -> Delta:
     """The delta of a LoRA file of PEFT, diffusers, kohya or ComfyUI on `base`; `path` may be the
-    folder of a PEFT adapter.
+    folder of a PEFT adapter. `text_encoder` "leave-out": without those of text encoders, which
+    `training.left_out` then counts.
 
     Raises: SmidgenError if the file is damaged, holds anything but plain LoRA of the denoiser (all
-        kinds are named), or names a module that this base has not.
+        kinds are named) or numbers that are not finite, sets what is not read, or names a module
+        that this base has not.
     """
-    path, tensors, alphas = read_lora_file(Path(path))
-    names = Names(base.denoiser)
+    file = read_lora_file(Path(path), text_encoder)
+    path, names = file.path, Names(base.denoiser)
     found = [
         factors
-        for name, parts in _by_module(tensors, path).items()
-        for factors in _split(name, parts, names, alphas, path)
+        for name, parts in _by_module(file).items()
+        for factors in _split(name, parts, names, file)
     ]
     order = {name: index for index, name in enumerate(names.modules)}
     found.sort(key=lambda factors: (order[factors.module], factors.rows or (0, 0)))
@@ -112,7 +120,8 @@ def read_lora(path: Path | str, base: Target) -> Delta:
         base=base.name,
         fingerprint=base.fingerprint,
         classes=(),
-        training={"read_from": path.name},
+        training={"read_from": path.name}
+        | ({"left_out": {TEXT: file.num_left_out}} if file.num_left_out else {}),
     )
     return Delta(edits, provenance)
 
@@ -168,8 +177,8 @@ def _peft_tensors(placed: Mapping[str, Factors], prefix: str) -> dict[str, Tenso
 
 def _kohya_tensors(placed: Mapping[str, Factors]) -> dict[str, Tensor]:
     """One alpha for the whole file, the most common: diffusers reads mixed ones wrongly."""
-    alphas = Counter(factors.scale * factors.rank for factors in placed.values())
-    alpha = alphas.most_common(1)[0][0]
+    alphas = Counter(factors.scale * factors.rank for factors in placed.values() if factors.scale)
+    alpha = alphas.most_common(1)[0][0] if alphas else 1.0
     tensors = {}
     for module, factors in placed.items():
         name = f"lora_unet_{module.replace('.', '_')}"
@@ -180,75 +189,64 @@ def _kohya_tensors(placed: Mapping[str, Factors]) -> dict[str, Tensor]:
     return tensors
 
 
-def _by_module(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
+def _by_module(file: LoraFile) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in file.tensors.items():
         parsed = parse_key(key)
         assert parsed is not None, "check_kinds has refused other keys"
         name, part = parsed
         if part in found.setdefault(name, {}):
-            raise SmidgenError(f"{path} has two tensors for {part} of {name}; get the file again")
+            raise SmidgenError(
+                f"{file.path} has two tensors for {part} of {name}; get the file again"
+            )
         found[name][part] = tensor
     return found
 
 
-def _place(name: str, names: Names, path: Path) -> Place:
-    """What `name` in the file points to, with any prefix that a program puts before it."""
-    candidates = [name]
-    for prefix in PREFIXES:
-        candidates += [n.removeprefix(prefix) for n in candidates if n.startswith(prefix)]
-    for candidate in candidates:
-        if candidate in names.dotted:
-            return names.dotted[candidate]
-    for prefix in KOHYA_PREFIXES:
-        joined = name.removeprefix(prefix)
-        if joined == name or joined not in names.underscored:
-            continue
-        place = names.underscored[joined]
-        if place is None:
-            raise SmidgenError(f'{path}: "{name}" fits two modules of this {names.class_name}')
-        return place
-    other = [candidate for candidate in candidates if candidate in names.modules]
-    if other:
-        kind = type(names.modules[other[0]]).__name__
-        raise SmidgenError(
-            f"{path} has a LoRA of {other[0]}, a {kind}; only linears and convolutions"
-        )
-    raise SmidgenError(
-        f'{path} has a LoRA of "{name}", which this {names.class_name} has not; '
-        "give the base that it was trained on"
-    )
-
-
-def _factors(name: str, parts: Mapping[str, Tensor], alphas: Alphas, path: Path) -> Factors:
+def _factors(name: str, parts: Mapping[str, Tensor], file: LoraFile) -> Factors:
+    path = file.path
     lacking = [part for part in ("down", "up") if part not in parts]
     if lacking:
         raise SmidgenError(f"{path}: the {lacking[0]} of {name} is missing; get the file again")
     down, up = parts["down"], parts["up"]
-    rank = down.shape[0]
-    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != rank:
+    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != len(down) or not len(down):
         shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
         raise SmidgenError(f"{path}: down and up of {name} have shapes {shapes}, which do not fit")
-    alpha = float(parts["alpha"]) if "alpha" in parts else None
-    dotted = name
-    for prefix in PREFIXES:
-        dotted = dotted.removeprefix(prefix)
-    scale = alphas.scale(dotted, rank, alpha)
+    alpha = parts.get("alpha")
+    if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
+        raise SmidgenError(f"{path}: the alpha of {name} is no number but {tuple(alpha.shape)}")
+    given = None if alpha is None else float(alpha)
+    scale = file.scaling.scale(bare_names(name)[-1], len(down), given)
+    if not 0 < abs(scale) < MOST_SCALE:
+        raise SmidgenError(
+            f"{path}: the LoRA of {name} is scaled by {scale:g}, so that nothing, or nothing "
+            "finite, is left of it; get the file again"
+        )
     return Factors(module=name, down=down.clone(), up=up.clone(), scale=scale)
 
 
-def _split(
-    name: str, parts: Mapping[str, Tensor], names: Names, alphas: Alphas, path: Path
-) -> list[Factors]:
+def _split(name: str, parts: Mapping[str, Tensor], names: Names, file: LoraFile) -> list[Factors]:
     """The LoRA of a name in the file as those of the model's modules."""
-    place, factors = _place(name, names, path), _factors(name, parts, alphas, path)
+    place, factors = names.place(name, file.path), _factors(name, parts, file)
     size = sum(part.size for part in place.parts)
     if len(factors.up) != size:
         raise SmidgenError(
-            f"{path}: the up of {name} has {len(factors.up)} rows, the base's needs {size}; "
+            f"{file.path}: the up of {name} has {len(factors.up)} rows, the base's needs {size}; "
             "give the base that it was trained on"
         )
+    if file.scaling.start is not None:
+        weight = place.weight(names.modules)
+        if factors.down.shape[1:] != weight.shape[1:]:
+            raise _misfit(file.path, name, factors.down, (factors.rank, *weight.shape[1:]))
+        factors = without_start(factors, weight, file.scaling.start)
     return place.split(factors)
+
+
+def _misfit(path: Path, name: str, down: Tensor, expected: tuple[int, ...]) -> SmidgenError:
+    return SmidgenError(
+        f"{path}: the LoRA of {name} has shape {tuple(down.shape)}, the base's needs {expected}; "
+        "give the base that it was trained on"
+    )
 
 
 def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypass:
@@ -271,10 +269,7 @@ def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypa
         down = down.reshape(*down.shape[:2], *kernel)
     expected = (factors.rank, size_in, *kernel)
     if down.shape != expected or math.prod(up.shape[2:]) != 1:
-        raise SmidgenError(
-            f"{path}: the LoRA of {factors.module} has shape {tuple(down.shape)}, the base's needs "
-            f"{expected}; give the base that it was trained on"
-        )
+        raise _misfit(path, factors.module, down, expected)
     up = up.reshape(*up.shape[:2], *ones)
     size_out = up.shape[0]
     body = Bottleneck(size_in, factors.rank, size_out, activation="identity", bias=False, conv=conv)
@@ -290,7 +285,7 @@ def _geometry(module: Any) -> Conv:
     return Conv(
         kernel=tuple(module.kernel_size),
         stride=tuple(module.stride),
-        padding=tuple(module.padding),
+        padding=module.padding,
         dilation=tuple(module.dilation),
     )
 

@@ -1,86 +1,89 @@
-"""LoRA files on disk: which file a path means, and what its metadata says about alpha."""
+"""LoRA files on disk: which one a path means, its tensors, and what is said of them beside."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from smidgen.core.weights import checked, open_safetensors
 from smidgen.errors import SmidgenError
-from smidgen.interop.lora_keys import check_kinds
+from smidgen.files.reading import Unreadable, parse_json
+from smidgen.interop.lora_keys import check_kinds, is_of_text, parse_key
+from smidgen.interop.peft_config import Scaling, read_config
 from smidgen.models.files import read_json, read_tensors
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FILES = (PEFT_FILE, "pytorch_lora_weights.safetensors")
+
+TextEncoder = Literal["refuse", "leave-out"]
 
 
-def locate(path: Path) -> tuple[Path, Mapping[str, Any]]:
-    """The file of tensors and what it or its folder says about alpha, by component and module."""
-    if path.is_dir():
-        candidates = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-        inside = next((path / name for name in candidates if (path / name).is_file()), None)
-        if inside is None:
-            raise SmidgenError(
-                f"{path} holds none of {', '.join(candidates)}; give the LoRA's file"
-            )
-        path = inside
-    beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        return path, read_json(beside)
-    if path.suffix == ".safetensors" and path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get(DIFFUSERS_METADATA)
-            return path, {} if text is None else dict(json.loads(text))
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise SmidgenError(f"{path} is damaged ({error}); get the file again") from error
-    return path, {}
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """The tensors of a file, without those of text encoders, of which it had `num_left_out`."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    scaling: Scaling
+    num_left_out: int
 
 
-class Alphas:
-    """The scale of each module's LoRA, from the configuration that PEFT and diffusers write."""
-
-    def __init__(self, config: Mapping[str, Any], path: Path) -> None:
-        own: dict[str, Any] = {}
-        for key, value in config.items():
-            component, dot, rest = key.partition(".")
-            own[rest if dot and component in ("unet", "transformer") else key] = value
-        kind = own.get("peft_type", "LORA")
-        if kind != "LORA" or own.get("use_dora"):
-            given = "DoRA" if own.get("use_dora") else kind
-            raise SmidgenError(f"{path} is {given}; only plain LoRA is read")
-        self.alpha = own.get("lora_alpha")
-        self.patterns: Mapping[str, float] = own.get("alpha_pattern") or {}
-        self.root = bool(own.get("use_rslora"))
-
-    def scale(self, module: str, rank: int, alpha: float | None) -> float:
-        """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA; without an alpha 1."""
-        if alpha is None:
-            alpha = self._pattern(module)
-        if alpha is None:
-            return 1.0
-        return float(alpha) / (math.sqrt(rank) if self.root else rank)
-
-    def _pattern(self, module: str) -> float | None:
-        """As PEFT reads it: patterns are regular expressions for the end of the name."""
-        for pattern, alpha in self.patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return alpha
-        return self.alpha
-
-
-def read_lora_file(path: Path) -> tuple[Path, dict[str, Tensor], Alphas]:
-    """The file that `path` means, its tensors, and the scales that it or its folder gives.
+def read_lora_file(path: Path, text_encoder: TextEncoder = "refuse") -> LoraFile:
+    """The file that `path` means, or the folder of a PEFT adapter.
 
     Raises: SmidgenError if the file is damaged, or holds anything but plain LoRA of a denoiser (all
-        kinds are named).
+        kinds are named), or numbers that are no weights; if its configuration sets what is not
+        read.
     """
-    path, config = locate(path)
+    path = _locate(path)
+    scaling = read_config(_config_of(path), path)
     tensors = read_tensors(path)
-    check_kinds(tensors, path)
-    return path, tensors, Alphas(config, path)
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if text_encoder == "refuse" or not is_of_text(name)
+    }
+    check_kinds(kept, path)
+    parts = {name: parsed for name in kept if (parsed := parse_key(name)) is not None}
+    weights = {name: kept[name] for name, (_, part) in parts.items() if part != "alpha"}
+    if not weights:
+        raise SmidgenError(f"{path} holds no LoRA of a denoiser")
+    return LoraFile(
+        path=path,
+        tensors=kept | checked(weights, path),
+        scaling=scaling,
+        num_left_out=len(tensors) - len(kept),
+    )
+
+
+def _locate(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    inside = next((path / name for name in FILES if (path / name).is_file()), None)
+    if inside is None:
+        raise SmidgenError(f"{path} holds none of {', '.join(FILES)}; give the LoRA's file")
+    return inside
+
+
+def _config_of(path: Path) -> Mapping[str, Any]:
+    """PEFT's configuration, beside its file or, by diffusers, in the metadata."""
+    if path.name == PEFT_FILE:
+        if not (beside := path.with_name(PEFT_CONFIG)).is_file():
+            raise SmidgenError(
+                f"{path} is PEFT's, and {PEFT_CONFIG}, which has its alpha, is not beside it; "
+                "copy it there, or rename the file to read it with a scale of 1"
+            )
+        return read_json(beside)
+    if path.suffix != ".safetensors":
+        return {}
+    with open_safetensors(path) as file:
+        text = (file.metadata() or {}).get(DIFFUSERS_METADATA)
+    try:
+        return {} if text is None else parse_json(text, dict[str, Any])
+    except Unreadable as error:
+        raise SmidgenError(f"{path}: its {DIFFUSERS_METADATA}: {error.reason}") from error

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import families
-from smidgen.hosts.renaming import Renaming, modules_of
+from smidgen.hosts.renaming import Renaming, modules_of, swap_halves
 from smidgen.interop.factors import Factors, Rows, merge, split, stack, whole
+from smidgen.interop.lora_keys import bare_names
 
+KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+KOHYA_COMPILED = "_orig_mod_"  # then, where it trained a compiled network
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -39,6 +44,15 @@ class Place:
         """The LoRA of this name as those of the model's modules."""
         targets = [(part.module, part.rows) for part in self.parts]
         return split(factors, targets, [part.size for part in self.parts], swapped=self.swapped)
+
+    def weight(self, modules: Mapping[str, nn.Module]) -> Tensor:
+        """The weight of the model that this name stands for."""
+        parts = [
+            modules[part.module].get_parameter("weight")[slice(*(part.rows or (None,)))]
+            for part in self.parts
+        ]
+        stacked = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return swap_halves(stacked) if self.swapped else stacked
 
 
 class Names:
@@ -77,6 +91,34 @@ class Names:
                 place = Place(parts=parts, swapped=outer in self.original.swapped)
                 places.setdefault(outer, place)
         return places
+
+    def place(self, name: str, path: Path) -> Place:
+        """What `name` in the file at `path` points to, with any prefix that programs put before it.
+
+        Raises: SmidgenError for no linear or convolution of this model, or for two.
+        """
+        candidates = bare_names(name)
+        for candidate in candidates:
+            if candidate in self.dotted:
+                return self.dotted[candidate]
+        for prefix in KOHYA_PREFIXES:
+            joined = name.removeprefix(prefix).removeprefix(KOHYA_COMPILED)
+            if not name.startswith(prefix) or joined not in self.underscored:
+                continue
+            place = self.underscored[joined]
+            if place is None:
+                raise SmidgenError(f'{path}: "{name}" fits two modules of this {self.class_name}')
+            return place
+        other = [candidate for candidate in candidates if candidate in self.modules]
+        if other:
+            kind = type(self.modules[other[0]]).__name__
+            raise SmidgenError(
+                f"{path} has a LoRA of {other[0]}, a {kind}; only linears and convolutions"
+            )
+        raise SmidgenError(
+            f'{path} has a LoRA of "{name}", which this {self.class_name} has not; '
+            "give the base that it was trained on"
+        )
 
     def merged(self, several: Sequence[Factors]) -> dict[str, Factors]:
         """One LoRA for each of the model's own modules, all rows."""

@@ -22,6 +22,7 @@ from smidgen.hosts.host import Host
 from smidgen.interop.single_file import original_of, single_file
 from smidgen.models.files import (
     read_json,
+    read_shards,
     read_tensors,
     refuse_pickles,
     write_safetensors_file,
@@ -122,10 +123,7 @@ def component_state(folder: Path) -> dict[str, Tensor]:
             return read_tensors(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if not files or any(Path(file).name != file for file in files):
-                raise SmidgenError(f"{index} names no files of its own folder; get it again")
-            return {k: t for file in files for k, t in read_tensors(folder / file).items()}
+            return {k: t for file in read_shards(index) for k, t in read_tensors(file).items()}
     refuse_pickles(folder)
     raise SmidgenError(f"{folder} holds none of {', '.join(WEIGHTS)}; get the folder again")
 

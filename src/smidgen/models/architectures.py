@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.models.components import class_of
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
 from smidgen.models.names import ARCHITECTURES, on_hub
 from smidgen.models.pretrained import meta_denoiser
+from smidgen.models.schemas import Folder, check_sizes
 
 FILES = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 DENOISERS = ("unet", "transformer")  # folders of a pipeline
@@ -62,6 +64,7 @@ def build_meta(config: Mapping[str, Any]) -> nn.Module:
     Raises: SmidgenError if it names no network that is installed, or does not fit it.
     """
     kind = config.get("_class_name")
+    check_sizes(config, Path(f"the configuration of a {kind}"))
     found = class_of(str(kind))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SmidgenError(f"{kind} is no network; expected the configuration of a denoiser")
@@ -72,8 +75,8 @@ def build_meta(config: Mapping[str, Any]) -> nn.Module:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             network = _from_config(found, config)
-    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    except Exception as error:  # a damaged configuration gives whatever it leads diffusers to
+        reason = in_one_line(error)
         raise SmidgenError(f"the configuration does not fit a {kind}: {reason}") from error
     finally:
         noisy.setLevel(level)
@@ -95,12 +98,12 @@ def _config_of(name: str | Path) -> dict[str, Any] | None:
         return None
     index = folder / "model_index.json"
     if index.is_file():
-        if read_json(index).get("_class_name") in OWN:
+        if read_json(index, Folder).get("_class_name") in OWN:
             return None
         folder = _denoiser_folder(folder)
     if not (folder / "config.json").is_file():
         return None
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", Folder)
     return config if "_class_name" in config and config["_class_name"] not in OWN else None
 
 

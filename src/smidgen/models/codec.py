@@ -21,6 +21,7 @@ from smidgen.errors import SmidgenError
 from smidgen.files.writing import whole_file
 from smidgen.models.codec_kinds import CODECS
 from smidgen.models.files import check_safetensors, read_json, refuse_pickles
+from smidgen.models.schemas import Autoencoder, check_sizes
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENCODE_PIXELS = (
@@ -70,8 +71,9 @@ class AutoencoderCodec:
     """
 
     def __init__(self, folder: Path, load: Callable[[Path], nn.Module]) -> None:
-        config = read_json(folder / "config.json")
-        kind = str(config.get("_class_name", "AutoencoderKL"))
+        config = read_json(folder / "config.json", Autoencoder)
+        check_sizes(config, folder / "config.json")
+        kind = config.get("_class_name", "AutoencoderKL")
         if kind not in CODECS:
             known = ", ".join(CODECS)
             raise SmidgenError(f"{folder} holds a {kind}, which is no known codec: {known}")
@@ -79,6 +81,8 @@ class AutoencoderCodec:
             raise SmidgenError(
                 f"{folder} holds a {kind} with latent statistics, which is not known"
             )
+        if kind in ("AutoencoderKL", "AutoencoderDC") and config.get("scaling_factor", 1) is None:
+            raise SmidgenError(f"{folder}/config.json: scaling_factor is null; get the codec again")
         if config.get("in_channels", 3) != 3 or config.get("input_channels", 3) != 3:
             raise SmidgenError(f"{folder} holds a codec that does not read RGB images")
         if not (folder / WEIGHTS).is_file():
@@ -89,10 +93,6 @@ class AutoencoderCodec:
         self._kind = CODECS[kind]
         self._load = load
         self._device = torch.device("cpu")
-        try:
-            _ = self.factor, self.latent_channels, float(config.get("scaling_factor") or 1)
-        except (TypeError, ValueError) as error:
-            raise SmidgenError(f"{folder}/config.json: {error}; get the codec again") from error
 
     @property
     def factor(self) -> int:

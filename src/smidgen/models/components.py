@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.hosts.host import library_of
 from smidgen.models.files import read_json
+from smidgen.models.schemas import Autoencoder
 
 
 def load_encoders(
@@ -29,13 +32,17 @@ def load_encoders(
     of the folder's, None for without.
 
     Raises:
-        SmidgenError: it cannot be loaded.
+        SmidgenError: it cannot be loaded, or has weights that are not finite.
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True} | dict(parts)
     bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
     with bars, _quiet(), _readable(folder, "no pipeline"):
         found = class_of(kind, beside=network)
-        return found.from_pretrained(str(folder), torch_dtype=dtype, **options)
+        pipeline = found.from_pretrained(str(folder), torch_dtype=dtype, **options)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and name not in parts:
+            check_finite(part.state_dict(), folder / name)
+    return pipeline
 
 
 def class_of(name: str, beside: str | None = None) -> Any:
@@ -62,14 +69,14 @@ def load_network(folder: Path, kind: str, dtype: torch.dtype) -> nn.Module:
     """A network from a checked folder, without the notices of diffusers.
 
     Raises:
-        SmidgenError: it cannot be loaded, or weights are missing or unknown.
+        SmidgenError: it cannot be loaded, or weights are missing, unknown or not finite.
     """
     return _load_complete(class_of(kind), folder, f"no {kind}", dtype)
 
 
 def load_autoencoder(folder: Path) -> nn.Module:
     """The codec in a folder of diffusers, without its notices. Raises: as `load_network`."""
-    kind = read_json(folder / "config.json").get("_class_name", "AutoencoderKL")
+    kind = read_json(folder / "config.json", Autoencoder).get("_class_name", "AutoencoderKL")
     return _load_complete(class_of(kind), folder, "no codec", torch.float32)
 
 
@@ -88,6 +95,7 @@ def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn
     wrong += [f"{key} is unknown" for key in found["unexpected_keys"]]
     if wrong:
         raise SmidgenError(f"{folder} does not fit its config.json: {'; '.join(wrong[:3])}")
+    check_finite(network.state_dict(), folder)
     return network
 
 
@@ -112,6 +120,8 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     """Turn what diffusers raises for a folder into one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    except SmidgenError:
+        raise
+    except Exception as error:  # a damaged folder gives whatever it leads the libraries to
+        reason = in_one_line(error)
         raise SmidgenError(f"{folder} is {what} that diffusers can load: {reason}") from error

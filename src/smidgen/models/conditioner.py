@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.hosts.family import Condition
 
 # (labels (B,)) -> the condition of so many images
@@ -48,8 +50,8 @@ class Conditioner:
         texts of fewer tokens are filled up with zeros that their mask leaves out.
 
         Raises:
-            SmidgenError: no prompts, encoders that cannot be loaded or that fail, or texts of
-                different lengths that have no mask.
+            SmidgenError: no prompts, encoders that cannot be loaded, that fail or give numbers that
+                are not finite, or texts of different lengths that have no mask.
         """
         if not prompts:
             raise SmidgenError("no prompts to encode; give at least one")
@@ -59,13 +61,22 @@ class Conditioner:
             for prompt in missing:
                 try:
                     found = self._encode(pipeline, [prompt], self._image_size)
-                except (TypeError, ValueError, OverflowError, IndexError) as error:
-                    reason = str(error).partition("\n")[0]
+                except (
+                    TypeError,
+                    ValueError,
+                    ArithmeticError,
+                    LookupError,
+                    AttributeError,
+                ) as error:
+                    reason = in_one_line(error)
                     raise SmidgenError(
                         f'the tokenizers and text encoders fail on "{prompt}" ({reason}); '
                         "get their folders again"
                     ) from error
-                self._known[prompt] = {name: value.cpu() for name, value in found.items()}
+                condition = {name: value.cpu() for name, value in found.items()}
+                remedy = "load the base in a precision of wider range, bf16 or fp32"
+                check_finite(condition, f'what the encoders make of "{prompt}"', remedy)
+                self._known[prompt] = condition
             del pipeline
             gc.collect()
             if torch.cuda.is_available():

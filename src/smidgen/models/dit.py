@@ -24,6 +24,11 @@ DIT_SIZES = {  # width, depth, heads (Table 1 of the DiT paper)
 }
 PATCH_SIZES = (2, 4, 8)
 NUM_FREQUENCIES = 256  # sines and cosines of the timestep together
+MOST = {"image_size": 2**13, "patch_size": 2**8, "in_channels": 2**12, "width": 2**15} | {
+    "depth": 2**10,
+    "num_heads": 2**10,
+}
+MOST_POSITIONS = 2**26  # numbers in the table of positions, which is computed
 MOST_WRITTEN_OUT = 64  # tokens: their scores are kept for the backward pass
 
 
@@ -47,9 +52,16 @@ class DiTConfig:
     frequency_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "in_channels", "width", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                expected = "at least 1" if getattr(self, name) < 1 else f"at most {most:,}"
+                raise ValueError(f"{name} is {getattr(self, name)}; expected {expected}")
+        if not 0 <= self.num_classes < 2**24:
+            raise ValueError(f"num_classes is {self.num_classes}; expected 0 to {2**24 - 1:,}")
+        if not 0 < self.mlp_ratio <= 64:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; expected a number up to 64")
+        if not abs(self.frequency_shift) < NUM_FREQUENCIES // 2:
+            raise ValueError(f"frequency_shift is {self.frequency_shift}; expected 0 or 1")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -58,6 +70,8 @@ class DiTConfig:
             raise ValueError(
                 f"width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"
             )
+        if self.grid_size**2 * self.width > MOST_POSITIONS:
+            raise ValueError(f"image_size {self.image_size} is too large for width {self.width}")
 
     @property
     def out_channels(self) -> int:

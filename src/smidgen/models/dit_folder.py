@@ -12,6 +12,7 @@ from smidgen.models.dit import DiTConfig
 from smidgen.models.dit_diffusers import class_names_of_index, schedule_from_diffusers
 from smidgen.models.dit_weights import FORMAT
 from smidgen.models.files import read_json
+from smidgen.models.schemas import Scheduler
 
 
 def class_names_of(
@@ -20,13 +21,11 @@ def class_names_of(
     """One name for each class, from our config.json or a pipeline's index.
 
     Raises:
-        SmidgenError: names that are no list, or do not fit the number of classes.
+        SmidgenError: names that do not fit the number of classes.
     """
     if described.get("format") != FORMAT or "class_names" not in described:
         return class_names_of_index(described, config.num_classes)
-    if not isinstance(described["class_names"], list):
-        raise SmidgenError(f"{source}/config.json: class_names is no list; get the folder again")
-    names = tuple(str(name) for name in described["class_names"])
+    names = tuple(described["class_names"])
     if len(names) != config.num_classes or len(set(names)) != len(names):
         raise SmidgenError(
             f"{source}/config.json lists {len(set(names))} different class names for "
@@ -52,5 +51,5 @@ def schedule_of(described: Mapping[str, Any], source: Path) -> Schedule:
             raise SmidgenError(f"{source}/config.json: schedule: {error}") from error
         raise SmidgenError(f'{source}/config.json: schedule "{kind}"; expected linear')
     if scheduler.is_file():
-        return schedule_from_diffusers(read_json(scheduler), scheduler)
+        return schedule_from_diffusers(read_json(scheduler, Scheduler), scheduler)
     return Schedule.linear()

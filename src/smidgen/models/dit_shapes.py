@@ -15,6 +15,7 @@ from torch import Tensor
 from smidgen.errors import SmidgenError
 from smidgen.models.dit import DIT_SIZES, DiTConfig, position_table
 
+FIRST = "x_embedder.proj.weight"  # which every DiT has
 # bf16 keeps 8 bits of a value of at most 1
 POSITION_TOLERANCE = 4e-3
 
@@ -28,17 +29,18 @@ def infer_config(
         SmidgenError: not a DiT's tensors, or a width outside the family without `num_heads`.
     """
     try:
-        width, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
+        width, in_channels, patch_size, _ = state[FIRST].shape
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
         rows = state["final_layer.linear.weight"].shape[0]
         num_classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
         grid_size = math.isqrt(state["pos_embed"].shape[1])
-    except (KeyError, ValueError, IndexError) as error:
+        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        out_channels, ratio = rows // patch_size**2, _ratio(hidden, width)
+    except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         raise SmidgenError(
             f"{source} does not hold the tensors of a DiT ({error} is missing or has another "
             "shape); give a base of another kind as its diffusers folder"
         ) from error
-    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     heads = {family_width: count for family_width, _, count in DIT_SIZES.values()}
     num_heads = num_heads or heads.get(width)
     if num_heads is None:
@@ -46,7 +48,6 @@ def infer_config(
             f"{source} is {width} wide, which is not of the DiT family, and its shapes do not tell "
             "the number of heads: give num_heads, or a config.json beside it"
         )
-    out_channels = rows // patch_size**2
     if out_channels not in (in_channels, 2 * in_channels):
         raise SmidgenError(f"{source}: final_layer.linear has {rows} rows, not those of a DiT")
     try:
@@ -57,12 +58,31 @@ def infer_config(
             width=width,
             depth=depth,
             num_heads=num_heads,
-            mlp_ratio=_ratio(hidden, width),
+            mlp_ratio=ratio,
             num_classes=num_classes,
             learn_sigma=out_channels == 2 * in_channels,
         )
     except ValueError as error:
         raise SmidgenError(f"{source}: {error}") from error
+
+
+def without_prefix(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The state dict without what stands before all of its names, such as "model." where it was a
+    part of something larger.
+
+    Raises:
+        SmidgenError: there are several DiTs under different prefixes, or tensors outside it.
+    """
+    stems = [name.removesuffix(FIRST) for name in state if name.endswith(f".{FIRST}")]
+    if FIRST in state or not stems:
+        return state
+    outside = next((name for name in state if not name.startswith(stems[0])), None)
+    if outside is not None:
+        raise SmidgenError(
+            f'{source} holds a DiT whose names begin with "{stems[0]}", and other tensors '
+            f"({outside}); save the DiT alone"
+        )
+    return {name.removeprefix(stems[0]): tensor for name, tensor in state.items()}
 
 
 def fit_positions(

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smidgen.core.weights import check_finite, check_shapes
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import Unreadable, fit
 from smidgen.files.writing import write_json
 from smidgen.models.codec import Codec, save_codec
 from smidgen.models.dit import DiT, DiTConfig
@@ -34,16 +36,22 @@ from smidgen.models.dit_diffusers import (
     strip_classes,
     to_diffusers,
 )
-from smidgen.models.dit_shapes import fit_positions, infer_config, is_fixed_table
+from smidgen.models.dit_shapes import (
+    fit_positions,
+    infer_config,
+    is_fixed_table,
+    without_prefix,
+)
 from smidgen.models.files import (
-    check_shapes,
     read_json,
+    read_shards,
     read_tensors,
     recorded,
     refuse_pickles,
     write_pickle,
     write_safetensors_file,
 )
+from smidgen.models.schemas import DiffusersDiT, Folder
 
 FORMAT = "smidgen-base"
 WEIGHTS = "dit.safetensors"
@@ -85,7 +93,7 @@ def read_dit(
                 f"{WEIGHTS} with config.json"
             )
     else:
-        state = read_tensors(path)
+        state = without_prefix(read_tensors(path), path)
         if any(name.startswith("transformer_blocks.") for name in state):
             raise SmidgenError(f"{path} has diffusers' names; give its folder, with config.json")
         config = _config_of_file(state, path, num_heads)
@@ -108,7 +116,8 @@ def read_config(path: str | Path, *, num_heads: int | None = None) -> DiTConfig:
     if (path / "config.json").is_file() and (path / WEIGHTS).is_file():
         return config_of_folder(path)
     if transformer is not None:
-        return config_from_diffusers(read_json(transformer / "config.json"), transformer)
+        document = read_json(transformer / "config.json", DiffusersDiT)
+        return config_from_diffusers(document, transformer)
     return read_dit(path, num_heads=num_heads)[0]
 
 
@@ -116,7 +125,7 @@ def diffusers_folder(path: Path) -> Path | None:
     """The transformer's folder if `path` is a diffusers pipeline or transformer, else None."""
     for folder in (path / "transformer", path):
         config = folder / "config.json"
-        if config.is_file() and read_json(config).get("_class_name") in DIFFUSERS_CLASSES:
+        if config.is_file() and read_json(config, Folder).get("_class_name") in DIFFUSERS_CLASSES:
             return folder
     return None
 
@@ -129,9 +138,9 @@ def config_of_folder(folder: Path) -> DiTConfig:
     if document.get("format") != FORMAT or not isinstance(fields, dict) or set(fields) - known:
         raise SmidgenError(f'{folder}/config.json is not a "{FORMAT}" that this version can read')
     try:
-        return DiTConfig(**fields)
-    except (TypeError, ValueError) as error:
-        raise SmidgenError(f"{folder}/config.json: {error}") from error
+        return fit(fields, DiTConfig)
+    except Unreadable as error:
+        raise SmidgenError(f"{folder}/config.json: {error.reason}") from error
 
 
 def build_dit(
@@ -141,10 +150,14 @@ def build_dit(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DiT:
-    """A frozen DiT in evaluation mode; it holds these very tensors where nothing converts them."""
+    """A frozen DiT in evaluation mode; it holds these very tensors where nothing converts them.
+
+    Raises: SmidgenError naming tensors that are not finite.
+    """
     with torch.device("meta"):
         model = DiT(config)
     converted = {name: tensor.to(device=device, dtype=dtype) for name, tensor in state.items()}
+    check_finite(converted, "the weights of this DiT")
     model.load_state_dict(converted, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -230,7 +243,7 @@ def write_diffusers(
 
 
 def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
-    document = read_json(folder / "config.json")
+    document = read_json(folder / "config.json", DiffusersDiT)
     config = config_from_diffusers(document, folder / "config.json")
     num_rows = padded_classes(document, folder / "config.json")
     stored = config if num_rows is None else dataclasses.replace(config, num_classes=num_rows)
@@ -249,10 +262,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / DIFFUSERS_WEIGHTS).is_file():
         return [folder / DIFFUSERS_WEIGHTS]
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise SmidgenError(f"{index} names no files of its own folder; get the folder again")
-        return [folder / name for name in names]
+        return read_shards(index)
     refuse_pickles(folder)
     raise SmidgenError(f"{folder} holds no {DIFFUSERS_WEIGHTS}; get the folder again")
 
@@ -263,8 +273,20 @@ def _config_of_file(state: Mapping[str, Tensor], path: Path, num_heads: int | No
     if not record and beside.is_file():
         fields = read_json(beside).get("dit")
         record = fields if isinstance(fields, dict) else {}
-    config = infer_config(state, path, num_heads=num_heads or record.get("num_heads"))
-    return dataclasses.replace(config, frequency_shift=float(record.get("frequency_shift", 0.0)))
+    try:
+        known = fit(record, Recorded)
+    except Unreadable as error:
+        raise SmidgenError(f"{path}: what it records of itself: {error.reason}") from error
+    config = infer_config(state, path, num_heads=num_heads or known.num_heads)
+    return dataclasses.replace(config, frequency_shift=known.frequency_shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a lone file records of its configuration and its shapes do not tell."""
+
+    num_heads: int | None = None
+    frequency_shift: float = 0.0
 
 
 def _notes_on_shift(config: DiTConfig, shift: float, reader: str) -> list[str]:

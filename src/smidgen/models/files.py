@@ -1,13 +1,13 @@
 """Tensor files and JSON files: read with clear errors, written whole or not at all.
 
-Nothing here knows a model. Tensors come back mapped from the disk where the format allows it, so
-that a file of gigabytes costs memory only for what is used.
+Nothing here knows a model; what every tensor must be is in core/weights.py. Tensors come back
+mapped from the disk where the format allows it, so that a file of gigabytes costs memory only for
+what is used.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -16,62 +16,73 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from smidgen.core.weights import check_names, open_safetensors, read_safetensors
 from smidgen.errors import SmidgenError
+from smidgen.files import reading
 from smidgen.files.writing import whole_file
+from smidgen.models.schemas import Shards
 
 PICKLE_SUFFIXES = (".pt", ".pth")
 RECORD = "smidgen"
+HOLDERS = ("ema", "model", "state_dict", "model_state_dict", "module")  # of tensors, in a `.pt`
+MOST_HOLDERS = 4  # one within the other
+# what torch.compile, FSDP and activation checkpointing put around a module, and so into names
+AROUND = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+PARALLEL = "module."  # before all names, of DataParallel and DistributedDataParallel
+MOST_REPEATED = 4  # bytes of tensors to a byte of their file, where some share their memory
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a `.safetensors` or a PyTorch `.pt` file, in the file's own precision.
+    """The named tensors of a `.safetensors` or a PyTorch `.pt` file, in the file's own precision,
+    under the names that the module itself gives them (`plain_names`). Their values are not checked.
 
     A training checkpoint gives the dict under its key "ema", else "model", as the released sampling
-    code reads it.
+    code reads it, else the first of the other `HOLDERS`.
 
     Raises:
         SmidgenError: no such file, another format, truncated, or a pickle that holds more than
             tensors.
     """
-    if not path.is_file():
-        raise SmidgenError(f"no such file: {path}")
+    reading.size_of(path)
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise SmidgenError(
-                f"{path} is not a whole safetensors file ({_first_line(error)}); get the file again"
-            ) from error
+        return plain_names(read_safetensors(path)[0], path)
     if path.suffix in PICKLE_SUFFIXES:
-        return _only_tensors(_read_pickle(path), path)
+        return plain_names(_only_tensors(_read_pickle(path), path), path)
     raise SmidgenError(
         f'{path}: weights are read from .safetensors, .pt and .pth files, not "{path.suffix}"; '
         "save the tensors as safetensors first"
     )
 
 
-def check_shapes(
-    expected: Mapping[str, torch.Size], given: Mapping[str, Tensor], source: Path
-) -> None:
-    """Compares names and shapes of a file's tensors with what the configuration asks for.
+def plain_names(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The tensors under the names that their module gave them before it was wrapped: without
+    `AROUND`, wherever that stands, and without "module." before all of them.
 
     Raises:
-        SmidgenError: anything missing, unknown or of another shape; names up to three.
+        SmidgenError: only some begin with "module.", or two would have one name.
     """
-    wrong = [f"{name} is missing" for name in expected if name not in given]
-    wrong += [f"{name} is unknown" for name in given if name not in expected]
-    for name, shape in expected.items():
-        if name in given and given[name].shape != shape:
-            wrong.append(f"{name} is {tuple(given[name].shape)}, expected {tuple(shape)}")
-        elif name in given and not given[name].is_floating_point():
-            wrong.append(f"{name} holds {given[name].dtype}, expected floating point")
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise SmidgenError(f"{source} does not fit its model: {'; '.join(wrong[:3])}{more}")
+    plain: dict[str, str] = {}  # -> the name in the file
+    for name in tensors:
+        new = ".".join(part for part in name.split(".") if part not in AROUND)
+        if new in plain:
+            raise SmidgenError(
+                f"{source} has both {plain[new]} and {name}: two models in one file; save one alone"
+            )
+        plain[new] = name
+    wrapped = [name for name in plain if name.startswith(PARALLEL)]
+    if 0 < len(wrapped) < len(plain):
+        other = next(name for name in plain if not name.startswith(PARALLEL))
+        raise SmidgenError(
+            f'{source} mixes names with "{PARALLEL}" before them ({wrapped[0]}) and without '
+            f"({other}); save one model alone"
+        )
+    if list(plain) == list(tensors) and not wrapped:
+        return tensors
+    start = len(PARALLEL) if wrapped else 0
+    return {new[start:]: tensors[name] for new, name in plain.items()}
 
 
 def check_safetensors(path: Path) -> None:
@@ -80,13 +91,20 @@ def check_safetensors(path: Path) -> None:
     Raises:
         SmidgenError: the file is missing, foreign or truncated.
     """
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise SmidgenError(
-            f"{path} is not a whole safetensors file ({_first_line(error)}); get the file again"
-        ) from error
+    with open_safetensors(path):
+        pass
+
+
+def read_shards(index: Path) -> list[Path]:
+    """The files beside an index of weights in several files.
+
+    Raises:
+        SmidgenError: it is no such index, or names files elsewhere.
+    """
+    names = sorted(set(read_json(index, Shards)["weight_map"].values()))
+    if any(Path(name).name != name for name in names):
+        raise SmidgenError(f"{index} names no files of its own folder; get the folder again")
+    return [index.parent / name for name in names]
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -102,20 +120,17 @@ def refuse_pickles(folder: Path) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, schema: type = dict) -> dict[str, Any]:
+    """The object in a JSON file; the values that `schema` (a TypedDict) names are of its types.
 
     Raises:
-        SmidgenError: missing, not JSON, or not an object.
+        SmidgenError: missing, not JSON, not an object, or a value of another type.
     """
+    value = reading.read_json(path, dict[str, Any])
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SmidgenError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SmidgenError(f"{path} is not valid JSON: {_first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise SmidgenError(f"{path} holds a JSON {type(value).__name__}; expected an object")
+        reading.fit(value, schema)
+    except reading.Unreadable as error:
+        raise SmidgenError(f"{path}: {error.reason}; get the file again") from error
     return value
 
 
@@ -155,39 +170,43 @@ def _read_pickle(path: Path) -> Any:
             # Only the zip form of torch 1.6 and later can be mapped.
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except pickle.UnpicklingError as error:
-            if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        except Exception as error:  # damaged bytes give whatever they lead the unpickler to
+            unsafe = isinstance(error, pickle.UnpicklingError) and (
+                "Unsupported" in str(error) or "GLOBAL" in str(error)
+            )
+            if unsafe:
                 raise SmidgenError(
                     f"{path} holds Python objects besides tensors and is refused, because loading "
                     "those can run any code; give a file with a plain dict of tensors"
                 ) from error
-            raise SmidgenError(f"{path} is not a whole PyTorch file; get the file again") from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+            reason = reading.in_one_line(error)
             raise SmidgenError(
-                f"{path} is not a whole PyTorch file ({_first_line(error)}); get the file again"
+                f"{path} is not a whole PyTorch file ({reason}); get the file again"
             ) from error
 
 
 def _only_tensors(value: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("ema", "model"):
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-            break
+    for _ in range(MOST_HOLDERS):
+        inner = value if isinstance(value, dict) else {}
+        held = (inner[key] for key in HOLDERS if isinstance(inner.get(key), dict))
+        value = next(held, value)
     if not isinstance(value, dict) or not value:
         raise SmidgenError(f"{path} holds no dict of tensors; expected a state dict")
     for key, tensor in value.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise SmidgenError(
-                f"{path}: entry {key!r} is a {type(tensor).__name__}, not a tensor; "
-                "expected a state dict, or one under the key ema or model"
+                f"{path}: entry {str(key)[:100]!r} is a {type(tensor).__name__}, not a tensor; "
+                f"expected a state dict, or one under a key such as {', '.join(HOLDERS[:3])}"
             )
+    check_names(value, path)
+    plain = all(t.layout is torch.strided and t.device.type == "cpu" for t in value.values())
+    size = sum(tensor.nbytes for tensor in value.values()) if plain else 0
+    if not plain or size > MOST_REPEATED * path.stat().st_size:
+        what = f"{size:,} bytes of tensors" if plain else "sparse tensors, or some without values"
+        raise SmidgenError(f"{path} claims {what}; expected a state dict of plain tensors")
     return value
 
 
 def _own_storage(tensor: Tensor) -> Tensor:
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole and tensor.is_contiguous() else tensor.contiguous().clone()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

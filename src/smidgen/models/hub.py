@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.models.files import read_json
 from smidgen.models.pipelines import INDEX, is_pipeline, wanted
+from smidgen.models.schemas import Folder
 
 PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickle
     *(f"{folder}*.json" for folder in ("", "transformer/", "vae/", "scheduler/")),
@@ -35,7 +37,7 @@ def download(
     problem = _why_unreachable(repo_id)
     if patterns is None:
         index = _snapshot(repo_id, [INDEX, "config.json"], revision, problem) / INDEX
-        described = read_json(index) if index.is_file() else {}
+        described = read_json(index, Folder) if index.is_file() else {}
         patterns = wanted(described, Path(repo_id)) if is_pipeline(described) else PATTERNS
     return _snapshot(repo_id, patterns, revision, problem)
 
@@ -61,12 +63,12 @@ def _snapshot(
         )
     except LocalEntryNotFoundError as error:
         raise SmidgenError(
-            f'"{repo_id}" is no folder here, and as a hub id: {problem or _first_line(error)}. '
+            f'"{repo_id}" is no folder here, and as a hub id: {problem or in_one_line(error)}. '
             "Give a folder that you downloaded before"
         ) from error
     except Exception as error:  # the hub's client lets those of its http library through
         raise SmidgenError(
-            f'"{repo_id}" could not be downloaded from the hub ({_first_line(error)}); '
+            f'"{repo_id}" could not be downloaded from the hub ({in_one_line(error)}); '
             "try again, or give a folder that you downloaded before"
         ) from error
 
@@ -95,9 +97,5 @@ def _ask(repo_id: str) -> str | None:
     except RepositoryNotFoundError:  # gated models as well
         return "the hub has no such model that you may read"
     except Exception as error:  # those of the http library, which is not ours to name
-        return f"the hub cannot be reached ({_first_line(error)})"
+        return f"the hub cannot be reached ({in_one_line(error)})"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

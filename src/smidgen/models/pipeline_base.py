@@ -28,6 +28,7 @@ from smidgen.models.pipelines import (
     trained_pixels,
 )
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
+from smidgen.models.schemas import Scheduler
 
 
 def load_pipeline(
@@ -93,7 +94,7 @@ def _family(denoiser: nn.Module, index: Mapping[str, Any], pipeline: Pipeline) -
 
 def _process(source: Path, pipeline: Pipeline, family: Family | None, num_tokens: int) -> Process:
     path = source / "scheduler" / "scheduler_config.json"
-    config = read_json(path)
+    config = read_json(path, Scheduler)
     is_flow = is_of_flow(config) if family is None else family.parameterisation == "flow"
     try:
         if not is_flow:
@@ -104,7 +105,7 @@ def _process(source: Path, pipeline: Pipeline, family: Family | None, num_tokens
             even_to_fraction=pipeline.even_to_fraction,
             fitted_shift=pipeline.fitted_shift,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise SmidgenError(f"{path}: {error}; get the folder again") from error
     return Flow(schedule=schedule, num_tokens=num_tokens)
 

@@ -13,7 +13,8 @@ from typing import Any
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Pipeline
 from smidgen.hosts.host import HOSTS, families
-from smidgen.models.files import check_safetensors, read_json, refuse_pickles
+from smidgen.models.files import check_safetensors, read_json, read_shards, refuse_pickles
+from smidgen.models.schemas import Scheduler, check_sizes
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
@@ -86,8 +87,8 @@ def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> N
         SmidgenError: naming what is missing, truncated or a pickle.
     """
     scheduler = source / "scheduler" / "scheduler_config.json"
-    for path in (source / pipeline.denoiser / "config.json", scheduler):
-        read_json(path)
+    check_sizes(read_json(config := source / pipeline.denoiser / "config.json"), config)
+    read_json(scheduler, Scheduler)
     check_weights(source / pipeline.denoiser)
     for name in pipeline.prompts:
         if _entry(index, name)[1] is None:
@@ -96,6 +97,7 @@ def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> N
             raise SmidgenError(f"{source} has no {name}, which its {INDEX} names; get it again")
         if name in pipeline.encoders:
             check_weights(source / name)
+            check_sizes(read_json(config := source / name / "config.json"), config)
 
 
 def check_weights(folder: Path) -> None:
@@ -107,8 +109,8 @@ def check_weights(folder: Path) -> None:
     for stem in WEIGHTS:
         parts = folder / f"{stem}.safetensors.index.json"
         if parts.is_file():
-            for name in sorted(set(read_json(parts).get("weight_map", {}).values())):
-                check_safetensors(folder / str(name))
+            for path in read_shards(parts):
+                check_safetensors(path)
             return
         if (folder / f"{stem}.safetensors").is_file():
             check_safetensors(folder / f"{stem}.safetensors")
@@ -148,4 +150,6 @@ def trained_pixels(config: Mapping[str, Any], factor: int) -> int:
 
 def _entry(index: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     value = index.get(name)
-    return (value[0], value[1]) if isinstance(value, list) and len(value) == 2 else (None, None)
+    if not isinstance(value, list) or [type(part) for part in value] != [str, str]:
+        return None, None
+    return value[0][:100], value[1][:100]

@@ -29,6 +29,7 @@ from smidgen.models.hub import download
 from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_names
 from smidgen.models.pipeline_base import load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
+from smidgen.models.schemas import Folder
 
 
 def load_base(
@@ -191,7 +192,7 @@ def _describe(source: Path) -> Mapping[str, Any]:
     """What a folder says about its base: our config.json, or the model_index.json of diffusers."""
     for name in (INDEX, "config.json"):
         if source.is_dir() and (source / name).is_file():
-            return read_json(source / name)
+            return read_json(source / name, Folder)
     return {}
 
 

@@ -74,7 +74,7 @@ def flow_of(
             raise SmidgenError(f"{source}: {name} is set, which smidgen does not know")
     if kind == "DPMSolverMultistepScheduler" and config.get("use_flow_sigmas"):
         first = 1 - 1 / config.get("num_train_timesteps", 1000)
-        return FlowSchedule(shift=config.get("flow_shift") or 1.0, first=first)
+        return FlowSchedule(shift=float(config.get("flow_shift") or 1.0), first=first)
     if kind != "FlowMatchEulerDiscreteScheduler":
         raise SmidgenError(
             f"{source}: a {kind} for a flow-matching model; expected a "
@@ -98,6 +98,6 @@ def flow_of(
 def _by_tokens(config: Mapping[str, Any]) -> Shift:
     return shift_by_tokens(
         tokens=(config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)),
-        values=(config.get("base_shift", 0.5), config.get("max_shift", 1.15)),
+        values=(float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))),
         exponential=config.get("time_shift_type", "exponential") == "exponential",
     )

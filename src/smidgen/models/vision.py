@@ -17,8 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 from smidgen.models.files import read_json
+from smidgen.models.schemas import check_sizes
 
 
 def load_dinov2(folder: Path, image_size: int, device: torch.device | str = "cpu") -> nn.Module:
@@ -82,7 +85,7 @@ def load_clip_tokenizer(
             tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # a damaged file gives whatever the parser raises
             raise SmidgenError(
-                f"{folder} holds no tokenizer that transformers can load: {_first_line(error)}"
+                f"{folder} holds no tokenizer that transformers can load: {in_one_line(error)}"
             ) from error
 
     def tokenize(texts: Sequence[str]) -> Mapping[str, Tensor]:
@@ -114,10 +117,9 @@ def hash_weights(folder: Path) -> str:
 
 def _load(kind: Any, folder: Path) -> Any:
     """A network of that class, float32, with every parameter from the folder's safetensors."""
-    found, expected = (
-        read_json(folder / "config.json").get("model_type"),
-        kind.config_class.model_type,
-    )
+    config, expected = read_json(folder / "config.json"), kind.config_class.model_type
+    check_sizes(config, folder / "config.json")
+    found = config.get("model_type")
     if found != expected:  # else transformers would build one of its default size first
         raise SmidgenError(f'{folder} holds a model of type "{found}"; expected "{expected}"')
     try:
@@ -130,13 +132,14 @@ def _load(kind: Any, folder: Path) -> Any:
         )
     except Exception as error:  # a damaged file gives whatever the parser raises
         raise SmidgenError(
-            f"{folder} holds no {kind.__name__} that can be loaded: {_first_line(error)}"
+            f"{folder} holds no {kind.__name__} that can be loaded: {in_one_line(error)}"
         ) from error
     # transformers would leave these at random values.
     wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
     wrong += [f"{entry[0]} has another shape" for entry in sorted(report["mismatched_keys"])]
     if wrong:
         raise SmidgenError(f"{folder} is no {kind.__name__}: {'; '.join(wrong[:3])}")
+    check_finite(network.state_dict(), folder)
     return network.eval().requires_grad_(False)
 
 
@@ -161,7 +164,3 @@ def _transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

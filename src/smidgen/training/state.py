@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprints_match
+from smidgen.core.weights import read_safetensors
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.writing import PARTIAL, flush, partial_of, write_json
@@ -128,8 +128,8 @@ def restore_checkpoint(
     position = read_position(checkpoint)
     check_identity(checkpoint.parent.parent, position, identity)
     try:
-        tensors = load_file(checkpoint / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
+        tensors, _ = read_safetensors(checkpoint / TENSORS)
+    except SmidgenError as error:
         raise _damaged(checkpoint, str(error)) from error
     _check_tensors(checkpoint, state, tensors)
     try:
