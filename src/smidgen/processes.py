@@ -127,14 +127,16 @@ def shared(error: SmidgenError) -> SmidgenError:
     return error
 
 
-def speaks(error: SmidgenError) -> bool:
-    """Whether this process is the one that tells of the error: the main one, or any where it is
-    not the same everywhere, as all errors are before the processes are connected.
+def speaks(error: BaseException) -> bool:
+    """Whether this process is the one that tells of the error: the main one, or any for what went
+    wrong in it alone. Until the processes are connected they all fail alike.
     """
     if is_main():
         return True
     torch = sys.modules.get("torch")
     connected = torch is not None and torch.distributed.is_initialized()
+    if isinstance(error, ProcessLost):  # the main process tells, unless it is the one that is gone
+        return rank() == 1
     return connected and EVERYWHERE not in getattr(error, "__notes__", ())
 
 

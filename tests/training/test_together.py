@@ -65,7 +65,7 @@ def train_run(photos, output, cache, die_at=0, **settings):
         flip=True,
         batch_size=2,
         progress=False,
-        **(SETTINGS | {"steps": 12, "sample_every": 6} | settings),
+        **(SETTINGS | {"steps": 12, "sample_every": 6, "trackers": ("tensorboard",)} | settings),
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from smidgen.errors import SmidgenError, UsageError, shown
+from smidgen.processes import is_main, speaks
 
 VERBS = {
     "train": "fine-tune a base to a folder of images; writes RUN/delta.safetensors",
@@ -51,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:
-        return _fail("stopped", 130)
+        return _fail("stopped", 130, quiet=not is_main())
     except BrokenPipeError:
         # The reader of our output left, e.g. `| head`: nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SmidgenError as error:
-        return _fail(str(error), getattr(error, "exit_code", 1))
+        return _fail(str(error), error.exit_code, quiet=not speaks(error))
     except OSError as error:
         return _fail(_os_message(error), 1)
     except (MemoryError, RuntimeError) as error:
@@ -94,7 +95,7 @@ def _log_to_stderr() -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_main() else logging.ERROR)
     try:
         yield
     finally:
@@ -111,7 +112,10 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, *, quiet: bool = False) -> int:
+    """The exit code, after a line that says why, unless another process says it."""
+    if quiet:
+        return code
     if os.environ.get("SMIDGEN_DEBUG") and sys.exc_info()[0] is not None:
         raise
     message = shown(message, keep="\n")  # of a path that was given, say

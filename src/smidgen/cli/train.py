@@ -24,6 +24,7 @@ from smidgen.cli.options import (
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
 from smidgen.files.settings import SWITCH, flatten
+from smidgen.processes import is_main
 from smidgen.training.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Fine-tune a base to a folder of images: a sub-folder for each class.
 
-The same command again resumes the run, or says that it is finished. The flags under "method" are
-those of the chosen --method.
+The same command again resumes the run, or says that it is finished; with more --steps it goes on.
+The flags under "method" are those of the chosen --method. Several processes train as one with their
+batches would: torchrun --nproc-per-node 8 -m smidgen.cli train ...
 
 examples:
   smidgen train --base glyphs --data photos/ --method difffit --steps 400 --output runs/photos
@@ -64,6 +66,8 @@ def run(argv: Sequence[str]) -> None:
         return
     with quiet_stdout():
         document = train(parsed["base"].load(), config, force=switches.force)
+    if not is_main():
+        return
     summary = (
         f"trained {document['trainable']:,} parameters, {document['share']:.2%} of the base, "
         f"in {document['steps']:,} steps"

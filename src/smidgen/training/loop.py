@@ -23,7 +23,7 @@ from smidgen.errors import UsageError
 from smidgen.models.base import Base
 from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import labels_of
-from smidgen.processes import world_size
+from smidgen.processes import shared, world_size
 from smidgen.training import runtime
 from smidgen.training.config import TrainingConfig
 from smidgen.training.ema import decay_after, update_average
@@ -136,11 +136,8 @@ def run_steps(session: Session) -> None:
         if _due(step, config.checkpoint_every, config.steps) or stopping is not None:
             session.saver.checkpoint(runtime.scaler_state(accelerator))
         if stopping is not None and step < config.steps:
-            raise Interrupted(
-                f"stopped at step {step} of {config.steps}, saved; run the same command again to "
-                "resume",
-                stopping,
-            )
+            words = f"stopped at step {step} of {config.steps}, saved"
+            raise shared(Interrupted(f"{words}; run the same command again to resume", stopping))
 
 
 def train_delta(

@@ -81,8 +81,8 @@ def open_runtime(
             accelerator.init_trackers("tensorboard", init_kwargs=arguments)
         yield accelerator
     finally:
-        if trackers:
-            accelerator.end_training()
+        for tracker in accelerator.trackers:  # end_training would also part the processes
+            tracker.finish()
         if not had_state:
             # accelerate keeps a precision for the whole process; the next run may have another
             AcceleratorState._reset_state(reset_partial_state=True)

@@ -21,7 +21,7 @@ from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError
 from smidgen.files.writing import write_json
 from smidgen.models.base import Base
-from smidgen.processes import barrier, gather_list, is_main, world_size
+from smidgen.processes import barrier, gather_list, is_main, shared, world_size
 from smidgen.training.config import TrainingConfig
 from smidgen.training.recipe import DELTA
 from smidgen.training.state import (
@@ -114,10 +114,11 @@ class Saver:
         what = "the loss of" if guilty else "a gradient of the batch of"
         saved = checkpoints(self._folder)
         kept = f"step {step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
-        raise SmidgenError(
+        message = (
             f"step {step}: {what} {', '.join(shown[:NAMES_SHOWN])}{more} is not finite ({kept}; "
             f"all names: {report}); look at these files, or lower lr"
         )
+        raise shared(SmidgenError(message))
 
     def _average(self) -> Delta:
         """The average with where it stands in its provenance, which holds no time and no place: a
