@@ -38,6 +38,15 @@ def document(**changes):
     return result
 
 
+def test_a_warning_about_the_whole_result_is_kept_where_it_has_several_features():
+    both = document()
+    own = {**copy.deepcopy(both), "warnings": ["few images"]}
+    both["by_features"] = {"colours": own, "twin": copy.deepcopy(own)}
+    both["warnings"] = ["a class is missing", "colours: few images", "twin: few images"]
+    rows = compare({"a": both, "b": copy.deepcopy(both)})["rows"]
+    assert [row["warnings"] for row in rows] == [both["warnings"], [], both["warnings"], []]
+
+
 def test_equal_protocols_give_a_row_each_and_no_difference():
     found = compare({"a": document(), "b": document()})
     assert [row["name"] for row in found["rows"]] == ["a", "b"]

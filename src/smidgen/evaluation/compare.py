@@ -70,7 +70,8 @@ def compare(
 
 
 def feature_blocks(name: str, document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each of a result's features its metrics, baselines, protocol and warnings.
+    """For each of a result's features its metrics, baselines and protocol; the first has the
+    warnings of all.
 
     Raises: SmidgenError if the document is no result.
     """
@@ -84,7 +85,8 @@ def feature_blocks(name: str, document: Mapping[str, Any]) -> dict[str, dict[str
     blocks = {whole["protocol"]["features"]: whole}
     for kind, block in document.get("by_features", {}).items():
         protocol = {**whole["protocol"], **block["protocol"]}
-        blocks[kind] = {"warnings": (), **block, "protocol": protocol}
+        warnings = whole["warnings"] if kind in blocks else ()
+        blocks[kind] = {**block, "warnings": warnings, "protocol": protocol}
     return blocks
 
 
