@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from smidgen.cli.main import main
+from smidgen.core.delta import Delta
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from tests.interop.test_folding import _widths_of
 from tests.models.tiny_pipelines import save_stable_diffusion_3
@@ -19,6 +20,7 @@ from .conftest import train_arguments
 PROMPTS = ("a red fox", "an owl")
 DRAW = {"steps": 4, "guidance": 2.0, "seed": 7}
 SIZE = 16
+ROUNDING = 1  # of 256 levels, of values that differ by float32 alone
 # what diffusers wants to be told of that is not there
 ABSENT = {"sd3": {"text_encoder_3": None, "tokenizer_3": None}, "flux": {}}
 ENCODERS = ("text_encoder", "text_encoder_2")  # which a single file does not have
@@ -86,26 +88,33 @@ def drawn(smidgen, tmp_path):
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    # rounding to 256 levels of values that differ by float32 alone
-    assert (found - expected).abs().max() <= 1
+    assert (found - expected).abs().max() <= ROUNDING
 
 
 @pytest.fixture(scope="module")
 def delta(folder, photos, tmp_path_factory):
-    """A LoRA that two large steps have taken far from the base."""
+    """A trained LoRA, its tensors then set to known numbers: a few large steps of training multiply
+    the rounding of the processor's kernels, and nothing sure could be said of the pixels.
+    """
     run = tmp_path_factory.mktemp("runs") / "run"
-    large = ("--method", "lora", "--lr", "2", "--image-size", str(SIZE))
+    settings = ("--method", "lora", "--image-size", str(SIZE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMIDGEN_CACHE", str(run.parent / "cache"))
-        assert main(train_arguments(folder, photos, run, *large)) == 0
-    return run / "delta.safetensors"
+        assert main(train_arguments(folder, photos, run, *settings)) == 0
+    path = run / "delta.safetensors"
+    trained, generator = Delta.load(path), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.normal_(generator=generator)
+    trained.save(path)
+    return path
 
 
 def test_a_trained_delta_folds_into_what_stock_diffusers_draws(
     smidgen, drawn, family, folder, delta, tmp_path, monkeypatch
 ):
     expected = drawn(folder, "--delta", delta)
-    assert (expected - drawn(folder)).abs().max() > 20
+    assert (expected - drawn(folder)).abs().max() > 5 * ROUNDING, "the delta is seen in the images"
     common = ("fold", "--base", folder, "--delta", delta, "--format")
     out, file = tmp_path / "folded", tmp_path / "folded.safetensors"
     for form, output in (("diffusers", out), ("single-file", file)):
