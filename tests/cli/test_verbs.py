@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from smidgen.core.delta import Delta
+from smidgen.files.standing import START_OVER
 from smidgen.models.dit_weights import write_original_pt
 from smidgen.models.pretrained import load_base
 
@@ -214,7 +215,7 @@ def test_fold_writes_the_weights_and_refuses_to_overwrite(smidgen, base, trained
     assert output.exists()
     again = smidgen("fold", "--base", base, *arguments)
     assert again.code == 2
-    assert "--force" in again.err
+    assert START_OVER in again.err
     assert smidgen("fold", "--base", base, *arguments, "--force").code == 0
 
 
@@ -235,7 +236,7 @@ def test_evaluate_prints_the_numbers_with_their_protocol(smidgen, photos, tmp_pa
     assert again.document["metrics"] == document["metrics"]
     refused = smidgen("evaluate", photos, "--reference", statistics, "--output", result)
     assert refused.code == 2
-    assert "--force" in refused.err
+    assert START_OVER in refused.err
 
 
 def test_python_m_is_the_same_command(base):
