@@ -107,6 +107,11 @@ def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path
     assert resolved["blocks"] == "auto"
     assert "# trainable: " in shown.out
     assert "# memory" in shown.out
+    assert "# warning" not in shown.out
+    larger = smidgen(*train_arguments(base, photos, run, "--dry-run", "--image-size", "16"))
+    assert re.search(
+        "# warning: base .* trained at 8 pixels .* at 16: positions .* ext", larger.out
+    )
 
 
 def test_json_makes_stdout_one_document(smidgen, base, photos, tmp_path):
