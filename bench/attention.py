@@ -7,6 +7,7 @@ The ratio is fused / written out.
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -51,6 +52,7 @@ def measure(shape: tuple[int, ...]) -> dict[str, object]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     lines = Path("/proc/cpuinfo").read_text().splitlines()

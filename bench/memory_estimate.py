@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 CASES = (
     ("glyphs", 64, "difffit", False),
@@ -91,7 +92,7 @@ def train(config, settings, method):
     base = Base(
         name="random",
         denoiser=denoiser,
-        codec=None,  # latents are given
+        codec=SimpleNamespace(fingerprint="none"),  # latents are given
         class_names=tuple(map(str, range(config.num_classes))),
         process=Diffusion(schedule=Schedule.linear()),
         host=find_host(denoiser),

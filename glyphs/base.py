@@ -1,8 +1,8 @@
 """Pretrains a base of the glyph world: a DiT on the latents of Latin letters and digits.
 
-`python -m glyphs.base glyphs/base.toml` resumes from data/glyphs/base.safetensors and writes
+`python -m glyphs.base glyphs/NAME.toml` resumes from data/glyphs/NAME.safetensors and writes
 dit.safetensors and config.json beside the package's other embedded weights, then
-results/base.json. Dimensions: N latents, B batch, 4 x H x W latents.
+results/NAME.json. Dimensions: N latents, B batch, 4 x H x W latents.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ GENERATORS = ("order", "time", "noise", "dropout")  # one each, so that none mov
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """Settings of base.toml and its like.
+    """Settings of base-576k-images.toml and its like, whose names say how many images the base has
+    seen at their end.
 
     `name` is the base that is written, `start` the shipped base whose weights are continued ("":
     begin anew), `image_size` in pixels, `timestep_shift` that of logit-normal steps (None: steps
@@ -265,7 +266,7 @@ def finish(run: Run, config: BaseConfig, class_names: list[str], settings: Path)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("settings", type=Path, help="glyphs/base.toml or another")
+    parser.add_argument("settings", type=Path, help="glyphs/base-576k-images.toml or another")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop early")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     arguments = parser.parse_args()

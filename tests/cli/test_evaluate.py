@@ -12,6 +12,7 @@ from PIL import Image
 
 from smidgen.cli.compare import names
 from smidgen.cli.main import main
+from smidgen.files.standing import START_OVER
 
 from .conftest import train_arguments
 
@@ -195,7 +196,7 @@ def test_a_file_that_is_no_result_is_never_replaced_unasked(smidgen, photos, tmp
     (folder / "result.json").write_text('{"mine": 1}')
     outcome = smidgen("evaluate", folder, "--reference", photos)
     assert outcome.code == 2
-    assert "--force" in outcome.err
+    assert START_OVER in outcome.err
     assert (folder / "result.json").read_text() == '{"mine": 1}'
 
 
@@ -313,7 +314,7 @@ def test_statistics_are_written_once_and_a_finished_request_leaves_them(smidgen,
     assert "already" in again.err
     other = smidgen(*arguments, "--output", tmp_path / "other.json")
     assert other.code == 2
-    assert "--force" in other.err
+    assert START_OVER in other.err
 
 
 def test_several_processes_write_the_statistics_too(photos, tmp_path):

@@ -14,6 +14,7 @@ from smidgen.cli import train as train_verb
 from smidgen.cli.main import VERBS
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError
+from smidgen.files.standing import START_OVER
 
 from .conftest import train_arguments
 
@@ -270,7 +271,7 @@ def test_wrong_inspections_are_refused(smidgen, arguments, words):
 def test_a_record_of_another_program_is_never_replaced_unasked(smidgen, base, tmp_path, text):
     (tmp_path / "sample.json").write_text(text)
     arguments = ("sample", "--base", base, "--steps", 2, "--output", tmp_path)
-    assert_refused(smidgen(*arguments), "is no record of smidgen sample", "--force", codes=(2,))
+    assert_refused(smidgen(*arguments), "is no record of smidgen sample", START_OVER, codes=(2,))
     assert (tmp_path / "sample.json").read_text() == text
     assert smidgen(*arguments, "--force").code == 0
     assert len(list(tmp_path.glob("*.png"))) == 3

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from smidgen.core.delta import Delta
+from smidgen.files.standing import START_OVER
 from smidgen.models.dit_weights import write_original_pt
 from smidgen.models.pretrained import load_base
 
@@ -106,6 +107,11 @@ def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path
     assert resolved["blocks"] == "auto"
     assert "# trainable: " in shown.out
     assert "# memory" in shown.out
+    assert "# warning" not in shown.out
+    larger = smidgen(*train_arguments(base, photos, run, "--dry-run", "--image-size", "16"))
+    assert re.search(
+        "# warning: base .* trained at 8 pixels .* at 16: positions .* ext", larger.out
+    )
 
 
 def test_json_makes_stdout_one_document(smidgen, base, photos, tmp_path):
@@ -214,7 +220,7 @@ def test_fold_writes_the_weights_and_refuses_to_overwrite(smidgen, base, trained
     assert output.exists()
     again = smidgen("fold", "--base", base, *arguments)
     assert again.code == 2
-    assert "--force" in again.err
+    assert START_OVER in again.err
     assert smidgen("fold", "--base", base, *arguments, "--force").code == 0
 
 
@@ -235,7 +241,7 @@ def test_evaluate_prints_the_numbers_with_their_protocol(smidgen, photos, tmp_pa
     assert again.document["metrics"] == document["metrics"]
     refused = smidgen("evaluate", photos, "--reference", statistics, "--output", result)
     assert refused.code == 2
-    assert "--force" in refused.err
+    assert START_OVER in refused.err
 
 
 def test_python_m_is_the_same_command(base):

@@ -22,7 +22,10 @@ def test_other_settings_are_refused_by_name_unless_forced() -> None:
     before, now = {"steps": 4, "seed": 0, "cache": "x"}, {"steps": 5, "seed": 0, "cache": "y"}
     with pytest.raises(UsageError) as caught:
         standing(PLACE, "a run", before, now, finished=True, not_compared=("cache",))
-    assert str(caught.value).startswith("runs/a holds a run of other settings (steps 4 -> 5);")
+    assert str(caught.value) == (
+        "runs/a holds a run of other settings (steps 4 -> 5); give another output, or start over "
+        "there with force (--force)"
+    )
     assert standing(PLACE, "a run", before, now, finished=True, force=True) == "new"
 
 

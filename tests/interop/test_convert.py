@@ -12,6 +12,7 @@ from smidgen.cli.main import main
 from smidgen.core.delta import Delta
 from smidgen.core.file import read_file, write_file
 from smidgen.errors import UsageError
+from smidgen.files.standing import START_OVER
 from smidgen.interop.lora import write_lora
 from smidgen.models.dit_weights import write_safetensors
 from smidgen.models.pretrained import load_base, load_codec
@@ -57,7 +58,9 @@ def test_a_delta_goes_out_and_comes_back(folder, tmp_path, form, capsys):
     given, found = (changed(state, one) for one in (Delta.load(ours), read))
     for key, tensor in given.items():
         torch.testing.assert_close(found[key], tensor, rtol=1e-6, atol=1e-6, msg=key)
+    capsys.readouterr()
     assert smidgen(*arguments) == 2, "an existing output is not overwritten"
+    assert START_OVER in capsys.readouterr().err
     assert smidgen(*arguments, "--force") == 0
 
 

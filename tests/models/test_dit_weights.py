@@ -14,7 +14,7 @@ from smidgen.core.fingerprint import fingerprints_match
 from smidgen.errors import SmidgenError
 from smidgen.models.base import base_fingerprint
 from smidgen.models.dit import DiT, DiTConfig, position_table, preset
-from smidgen.models.dit_shapes import infer_config
+from smidgen.models.dit_shapes import fit_positions, infer_config
 from smidgen.models.dit_weights import (
     build_dit,
     read_config,
@@ -141,12 +141,13 @@ def test_all_formats_have_exactly_the_same_fingerprint(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 def test_another_image_size_computes_the_positions_and_keeps_the_fingerprint(tmp_path, kind):
     model = random_dit(SMALL)
-    config, state = read_dit(write(kind, model, tmp_path), image_size=8)
+    path = write(kind, model, tmp_path)
+    config, state = fit_positions(*read_dit(path), 8, path)
     assert config == dataclasses.replace(SMALL, image_size=8)
     assert torch.equal(state["pos_embed"], position_table(384, 4))
     assert base_fingerprint(build_dit(config, state)) == base_fingerprint(model)
     with pytest.raises(SmidgenError, match="multiple of patch_size"):
-        read_dit(write(kind, model, tmp_path), image_size=7)
+        fit_positions(*read_dit(path), 7, path)
 
 
 def test_learned_positions_are_kept_but_never_resized(tmp_path):
@@ -155,7 +156,7 @@ def test_learned_positions_are_kept_but_never_resized(tmp_path):
     path = write("pt", model, tmp_path)
     assert_same_state(read_dit(path)[1], model)
     with pytest.raises(SmidgenError, match="not the fixed table"):
-        read_dit(path, image_size=8)
+        fit_positions(*read_dit(path), 8, path)
     with pytest.raises(SmidgenError, match="position table"):
         write_diffusers(model, tmp_path / "theirs")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,29 @@ def test_image_size_is_in_pixels(places):
             load_base(places / "ours", image_size=wrong)
     with pytest.raises(SmidgenError, match="multiple of patch_size"):
         load_base(places / "ours", image_size=6)
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs", "model.pt"])
+def test_a_dit_at_another_size_says_once_what_becomes_of_its_positions(
+    places, vae_folder, caplog, kind
+):
+    given = {"codec": vae_folder, "num_heads": 4} if kind == "model.pt" else {}
+    for same in (None, 8):
+        load_base(places / kind, image_size=same, **given)
+    assert caplog.records == []
+    own = load_base(places / kind, **given).denoiser.pos_embed.unflatten(1, (2, 2))
+    for size, words in ((16, "at 8 pixels and is used at 16: positions are extended"), (4, "cut")):
+        caplog.clear()
+        table = load_base(places / kind, image_size=size, **given).denoiser.pos_embed
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert words in record.message
+        # as the words have it: neither stretched nor squeezed
+        side = math.isqrt(table.shape[1])
+        common = min(side, 2)
+        assert torch.equal(
+            table.unflatten(1, (side, side))[:, :common, :common], own[:, :common, :common]
+        )
 
 
 def test_precision_and_shift_are_as_asked(places):

@@ -1,11 +1,13 @@
 """A folder of drawn images is what its record says, and nothing that is not ours is touched."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.standing import START_OVER
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.sampling.folder import fill_folder, image_name, read_record, standing_of
@@ -65,7 +67,7 @@ def test_another_programs_record_is_told_in_one_line(tmp_path, text):
     with pytest.raises(SmidgenError, match="is no record of smidgen sample") as caught:
         read_record(tmp_path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="--force replaces it"):
+    with pytest.raises(UsageError, match=re.escape(START_OVER)):
         standing_of(tmp_path, SETTINGS)
     assert standing_of(tmp_path, SETTINGS, force=True) == "new"
 

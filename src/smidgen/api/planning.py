@@ -23,7 +23,8 @@ from smidgen.hosts.host import find_host
 from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
-from smidgen.models.pretrained import trained_size
+from smidgen.models.dit import DiT
+from smidgen.models.pretrained import note_on_size, trained_size
 from smidgen.models.prompts import PROMPTS
 from smidgen.training.config import RunConfig
 from smidgen.training.loop import train_delta
@@ -55,16 +56,19 @@ def plan_run(
 ) -> dict[str, Any]:
     """The facts of a training on `base`, loaded with the settings `given` at this image size (None:
     its own): `images`, the Findings, `run` how it stands to what is in the output, the
-    counts of `inspect` with `memory`, and `refusal`, the line with which it would end, or None.
+    counts of `inspect` with `memory`, `refusal`, the line with which it would end, or None, and
+    `warning`, that the base was trained at another size, or None.
 
     Every image is read and decoded, as training would; progress(done, total) is called for each.
 
     Raises: as the training, for what leaves nothing to count.
     """
     config = config.resolved()
-    size, factor = trained_size(base, given.get("codec"))
-    size = image_size or size
-    facts: dict[str, Any] = {"images": None, "refusal": None}
+    trained, factor = trained_size(base, given.get("codec"))
+    size = image_size or trained
+    network = meta_network(base)
+    warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
+    facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
     folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     try:
         described = Described(name=str(base), given=given, image_size=size)
@@ -74,7 +78,7 @@ def plan_run(
         facts["refusal"] = str(error)
         if facts["images"] is None:
             facts["images"] = findings_of(folder)
-    has_labels = find_host(meta_network(base)).has_labels  # else classes are prompts
+    has_labels = find_host(network).has_labels  # else classes are prompts
     counts = count_weights(
         base,
         num_classes=len(folder.classes) if has_labels else None,

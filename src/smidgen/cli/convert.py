@@ -20,6 +20,7 @@ from smidgen.cli.options import (
     quiet_stdout,
 )
 from smidgen.errors import UsageError
+from smidgen.files.standing import START_OVER
 
 DESCRIPTION = """Write a LoRA delta for other programs, or read theirs as a delta.
 
@@ -63,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
     if options.output.exists() and options.file.resolve() == options.output.resolve():
         raise UsageError(f"{options.output} is the file to convert; give another output")
     if options.output.exists() and not switches.force:
-        raise UsageError(f"{options.output} exists; --force replaces it")
+        raise UsageError(f"{options.output} exists; give another output, or {START_OVER}")
     if switches.dry_run:
         answer_dry_run([base_options, options], {}, as_json=switches.json)
         return

@@ -31,6 +31,7 @@ from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.names import check_names
 from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import flatten, settings_of
+from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
 from smidgen.processes import is_main
 from smidgen.sampling.config import MeasuredSampling
@@ -128,7 +129,7 @@ def run(argv: Sequence[str]) -> None:
     document = None if switches.force else finished_result(output, asked)
     if statistics is not None and statistics.exists() and not switches.force:
         if document is None:
-            raise UsageError(f"{statistics} exists; --force replaces it")
+            raise UsageError(f"{statistics} exists; give another file, or {START_OVER}")
         log(f"{statistics} is there already; --force writes it again")
         statistics = None
     if switches.dry_run:

@@ -18,6 +18,7 @@ from smidgen.cli.options import (
     quiet_stdout,
 )
 from smidgen.errors import UsageError
+from smidgen.files.standing import START_OVER
 
 DESCRIPTION = """Write a delta into a copy of the base's weights; the base itself stays as it is.
 
@@ -65,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
             raise UsageError(f"{options.output} is the base itself, which is never changed")
     check_output_folder(options.output.parent, options.output)
     if options.output.exists() and not switches.force and not _is_empty_folder(options.output):
-        raise UsageError(f"{options.output} exists; --force replaces it")
+        raise UsageError(f"{options.output} exists; give another output, or {START_OVER}")
     if switches.dry_run:
         answer_dry_run([base_options, options], {}, as_json=switches.json)
         return

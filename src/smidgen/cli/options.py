@@ -85,7 +85,7 @@ class OutputSwitches(Switches):
     """How to run, to answer, and to treat what is there already; never part of a recipe."""
 
     force: bool = dataclasses.field(default=False, metadata=SWITCH)
-    """Start over where the output holds another run."""
+    """Start over where the output holds something already."""
 
 
 def check_base_name(name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from smidgen.errors import UsageError
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES, Result
 from smidgen.files.reading import Unreadable, fit, read_json
-from smidgen.files.standing import standing
+from smidgen.files.standing import START_OVER, standing
 from smidgen.sampling.folder import DEFAULT_SAMPLERS
 
 RESULT = "result.json"
@@ -40,15 +40,15 @@ def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] 
         document, before = {}, None
     if before is None:
         raise UsageError(
-            f"{output} exists and is no result of evaluate; give another --output, or --force"
+            f"{output} exists and is no result of evaluate; give another output, or {START_OVER}"
         )
     if request.get("sampler") is None:
         before |= {"sampler": None} if before.get("sampler") in DEFAULT_SAMPLERS else {}
     for name in ("images", "reference"):
         if before.pop(f"{name}_state", None) != request.get(f"{name}_state"):
             raise UsageError(
-                f"{output} holds another result: the {name} changed; give another --output, or "
-                "--force to replace it"
+                f"{output} holds another result: the {name} changed; give another output, or "
+                f"{START_OVER}"
             )
     standing(output, "a result", before, request, finished=True, not_compared=STATES)
     return document

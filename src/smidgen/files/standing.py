@@ -13,6 +13,9 @@ from smidgen.files.toml import NONE, toml
 
 Standing = Literal["new", "begun", "finished"]
 
+# beside "give another output" wherever what stands there is refused, in Python as on a command line
+START_OVER = "start over there with force (--force)"
+
 
 def standing(
     place: Path,
@@ -36,7 +39,7 @@ def standing(
             return "new"
         raise UsageError(
             f"{place} holds {what} of other settings ({', '.join(changes)}); give another output, "
-            "or start over there with force (--force)"
+            f"or {START_OVER}"
         )
     return "finished" if finished else "begun"
 

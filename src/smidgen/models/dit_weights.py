@@ -64,20 +64,17 @@ logger = logging.getLogger(__name__)
 def read_dit(
     path: str | Path,
     *,
-    image_size: int | None = None,
     frequency_shift: float | None = None,
     num_heads: int | None = None,
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
     """Configuration and state dict, with our names in the file's precision, of a DiT on disk.
 
-    `image_size` in latent pixels: another than the file's computes the fixed position table anew.
     `frequency_shift` None: what was recorded, else 0, that of the released weights. `num_heads` is
     needed only for a lone file of another program and of a width outside the family.
 
     Raises:
         SmidgenError: nothing readable there, a pickle with more than tensors, a truncated file,
-            missing, unknown or mis-shaped tensors, or positions that are not the fixed table and
-            would have to be resized.
+            missing, unknown or mis-shaped tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -99,7 +96,7 @@ def read_dit(
         config = _config_of_file(state, path, num_heads)
     if frequency_shift is not None:
         config = dataclasses.replace(config, frequency_shift=float(frequency_shift))
-    config, state = fit_positions(config, state, image_size, path)
+    config, state = fit_positions(config, state, None, path)
     with torch.device("meta"):
         check_shapes({k: t.shape for k, t in DiT(config).state_dict().items()}, state, path)
     return config, state

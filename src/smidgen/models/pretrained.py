@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.components import load_autoencoder
 from smidgen.models.dit import DiT, DiTConfig, preset
 from smidgen.models.dit_folder import class_names_of, schedule_of
+from smidgen.models.dit_shapes import fit_positions
 from smidgen.models.dit_weights import (
     DIFFUSERS_CLASSES,
     build_dit,
@@ -30,6 +32,9 @@ from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_name
 from smidgen.models.pipeline_base import load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
 from smidgen.models.schemas import Folder
+from smidgen.processes import is_main
+
+logger = logging.getLogger(__name__)
 
 
 def load_base(
@@ -78,13 +83,12 @@ def load_base(
         read_config(source, num_heads=num_heads)  # which says so if this is no base at all
     autoencoder = load_codec(_codec_source(name, source, codec), device=device)
     latent_size = None if image_size is None else _latent_size(image_size, autoencoder.factor)
-    config, state = read_dit(
-        source,
-        image_size=latent_size,
-        frequency_shift=frequency_shift,
-        num_heads=num_heads,
-    )
+    config, state = read_dit(source, frequency_shift=frequency_shift, num_heads=num_heads)
     _check_fits(config, autoencoder, num_classes, str(name))
+    trained = config.image_size * autoencoder.factor
+    config, state = fit_positions(config, state, latent_size, source)
+    if (note := note_on_size(name, trained, image_size)) and is_main():
+        logger.warning("%s", note)
     denoiser = build_dit(config, state, device=device, dtype=dtype)
     return Base(
         name=str(name),
@@ -166,6 +170,22 @@ def trained_size(
         return architecture(name).image_size * factor, factor
     folder = source / pipeline_of(described, source)[1].denoiser
     return trained_pixels(read_json(folder / "config.json"), factor), factor
+
+
+def note_on_size(name: str | Path, trained: int | None, used: int | None) -> str | None:
+    """What a DiT that was trained on images of one side in pixels knows of those of another, None
+    where both are the same; `used` None: as trained, `trained` None: not known.
+    """
+    if trained is None or used in (None, trained):
+        return None
+    what = (
+        f"extended, not stretched: those beyond {trained} pixels are new to it"
+        if used > trained
+        else "cut, not squeezed: it knows them as the upper left of its images"
+    )
+    return (
+        f'base "{name}" was trained at {trained} pixels and is used at {used}: positions are {what}'
+    )
 
 
 def _locate(name: str | Path) -> Path:

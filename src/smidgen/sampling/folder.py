@@ -14,7 +14,7 @@ from PIL import Image
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.names import file_part
 from smidgen.files.reading import Unreadable, fit, read_json
-from smidgen.files.standing import Standing, standing
+from smidgen.files.standing import START_OVER, Standing, standing
 from smidgen.files.writing import write_json, writing
 from smidgen.sampling.config import SamplingFacts
 
@@ -62,7 +62,7 @@ def standing_of(folder: Path, settings: Mapping[str, Any], *, force: bool = Fals
         record = read_record(folder)
     except SmidgenError as error:
         if not force:
-            raise UsageError(f"{error}; --force replaces it") from error
+            raise UsageError(f"{error}, or {START_OVER}") from error
         record = None
     pictures = {path.name for path in folder.glob("*.png")} if folder.is_dir() else set()
     ours = set(record.images) if record is not None else set()

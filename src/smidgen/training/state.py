@@ -24,6 +24,7 @@ from smidgen.core.fingerprint import fingerprints_match
 from smidgen.core.weights import read_safetensors
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import Unreadable, read_json
+from smidgen.files.standing import START_OVER
 from smidgen.files.writing import PARTIAL, flush, partial_of, write_json
 from smidgen.files.writing import writing as writing_files
 from smidgen.training.randomness import Shuffle, Streams
@@ -203,7 +204,7 @@ def check_identity(folder: Path, position: Position, current: Mapping[str, str])
     if changed:
         raise UsageError(
             f"{' and '.join(changed)} changed since {folder} was started: give another output, or "
-            "start over there with force (--force)"
+            f"{START_OVER}"
         )
 
 
@@ -235,7 +236,7 @@ def _check_tensors(checkpoint: Path, state: TrainingState, tensors: Mapping[str,
     if odd:
         raise UsageError(
             f"{checkpoint} has or lacks {odd[0]}: it is of another method or version; give another "
-            "output, or start over there with force (--force)"
+            f"output, or {START_OVER}"
         )
     for name, tensor in tensors.items():
         like = known[name]
