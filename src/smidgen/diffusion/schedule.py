@@ -11,6 +11,12 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+# latents, what a network makes of them, and a number or an index for each
+Images = Float[Tensor, "b c h w"]
+Output = Float[Tensor, "b d h w"]
+PerImage = Float[Tensor, " b"]
+Indices = Int[Tensor, " b"]
+
 LEAST_LEFT = 1e-30  # of abar at the last step: ratios of it must be numbers
 
 Spacing = Literal["uniform", "ddim", "half-open"]
@@ -98,7 +104,7 @@ class Schedule:
         """Rows of every table."""
         return len(self.betas)
 
-    def rows_at(self, sigmas: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:
+    def rows_at(self, sigmas: PerImage) -> Int64[Tensor, " b"]:
         """The first row with at least this share of noise, sigma in (0, 1]; else the last row.
 
         The share is sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)), as in a flow's (1 - sigma) x_0
@@ -166,7 +172,7 @@ def spaced_indices(total: int, num_steps: int, spacing: Spacing = "uniform") -> 
 
 
 def gather(
-    table: Float64[Tensor, " t"], index: Int[Tensor, " b"], like: Float[Tensor, "b ..."]
+    table: Float64[Tensor, " t"], index: Indices, like: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
     """table[index] in the dtype and on the device of `like`, as (b, 1, ..., 1) to broadcast."""
     # Cast before moving: not every device has float64.
