@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from smidgen.core.fold import IntoLinear, Target
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Linear
+from smidgen.hosts.host import Host, Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,11 @@ class Parts:
     sizes: dict[Site, int] = field(default_factory=dict)
     folds: dict[Site, Target] = field(default_factory=dict)
     untouched: list[str] = field(default_factory=list)
+
+    def host(self, **others: Any) -> Host:
+        """The host of these parts, whose `others` are its further fields, or other than here."""
+        found = {k: v if isinstance(v, dict) else tuple(v) for k, v in vars(self).items()}
+        return Host(**{**found, **others})
 
 
 def read_modules(model: nn.Module, roles: Mapping[str, Role]) -> Parts:

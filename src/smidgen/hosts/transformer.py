@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -67,11 +68,17 @@ class Sheet:
     from start to stop, with the role of each part.
     """
 
-    width: int
+    model: nn.Module
     blocks: list[Block] = field(default_factory=list)
     outputs: dict[Site, str] = field(default_factory=dict)
     modulations: dict[str, Target] = field(default_factory=dict)
     rows: dict[str, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)
+
+    @cached_property
+    def width(self) -> int:
+        """D, from the model's configuration."""
+        config: Any = self.model.config
+        return config.num_attention_heads * config.attention_head_dim
 
     def add_joint(
         self,
@@ -204,70 +211,46 @@ class Sheet:
     def _position(self, read: Site, *writes: Site) -> Position:
         return Position(read=read, writes=writes, size=self.width, form="tokens")
 
+    def names(self, blocks: str) -> list[str]:
+        """The module names of the blocks in the list of this name."""
+        count = len(self.model.get_submodule(blocks)._modules)
+        return [f"{blocks}.{index}" for index in range(count)]
 
-def build_host(
-    model: nn.Module,
-    sheet: Sheet,
-    *,
-    family: str,
-    taps: Mapping[str, Site],
-    roles: Mapping[str, str],
-    refusals: Mapping[str, str],
-    shared: str,
-    beside: Mapping[str, Role] = MappingProxyType({}),
-) -> Host:
-    """The host of `model`: the blocks of `sheet`, and all else from the modules that it has.
+    def host(
+        self,
+        *,
+        taps: Mapping[str, Site],
+        roles: Mapping[str, str],
+        shared: str,
+        beside: Mapping[str, Role] = MappingProxyType({}),
+        **facts: Any,
+    ) -> Host:
+        """The host of the model: the blocks of the sheet, all else from the modules that it has.
 
-    `taps` are those of the whole model, `roles` those of the linears by their name below a block.
-    `shared` says why a created affine does not fold where `sheet` knows no modulation of its own.
-    `beside`: what is known of modules outside the blocks.
-    """
-    parts = read_modules(
-        model,
-        {
+        `taps` are those of the whole model, `roles` those of the linears by their name below a
+        block. `shared` says why a created affine does not fold where the sheet knows no modulation
+        of its own. `beside`: what is known of modules outside the blocks. `facts`: the family, and
+        what it refuses.
+        """
+        known = {
             f"{block.module}.{leaf}": Role(name=roles.get(leaf, "other"), block=index)
-            for index, block in enumerate(sheet.blocks)
-            for leaf, _ in model.get_submodule(block.module).named_modules()
+            for index, block in enumerate(self.blocks)
+            for leaf, _ in self.model.get_submodule(block.module).named_modules()
         }
-        | dict(beside),
-    )
-    sizes, folds = parts.sizes, parts.folds
-    for norm in parts.bare_norms:
-        folds[norm] = sheet.modulations.get(norm.module) or Refused(shared)
-    for site, linear in sheet.outputs.items():
-        sizes[site] = sheet.width
-        folds[site] = folds[replace(site, module=linear, index=None)]
-    for block in sheet.blocks:
-        sizes |= {block.taps[name]: sheet.width for name in ("block.in", "block.out")}
-        for position in block.positions.values():
-            sizes |= dict.fromkeys((position.read, *position.writes), position.size)
-    return Host(
-        family=family,
-        blocks=tuple(sheet.blocks),
-        taps=taps,
-        biases=tuple(parts.biases),
-        norms=tuple(parts.norms),
-        bare_norms=tuple(parts.bare_norms),
-        linears=tuple(_with_rows(parts.linears, sheet.rows)),
-        sizes=sizes,
-        folds=folds,
-        fixed=frozenset(),
-        final=taps["final.out"].module,
-        half=True,
-        untouched=tuple(parts.untouched),
-        refusals=refusals,
-    )
-
-
-def model_width(model: nn.Module) -> int:
-    """D, from the model's configuration."""
-    config: Any = model.config
-    return config.num_attention_heads * config.attention_head_dim
-
-
-def names(model: nn.Module, blocks: str) -> list[str]:
-    """The module names of the blocks in the list of this name."""
-    return [f"{blocks}.{index}" for index in range(len(model.get_submodule(blocks)._modules))]
+        parts = read_modules(self.model, known | dict(beside))
+        sizes, folds = parts.sizes, parts.folds
+        for norm in parts.bare_norms:
+            folds[norm] = self.modulations.get(norm.module) or Refused(shared)
+        for site, linear in self.outputs.items():
+            sizes[site] = self.width
+            folds[site] = folds[replace(site, module=linear, index=None)]
+        for block in self.blocks:
+            sizes |= {block.taps[name]: self.width for name in ("block.in", "block.out")}
+            for position in block.positions.values():
+                sizes |= dict.fromkeys((position.read, *position.writes), position.size)
+        parts.linears = list(_with_rows(parts.linears, self.rows))
+        final = taps["final.out"].module
+        return parts.host(blocks=tuple(self.blocks), taps=taps, final=final, half=True, **facts)
 
 
 def model_taps(patch: Site, time: str, norm: str) -> dict[str, Site]:
