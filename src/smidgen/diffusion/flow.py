@@ -77,8 +77,7 @@ class FlowSchedule:
     def sigmas(self, num_steps: int, num_tokens: int) -> Float64[Tensor, " n"]:
         """The sigmas of num_steps steps from noise to data and, last of all, 0.
 
-        Raises:
-            ValueError: num_steps < 1.
+        Raises: ValueError if num_steps < 1.
         """
         if num_steps < 1:
             raise ValueError(f"{num_steps} sampling steps: give at least 1")

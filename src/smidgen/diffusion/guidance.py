@@ -30,8 +30,8 @@ def guide(
     code released with DiT does, by which its published figures were made. What is not guided (the
     other channels, the learned variance) is the conditional network's.
 
-    Raises:
-        ValueError: channels is neither of the two, or, when called, the batch is not of y's size.
+    Raises: ValueError if channels is neither of the two, or, when called, the batch is not of y's
+        size.
     """
     if channels not in ("all", "first-three"):
         raise ValueError(f"guided channels {channels!r}: use all or first-three")

@@ -44,8 +44,7 @@ def hybrid_loss(
     min_snr is gamma of min-SNR weighting (Hang et al. 2023): min(snr, gamma) / snr on L_simple
     alone; None weighs every step 1. Computed in float32, or in float64 when the output is.
 
-    Raises:
-        ValueError: the output has neither c nor 2c channels.
+    Raises: ValueError if the output has neither c nor 2c channels.
     """
     dtype = torch.promote_types(output.dtype, torch.float32)
     output, x0, x_t, noise = (tensor.to(dtype) for tensor in (output, x0, x_t, noise))
@@ -149,8 +148,7 @@ def _normal_cdf(x: Images) -> Images:
 def split_output(output: Output, num_channels: int) -> tuple[Images, Images | None]:
     """The network's output as (predicted noise, v); v is None where the variance is not learned.
 
-    Raises:
-        ValueError: the output has neither num_channels nor twice as many channels.
+    Raises: ValueError if the output has neither num_channels nor twice as many channels.
     """
     if output.shape[1] == num_channels:
         return output, None
@@ -184,8 +182,7 @@ def drop_labels(
 
     One draw per sample, on the generator's device.
 
-    Raises:
-        ValueError: probability outside [0, 1].
+    Raises: ValueError for a probability outside [0, 1].
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"a label dropout of {probability}: give a probability, 0 to 1")

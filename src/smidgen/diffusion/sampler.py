@@ -40,9 +40,8 @@ def ddpm(
     The variance is the learned one where the output has 2c channels, else the posterior's. The
     last step returns the mean. clip limits the predicted x_0 to [-clip, clip]; None does not.
 
-    Raises:
-        ValueError: the spacing has no num_steps steps, not one generator per sample, or an output
-            of neither c nor 2c channels.
+    Raises: ValueError if the spacing has no num_steps steps, there is not one generator per sample,
+        or an output has neither c nor 2c channels.
     """
     _check(noise, generators)
     steps = schedule.respace(num_steps, spacing)
@@ -75,9 +74,7 @@ def ddim(
 
     A learned variance is not used. The last step goes to abar = 1.
 
-    Raises:
-        ValueError: eta outside [0, 1], the spacing has no num_steps steps, not one generator per
-            sample, or an output of neither c nor 2c channels.
+    Raises: ValueError for eta outside [0, 1], and as `ddpm`.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta {eta}: give 0 (deterministic) to 1")
@@ -113,9 +110,7 @@ def dpm_solver(
     where its result is the predicted x_0. A learned variance is not used; the generators are taken
     only so that all samplers are called alike.
 
-    Raises:
-        ValueError: the spacing has no num_steps steps, not one generator per sample, or an output
-            of neither c nor 2c channels.
+    Raises: ValueError as `ddpm`.
     """
     _check(noise, generators)
     steps = schedule.respace(num_steps, spacing)
