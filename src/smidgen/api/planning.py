@@ -15,7 +15,7 @@ import torch
 
 from smidgen.api.weights import count_weights
 from smidgen.data.findings import findings_of, survey
-from smidgen.data.folder import ImageFolder, Progress, check_bad_share
+from smidgen.data.folder import Progress, check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
@@ -73,7 +73,8 @@ def plan_run(
     try:
         described = Described(name=str(base), given=given, image_size=size)
         facts["run"] = _standing(described, config, device, force)
-        folder = _survey(folder, config, size, facts, progress)
+        folder, facts["images"] = survey(folder, image_size=size, progress=progress)
+        check_bad_share(folder, config.max_bad_share)
     except SmidgenError as error:
         facts["refusal"] = str(error)
         if facts["images"] is None:
@@ -97,23 +98,6 @@ def _standing(base: Described, config: RunConfig, device: str, force: bool) -> s
     recipe = recipe_of(base, config)
     found = check_recipe(config.output, recipe, defaults_of(config), force=force)
     return f"begun, at step {steps_done(config.output)}" if found == "begun" else found
-
-
-def _survey(
-    listed: ImageFolder,
-    config: RunConfig,
-    size: int | None,
-    facts: dict[str, Any],
-    progress: Progress | None,
-) -> ImageFolder:
-    """The folder as training would find it, its report in `facts`.
-
-    Raises: SmidgenError where training would refuse it.
-    """
-    folder, findings = survey(listed, image_size=size, progress=progress)
-    facts["images"] = findings
-    check_bad_share(folder, config.max_bad_share)
-    return folder
 
 
 def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, float]:

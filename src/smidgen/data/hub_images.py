@@ -31,11 +31,7 @@ class TableRow:
     row: int
 
     def read(self) -> bytes:
-        """The bytes as they are stored.
-
-        Raises:
-            UnusableImage: there are none.
-        """
+        """The bytes as they are stored. Raises: UnusableImage if there are none."""
         try:
             cell = self.table[self.row][self.column]
         except Exception as error:  # the library's and Arrow's own for a damaged file
@@ -57,9 +53,8 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
     Classes are those of the label column (names of a ClassLabel, or its values), without those that
     no row has; without a label column all images are one class.
 
-    Raises:
-        SmidgenError: the library is missing, there is no such data set or split, or no column of
-            images.
+    Raises: SmidgenError if the library is missing, there is no such data set or split, or no column
+        of images.
     """
     table = _split_of(_load(root), root, split)
     image, label = _columns(table, root)
