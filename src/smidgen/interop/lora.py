@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +29,11 @@ from smidgen.interop.lora_files import LoraFile, TextEncoder, read_lora_file
 from smidgen.interop.lora_keys import TEXT, bare_names, parse_key
 from smidgen.interop.lora_names import CONVOLUTIONS, Names
 from smidgen.interop.modelspec import file_of
+from smidgen.models.base import Base
 
 LoraFormat = Literal["peft", "kohya"]
 
 MOST_SCALE = 1e6
-
-
-class Target(Protocol):
-    """What is read of a base; `models.base.Base` is one."""
-
-    @property
-    def denoiser(self) -> nn.Module: ...
-    @property
-    def host(self) -> Host: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
 
 
 def write_lora(
@@ -85,7 +73,7 @@ def write_lora(
     return path
 
 
-def read_lora(path: Path | str, base: Target, text_encoder: TextEncoder = "refuse") -> Delta:
+def read_lora(path: Path | str, base: Base, text_encoder: TextEncoder = "refuse") -> Delta:
     """The delta of a LoRA file of PEFT, diffusers, kohya or ComfyUI on `base`; `path` may be the
     folder of a PEFT adapter. `text_encoder` "leave-out": without those of text encoders, which
     `training.left_out` then counts.

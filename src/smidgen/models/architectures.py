@@ -39,10 +39,9 @@ def meta_network(name: str | Path, num_classes: int | None = None) -> nn.Module:
     from the hub nothing else is fetched.
     `num_classes` is for a network that has labels; None: those of the base.
 
-    Raises:
-        UsageError: an unknown name, or fewer than one class.
-        SmidgenError: a configuration that cannot be read, `num_classes` for one without labels, or
-            the hub does not answer.
+    Raises: UsageError for an unknown name, or fewer than one class; SmidgenError for a
+        configuration that cannot be read, `num_classes` for one without labels, or if the hub does
+        not answer.
     """
     if on_hub(name):
         name = download(str(name), patterns=FILES)

@@ -65,9 +65,8 @@ class AutoencoderCodec:
     `load` turns the folder into the network, in float32, at the first image: a command that fails
     before does not pay for it. Files and configuration are checked at once.
 
-    Raises:
-        SmidgenError: the folder lacks a file, a file is truncated, or it holds another kind of
-            codec.
+    Raises: SmidgenError if the folder lacks a file, a file is truncated, or it holds another kind
+        of codec.
     """
 
     def __init__(self, folder: Path, load: Callable[[Path], nn.Module]) -> None:
@@ -122,8 +121,7 @@ class AutoencoderCodec:
     ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
         """Mean and standard deviation of q(latent | image in [-1, 1]) in the scale of the base.
 
-        Raises:
-            SmidgenError: the sides of the images are no multiples of `factor`.
+        Raises: SmidgenError if the sides of the images are no multiples of `factor`.
         """
         height, width = images.shape[2:]
         if height % self.factor or width % self.factor:
@@ -142,8 +140,7 @@ class AutoencoderCodec:
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Images in [-1, 1]; the same for a latent, bit for bit, whatever else is in the batch.
 
-        Raises:
-            SmidgenError: another number of latent channels.
+        Raises: SmidgenError for another number of latent channels.
         """
         if latents.shape[1] != self.latent_channels:
             raise SmidgenError(
@@ -186,8 +183,7 @@ class AutoencoderCodec:
 def save_codec(codec: Codec, folder: Path) -> None:
     """Writes a codec as a diffusers `vae` folder.
 
-    Raises:
-        SmidgenError: a codec that did not come from such a folder, or the disk refuses.
+    Raises: SmidgenError for a codec that did not come from such a folder, or if the disk refuses.
     """
     if not isinstance(codec, AutoencoderCodec):
         raise SmidgenError(f"a {type(codec).__name__} has no files to write as a diffusers vae")

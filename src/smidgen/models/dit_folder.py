@@ -20,8 +20,7 @@ def class_names_of(
 ) -> tuple[str, ...]:
     """One name for each class, from our config.json or a pipeline's index.
 
-    Raises:
-        SmidgenError: names that do not fit the number of classes.
+    Raises: SmidgenError for names that do not fit the number of classes.
     """
     if described.get("format") != FORMAT or "class_names" not in described:
         return class_names_of_index(described, config.num_classes)
@@ -37,8 +36,7 @@ def class_names_of(
 def schedule_of(described: Mapping[str, Any], source: Path) -> Schedule:
     """The schedule that the folder describes, else the linear one of the released models.
 
-    Raises:
-        SmidgenError: a schedule of an unknown kind.
+    Raises: SmidgenError for a schedule of an unknown kind.
     """
     scheduler = source / "scheduler" / "scheduler_config.json"
     if described.get("format") == FORMAT:

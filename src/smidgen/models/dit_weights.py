@@ -44,10 +44,9 @@ from smidgen.models.dit_shapes import (
 )
 from smidgen.models.files import (
     read_json,
-    read_shards,
     read_tensors,
     recorded,
-    refuse_pickles,
+    weight_files,
     write_pickle,
     write_safetensors_file,
 )
@@ -72,9 +71,8 @@ def read_dit(
     `frequency_shift` None: what was recorded, else 0, that of the released weights. `num_heads` is
     needed only for a lone file of another program and of a width outside the family.
 
-    Raises:
-        SmidgenError: nothing readable there, a pickle with more than tensors, a truncated file,
-            missing, unknown or mis-shaped tensors.
+    Raises: SmidgenError if nothing there can be read, for a pickle with more than tensors, a
+        truncated file, or missing, unknown or mis-shaped tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -105,8 +103,7 @@ def read_dit(
 def read_config(path: str | Path, *, num_heads: int | None = None) -> DiTConfig:
     """The configuration alone, as `read_dit` would give it; of a file the shapes tell it.
 
-    Raises:
-        SmidgenError: as `read_dit`, as far as the configuration shows it.
+    Raises: SmidgenError as `read_dit`, as far as the configuration shows it.
     """
     path = Path(path)
     transformer = diffusers_folder(path)
@@ -178,8 +175,7 @@ def write_safetensors(
 
     `dtype` None keeps the model's.
 
-    Raises:
-        SmidgenError: a schedule that is not linear, or the disk refuses.
+    Raises: SmidgenError for a schedule that is not linear, or if the disk refuses.
     """
     folder = Path(folder)
     document: dict[str, Any] = {"format": FORMAT, "dit": dataclasses.asdict(model.config)}
@@ -211,9 +207,8 @@ def write_diffusers(
     training. Returns, and logs as a warning, what will differ there: diffusers computes the
     timestep frequencies with shift 1.
 
-    Raises:
-        SmidgenError: a feed-forward, positions or, in a pipeline, a number of classes that
-            diffusers cannot express, or the disk refuses.
+    Raises: SmidgenError for a feed-forward, positions or, in a pipeline, a number of classes that
+        diffusers cannot express, or if the disk refuses.
     """
     folder, config = Path(folder), model.config
     ours: Mapping[str, Tensor] = model.state_dict()
@@ -245,23 +240,13 @@ def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
     num_rows = padded_classes(document, folder / "config.json")
     stored = config if num_rows is None else dataclasses.replace(config, num_classes=num_rows)
     state: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         state |= read_tensors(path)
     # Early versions of diffusers also stored the fixed table.
     state.pop("pos_embed.pos_embed", None)
     check_shapes(diffusers_shapes(stored), state, folder)
     ours = from_diffusers(state, config.depth, folder)
     return config, ours if num_rows is None else strip_classes(ours, config.num_classes)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / f"{DIFFUSERS_WEIGHTS}.index.json"
-    if (folder / DIFFUSERS_WEIGHTS).is_file():
-        return [folder / DIFFUSERS_WEIGHTS]
-    if index.is_file():
-        return read_shards(index)
-    refuse_pickles(folder)
-    raise SmidgenError(f"{folder} holds no {DIFFUSERS_WEIGHTS}; get the folder again")
 
 
 def _config_of_file(state: Mapping[str, Tensor], path: Path, num_heads: int | None) -> DiTConfig:

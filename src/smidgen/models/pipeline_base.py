@@ -46,10 +46,8 @@ def load_pipeline(
     Everything is checked before the network is loaded. A base of a class that no host calls has no
     conditioner, and asking for its family is an error.
 
-    Raises:
-        UsageError: an image size that does not fit.
-        SmidgenError: a pipeline that is not known, files that are missing, damaged or pickles, or
-            transformers is not installed.
+    Raises: UsageError for an image size that does not fit; SmidgenError for a pipeline that is not
+        known, files that are missing, damaged or pickles, or if transformers is not installed.
     """
     network, pipeline = pipeline_of(index, source)
     if pipeline.prompts:

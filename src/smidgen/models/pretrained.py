@@ -57,10 +57,9 @@ def load_base(
     weights. `num_classes` is checked against the file. `num_heads` is for a file of a width outside
     the DiT family.
 
-    Raises:
-        UsageError: an architecture's name instead of weights, a file without codec, a size or a
-            number of classes that does not fit.
-        SmidgenError: nothing readable there, or the hub does not answer (within ten seconds).
+    Raises: UsageError for an architecture's name instead of weights, a file without codec, a size
+        or a number of classes that does not fit; SmidgenError if nothing there can be read, or the
+        hub does not answer (within ten seconds).
     """
     _check_device(device)
     source = _locate(name)
@@ -107,9 +106,8 @@ def load_base(
 def load_codec(source: str | Path, *, device: str | torch.device = "cpu") -> AutoencoderCodec:
     """The codec in a diffusers vae folder, a base's folder, a shipped base or a hub id.
 
-    Raises:
-        UsageError: an unknown name or a missing folder.
-        SmidgenError: no codec there, or one that cannot be read.
+    Raises: UsageError for an unknown name or a missing folder; SmidgenError for no codec there, or
+        one that cannot be read.
     """
     folder = _locate(source)
     if (folder / "vae" / "config.json").is_file():
@@ -127,9 +125,7 @@ def architecture(name: str | Path, num_classes: int | None = None) -> DiTConfig:
 
     `num_classes` None: those of the base, 1000 for an architecture's name.
 
-    Raises:
-        UsageError: an unknown name, or fewer than one class.
-        SmidgenError: as `load_base`.
+    Raises: UsageError for an unknown name, or fewer than one class; SmidgenError as `load_base`.
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"{num_classes} classes; expected at least 1")
