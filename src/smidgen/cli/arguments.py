@@ -55,10 +55,7 @@ class Request:
 
 
 def read_request(verb: str, argv: Sequence[str], *, positional: str | None = None) -> Request:
-    """Take the recipe from the front of the arguments.
-
-    Raises: UsageError if it cannot be read.
-    """
+    """Take the recipe from the front of the arguments. Raises: UsageError if it cannot be read."""
     arguments = list(argv)
     recipe, values = None, {}
     if arguments and arguments[0].endswith(".toml"):

@@ -151,10 +151,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def check_paths(request: Request) -> None:
-    """Everything that the paths and flags tell before any work.
-
-    Raises: UsageError.
-    """
+    """Everything that the paths and flags tell before any work. Raises: UsageError."""
     place, config = request.place, request.config
     check_names(config.features, config.metrics, config.prompt)
     check_input(place.images, "run, delta or folder of images")

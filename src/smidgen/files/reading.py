@@ -32,10 +32,7 @@ class Unreadable(SmidgenError):
 
 
 def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
-    """All of an ordinary file; a pipe or a device is never opened.
-
-    Raises: Unreadable.
-    """
+    """All of an ordinary file; a pipe or a device is never opened. Raises: Unreadable."""
     size = size_of(path)
     if size > most:
         raise _unreadable(path, f"it has {size:,} bytes; at most {most:,} are read")
@@ -76,10 +73,7 @@ def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:
 
 
 def parse_json(content: bytes | str, schema: type[T]) -> T:
-    """A JSON text as `schema`.
-
-    Raises: Unreadable with the place that is wrong.
-    """
+    """A JSON text as `schema`. Raises: Unreadable with the place that is wrong."""
     try:
         found = msgspec.json.decode(content, type=schema)
         if _is_deeper(found, MOST_DEPTH):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,19 @@ def write_text(text: str, path: Path | str, remedy: str = REMEDY) -> None:
 def write_json(document: Any, path: Path | str, remedy: str = REMEDY) -> None:
     """Write a document as indented JSON. Raises: SmidgenError as `whole_file`."""
     write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", path, remedy)
+
+
+def try_writing(folder: Path) -> None:
+    """Make the folder and a file in it, and leave everything as it was. Raises: OSError."""
+    absent = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for part in absent:
+            with contextlib.suppress(OSError):
+                part.rmdir()
 
 
 def partial_of(path: Path) -> Path:

@@ -26,10 +26,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """What to draw, and how.
-
-    Raises: UsageError for a value that makes no sense.
-    """
+    """What to draw, and how. Raises: UsageError for a value that makes no sense."""
 
     classes: str | tuple[str, ...] = "all"
     """Class names with commas between them, or all."""

@@ -7,9 +7,7 @@ reads as a recipe of the command line: a key a line, "none" for None.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_toml
 from smidgen.files.standing import Standing, standing
 from smidgen.files.toml import NONE, toml
-from smidgen.files.writing import write_text
+from smidgen.files.writing import try_writing, write_text
 from smidgen.methods import resolve
 from smidgen.training.state import AGAIN, checkpoints, read_position, writing
 
@@ -128,20 +126,12 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
 
 
 def _check_writable(folder: Path) -> None:
-    """Try it, and leave everything as it was."""
-    absent = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try_writing(folder)
     except OSError as error:
         raise UsageError(
             f"cannot write to {folder}: {error.strerror or error}; give another output"
         ) from error
-    finally:
-        for part in absent:
-            with contextlib.suppress(OSError):
-                part.rmdir()
 
 
 def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:

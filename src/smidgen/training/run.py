@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from smidgen.data.folder import check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.protocol import version_of
 from smidgen.files.lock import held
 from smidgen.files.settings import settings_of
 from smidgen.files.standing import Standing
@@ -112,9 +112,7 @@ def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     folder = config.output
     check_identity(folder, read_position(checkpoints(folder)[-1]), identity_of(base, latents))
     logger.info("%s is finished: %d steps", folder, config.training.steps)
-    delta = Delta.load(folder / DELTA)
-    delta.check_base(base.fingerprint, base.name)
-    return delta
+    return read_delta(folder / DELTA, base)
 
 
 def _beginning(
@@ -245,7 +243,7 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
             "resize": config.resize,
             "flip": config.flip,
         },
-        "versions": {name: _version(name) for name in ("smidgen", "torch")},
+        "versions": {name: version_of(name) for name in ("smidgen", "torch")},
     }
     if base.conditioner is not None:
         template = config.training.prompt or DEFAULT_PROMPT
@@ -281,10 +279,3 @@ def _report(base: Base, latents: LatentSet, result: TrainingResult, begun: float
         "device": str(base.device),
         "num_threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from the source tree
-        return None
