@@ -4,7 +4,7 @@ norms. Which of them form a block is the knowledge of each family's host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,6 +130,16 @@ def linear_of(name: str, module: Any, role: Role) -> Linear:
         block=role.block,
         repeats=role.repeats,
     )
+
+
+def with_rows(
+    linears: Iterable[Linear], rows: Mapping[str, tuple[tuple[str, int, int], ...]]
+) -> Iterator[Linear]:
+    """Every linear and, behind one that does several things, each of them."""
+    for linear in linears:
+        yield linear
+        for role, start, stop in rows.get(linear.module, ()):
+            yield replace(linear, role=role, size_out=stop - start, rows=(start, stop))
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -4,7 +4,7 @@ model's own modules. D is the width of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -14,8 +14,8 @@ from torch import nn
 
 from smidgen.core.fold import Refused, Target
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Block, Host, Linear, Position
-from smidgen.hosts.modules import Role, read_modules
+from smidgen.hosts.host import Block, Host, Position
+from smidgen.hosts.modules import Role, read_modules, with_rows
 
 NUM_TIMESTEPS = 1000  # of every scheduler of these families; sigma 1 is timestep 1000
 
@@ -248,7 +248,7 @@ class Sheet:
             sizes |= {block.taps[name]: self.width for name in ("block.in", "block.out")}
             for position in block.positions.values():
                 sizes |= dict.fromkeys((position.read, *position.writes), position.size)
-        parts.linears = list(_with_rows(parts.linears, self.rows))
+        parts.linears = list(with_rows(parts.linears, self.rows))
         final = taps["final.out"].module
         return parts.host(blocks=tuple(self.blocks), taps=taps, final=final, half=True, **facts)
 
@@ -270,13 +270,3 @@ def _projections(attention: str) -> dict[str, Site]:
         "attn.v.out": Site(f"{attention}.to_v"),
         "attn.proj.out": Site(f"{attention}.to_out.0"),
     }
-
-
-def _with_rows(
-    linears: Iterable[Linear], rows: Mapping[str, tuple[tuple[str, int, int], ...]]
-) -> Iterator[Linear]:
-    """Every linear and, behind one that does several things, each of them."""
-    for linear in linears:
-        yield linear
-        for role, start, stop in rows.get(linear.module, ()):
-            yield replace(linear, role=role, size_out=stop - start, rows=(start, stop))
