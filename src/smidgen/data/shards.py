@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from smidgen.data.images import Facts
 from smidgen.errors import SmidgenError
-from smidgen.files.reading import Unreadable, parse_json, size_of
+from smidgen.files.reading import Unreadable, parse_json, sha256_of, size_of
 from smidgen.files.writing import PARTIAL, whole_file
 
 # Part of every spec, and so of the folder's name: raise it with any change to the files.
@@ -83,11 +83,9 @@ class Shard:
         with self._lock:
             if self._intact is None:
                 try:
-                    with self.path.open("rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    self._intact = self.path.stem == sha256_of(self.path)
                 except OSError:
-                    digest = ""
-                self._intact = self.path.stem == digest
+                    self._intact = False
             return self._intact
 
 

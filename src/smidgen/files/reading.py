@@ -4,6 +4,7 @@ before anything uses them. What a file holds never ends in a traceback, a hang o
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import tomllib
 from collections.abc import Iterable
@@ -58,6 +59,12 @@ def size_of(path: Path | str) -> int:
         what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no ordinary file"
         raise _unreadable(path, f"it is {what}")
     return facts.st_size
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises: OSError."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:

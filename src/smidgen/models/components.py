@@ -35,7 +35,7 @@ def load_encoders(
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True} | dict(parts)
     bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
-    with bars, _quiet(), _readable(folder, "no pipeline"):
+    with bars, quiet(), _readable(folder, "no pipeline"):
         found = class_of(kind, beside=network)
         pipeline = found.from_pretrained(str(folder), torch_dtype=dtype, **options)
     for name, part in pipeline.components.items():
@@ -78,7 +78,7 @@ def load_autoencoder(folder: Path) -> nn.Module:
 
 
 def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn.Module:
-    with _quiet(), _readable(folder, what):
+    with quiet(), _readable(folder, what):
         loaded: Any = kind.from_pretrained(
             str(folder),
             use_safetensors=True,
@@ -97,7 +97,7 @@ def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the notices of diffusers and transformers."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]

@@ -56,7 +56,7 @@ def load_pipeline(
     autoencoder = codec()
     config = read_json(source / pipeline.denoiser / "config.json")
     pixels = image_size or trained_pixels(config, autoencoder.factor)
-    _check_size(pixels, autoencoder.factor * pipeline.patch)
+    check_size(pixels, autoencoder.factor * pipeline.patch)
     _check_channels(config, autoencoder, name)
     denoiser = load_network(source / pipeline.denoiser, network, dtype)
     denoiser.to(device).requires_grad_(False).eval()
@@ -128,7 +128,8 @@ def _check_transformers(name: str) -> None:
         )
 
 
-def _check_size(pixels: int, multiple: int) -> None:
+def check_size(pixels: int, multiple: int) -> None:
+    """Raises: UsageError for a side of images that is no multiple of what the base reduces by."""
     if pixels < 1 or pixels % multiple:
         raise UsageError(
             f"image size {pixels} does not fit this base; give a multiple of {multiple}"

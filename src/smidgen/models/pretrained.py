@@ -29,7 +29,7 @@ from smidgen.models.dit_weights import (
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
 from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_names
-from smidgen.models.pipeline_base import load_pipeline
+from smidgen.models.pipeline_base import check_size, load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
 from smidgen.models.schemas import Folder
 from smidgen.processes import is_main
@@ -81,7 +81,9 @@ def load_base(
     if codec is None and not (source / "vae" / "config.json").is_file():
         read_config(source, num_heads=num_heads)  # which says so if this is no base at all
     autoencoder = load_codec(_codec_source(name, source, codec), device=device)
-    latent_size = None if image_size is None else _latent_size(image_size, autoencoder.factor)
+    if image_size is not None:
+        check_size(image_size, autoencoder.factor)
+    latent_size = None if image_size is None else image_size // autoencoder.factor
     config, state = read_dit(source, frequency_shift=frequency_shift, num_heads=num_heads)
     _check_fits(config, autoencoder, num_classes, str(name))
     trained = config.image_size * autoencoder.factor
@@ -246,15 +248,6 @@ def _check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         raise UsageError(f'device "{device}" cannot be used here; try cpu') from error
-
-
-def _latent_size(image_size: int, factor: int) -> int:
-    if image_size < 1 or image_size % factor:
-        raise UsageError(
-            f"image size {image_size} does not fit a codec that reduces by {factor}; "
-            f"give a multiple of {factor}"
-        )
-    return image_size // factor
 
 
 def _check_fits(
