@@ -112,10 +112,7 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
 
 
 def _pipeline_of(base: Base) -> Pipeline:
-    """The files that the base was read from: they are read once more, in their own precision.
-
-    Raises: SmidgenError if they are gone, or there were none.
-    """
+    """The files that the base was read from: they are read once more, in their own precision."""
     if base.source is None or not base.source.is_dir():
         raise SmidgenError(f'the folder of base "{base.name}" is gone; load the base again')
     return open_pipeline(base.source)

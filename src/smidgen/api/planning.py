@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,19 +29,10 @@ from smidgen.models.prompts import PROMPTS
 from smidgen.training.config import RunConfig
 from smidgen.training.loop import train_delta
 from smidgen.training.recipe import check_recipe, steps_done
-from smidgen.training.run import defaults_of, recipe_of
+from smidgen.training.run import Described, defaults_of, recipe_of
 from smidgen.training.runtime import check_runtime
 
 WARM_UP, TIMED = 2, 5  # steps of the estimate of time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """What a recipe says of a base, known without its weights."""
-
-    name: str
-    given: Mapping[str, Any]
-    image_size: int | None
 
 
 def plan_run(

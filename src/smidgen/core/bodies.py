@@ -85,6 +85,12 @@ class Conv:
         if min(*self.kernel, *self.stride, *self.dilation, self.groups) < 1:
             raise ValueError(f"{self}: expected at least 1, but for padding")
 
+    @classmethod
+    def of(cls, module: Any) -> "Conv":
+        """The geometry of a convolution of PyTorch's, without its groups."""
+        kernel, stride, dilation = map(tuple, (module.kernel_size, module.stride, module.dilation))
+        return cls(kernel=kernel, stride=stride, padding=module.padding, dilation=dilation)
+
     def arguments(self) -> dict[str, Any]:
         """The keywords of PyTorch's functional convolutions that this is, without groups."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}

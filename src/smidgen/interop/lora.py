@@ -244,7 +244,7 @@ def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypa
     )
     conv, axis = None, -1
     if isinstance(module, CONVOLUTIONS):
-        conv, axis = _geometry(module), 1
+        conv, axis = Conv.of(module), 1
         size_in, kernel = module.in_channels, tuple(module.kernel_size)
         if module.groups > 1:
             raise SmidgenError(f"{path} has a LoRA of {factors.module}, a grouped convolution")
@@ -267,15 +267,6 @@ def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypa
     read = Site(factors.module, "in", axis=axis, repeats=repeats)
     write = Site(factors.module, axis=axis, repeats=repeats)
     return Bypass(read, (write,), body, scale=factors.scale, rows=factors.rows)
-
-
-def _geometry(module: Any) -> Conv:
-    return Conv(
-        kernel=tuple(module.kernel_size),
-        stride=tuple(module.stride),
-        padding=module.padding,
-        dilation=tuple(module.dilation),
-    )
 
 
 def _edit_name(factors: Factors, host: Host) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -136,18 +136,16 @@ def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) ->
         logger.info("%s", latents.report())
 
 
-class Named(Protocol):
-    """What a recipe says of a base; `models.base.Base` is one."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a recipe says of a base, known without its weights."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def given(self) -> Mapping[str, Any]: ...
-    @property
-    def image_size(self) -> int | None: ...
+    name: str
+    given: Mapping[str, Any]
+    image_size: int | None
 
 
-def recipe_of(base: Named, config: RunConfig) -> dict[str, Any]:
+def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
     """All settings of a run in one flat table; `config` is resolved."""
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
