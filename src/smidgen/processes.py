@@ -165,10 +165,7 @@ def _together() -> Iterator[Any]:
 
 
 def _group() -> Any:
-    """The group of all processes that moves CPU tensors; connects the processes when first asked.
-
-    Raises: UsageError without the address that a launcher sets.
-    """
+    """The group of all processes that moves CPU tensors; connects them when first asked."""
     import torch
     import torch.distributed as dist
 

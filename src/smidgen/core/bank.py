@@ -117,9 +117,7 @@ class Bank(nn.Module):
 
 
 def _check_alike(shapes: dict[str, Any], first: Provenance, delta: Delta, slot: int) -> None:
-    """Raises: SmidgenError if `delta` has other edits than the bank or was made for another base,
-    or an edit that cannot be stacked.
-    """
+    """Raises: SmidgenError if an edit cannot be stacked, or `delta` does not fit the bank."""
     for name, edit in delta.edits.items():
         if isinstance(edit, Weight):
             raise SmidgenError(

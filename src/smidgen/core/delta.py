@@ -159,11 +159,7 @@ class Delta(nn.Module):
 
 
 def _empty(specs: list[dict[str, Any]], provenance: Provenance) -> Delta:
-    """A delta of these specs on the meta device.
-
-    Raises: SmidgenError for an edit of a kind that is unknown here; Unreadable if they are no edits
-        of one delta.
-    """
+    """A delta of these specs on the meta device. Raises: SmidgenError, Unreadable."""
     edits: dict[str, Edit] = {}
     for spec in specs:
         with torch.device("meta"):

@@ -138,10 +138,7 @@ def read_config(config: Mapping[str, Any], source: Path) -> Scaling:
 
 
 def _start(value: bool | str | None, source: Path) -> Start | None:
-    """The start that took its own product out of the base's weights; None of one that did not.
-
-    Raises: SmidgenError for one that changed them in a way that cannot be computed again.
-    """
+    """The start that took its product out of the base's weights; None of one that did not."""
     if not isinstance(value, str) or value.lower() in PLAIN_STARTS:
         return None
     if value.lower() not in STARTS:

@@ -109,9 +109,7 @@ def _process(source: Path, pipeline: Pipeline, family: Family | None, num_tokens
 
 
 def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: Base) -> Any:
-    """The pipeline with what reads prompts, and the base's own transformer, of which some ask for
-    sizes; nothing else.
-    """
+    """The pipeline with what reads prompts and the transformer, of which some ask for sizes."""
     parts: dict[str, Any] = dict.fromkeys(beside_prompts(index, pipeline))
     if pipeline.denoiser == "transformer":
         parts["transformer"] = base.denoiser

@@ -142,10 +142,7 @@ def _load(kind: Any, folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _transformers() -> Iterator[None]:
-    """Inside, transformers may be imported and says nothing.
-
-    Raises: SmidgenError if it is not installed.
-    """
+    """Inside, transformers may be imported, and says nothing. Raises: SmidgenError without it."""
     try:
         from transformers.utils import logging
     except ImportError as error:

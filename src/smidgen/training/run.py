@@ -105,10 +105,7 @@ def fine_tune(
 
 
 def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
-    """The delta of a finished run, if it is of these images and this base.
-
-    Raises: UsageError if not, SmidgenError if it is damaged.
-    """
+    """The delta of a finished run, if it is of these images and this base."""
     folder = config.output
     check_identity(folder, read_position(checkpoints(folder)[-1]), identity_of(base, latents))
     logger.info("%s is finished: %d steps", folder, config.training.steps)

@@ -210,10 +210,7 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def _check_tensors(checkpoint: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
-    """Every tensor that the state needs is there, finite, in its shape and type, and no other.
-
-    Raises: UsageError if edits are others, SmidgenError if the file is damaged.
-    """
+    """Every tensor that the state needs is there, finite, in its shape and type, and no other."""
     expected = {f"rng/{name}": value for name, value in state.streams.state().items()}
     optional: dict[str, Tensor] = {}
     for name, parameter in state.delta.named_parameters():
