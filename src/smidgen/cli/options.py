@@ -117,19 +117,14 @@ def check_input(path: Path, what: str) -> None:
         raise UsageError(f"no such {what}: {path}")
 
 
-def check_folder(path: Path, what: str) -> None:
-    """Raise UsageError unless the path is a folder."""
-    check_input(path, what)
-    if not path.is_dir():
-        raise UsageError(f"{path} is a file; expected a {what}")
-
-
 def check_images(path: Path, layout: str, split: str | None) -> None:
     """Raise UsageError unless the path is a folder, or may be a hub id that `layout` can fetch; and
     for a split that the layout does not have.
     """
     if layout != "hf" or path.exists() or not is_hub_id(path.as_posix()):
-        check_folder(path, "folder of images")
+        check_input(path, "folder of images")
+        if not path.is_dir():
+            raise UsageError(f"{path} is a file; expected a folder of images")
     if split is not None:
         from smidgen.data.layouts import resolve_split
 

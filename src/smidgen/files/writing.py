@@ -17,11 +17,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 
 REMEDY = "make room or give a place where you may write"
 PARTIAL = ".partial"
 MOST_NAME_BYTES = 255  # of a file's name, on all systems in use
-REASON_LENGTH = 160
 
 
 @contextmanager
@@ -52,7 +52,8 @@ def writing(path: Path | str, remedy: str = REMEDY, *others: type[Exception]) ->
     try:
         yield
     except (OSError, SafetensorError, *others) as error:
-        raise SmidgenError(f"cannot write {path}: {_reason(error)}; {remedy}") from error
+        reason = in_one_line(getattr(error, "strerror", None) or error)
+        raise SmidgenError(f"cannot write {path}: {reason}; {remedy}") from error
 
 
 def write_text(text: str, path: Path | str, remedy: str = REMEDY) -> None:
@@ -95,9 +96,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    strerror = getattr(error, "strerror", None)
-    lines = str(strerror or error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:REASON_LENGTH]

@@ -23,6 +23,9 @@ from smidgen.models.codec_kinds import CODECS
 from smidgen.models.files import check_safetensors, read_json, refuse_pickles
 from smidgen.models.schemas import Autoencoder, check_sizes
 
+Images = Float[Tensor, "B 3 H W"]
+Latents = Float[Tensor, "B C h w"]
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENCODE_PIXELS = (
     2**19
@@ -47,13 +50,11 @@ class Codec(Protocol):
         """The same only for a codec that gives the same latents."""
         ...
 
-    def encode(
-        self, images: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+    def encode(self, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of the latents of images in [-1, 1], in the base's scale."""
         ...
 
-    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+    def decode(self, latents: Latents) -> Images:
         """Images in [-1, 1] of latents in the base's scale."""
         ...
 
@@ -116,9 +117,7 @@ class AutoencoderCodec:
         return self
 
     @torch.no_grad()
-    def encode(
-        self, images: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+    def encode(self, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of q(latent | image in [-1, 1]) in the scale of the base.
 
         Raises: SmidgenError if the sides of the images are no multiples of `factor`.
@@ -137,7 +136,7 @@ class AutoencoderCodec:
         return torch.cat(means), torch.cat(stds)
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+    def decode(self, latents: Latents) -> Images:
         """Images in [-1, 1]; the same for a latent, bit for bit, whatever else is in the batch.
 
         Raises: SmidgenError for another number of latent channels.
