@@ -218,22 +218,16 @@ def save_statistics(request: Request, path: Path) -> None:
     Every process must call it, as they wait for each other over the cache; the main one writes.
     """
     from smidgen.evaluation.plan import make_plan
-    from smidgen.evaluation.reference import folder_statistics
+    from smidgen.evaluation.reference import reference_statistics
     from smidgen.evaluation.statistics import write_statistics
     from smidgen.models.calling import device_of
 
     config = request.config
     plan = make_plan(config, device_of(config.device))
-    known = folder_statistics(
-        request.place.reference,
-        plan.first,
-        keep_features=plan.needs(plan.first, "features"),
-        layout=config.layout,
-        split=config.split,
-        cache_dir=config.cache_dir,
-    )
+    keep = {plan.first.name: plan.needs(plan.first, "features")}
+    known = reference_statistics(request.place.reference, [plan.first], config, keep_features=keep)
     if is_main():
-        write_statistics(known, path)
+        write_statistics(known[plan.first.name], path)
 
 
 def delta_facts(images: Path) -> dict[str, Any]:

@@ -84,7 +84,10 @@ def fine_tune(
             return _finished(base, config, latents)
         delta = fresh_delta(base, config, latents)
         if config.init is not None:
-            delta = begun_with(delta, _beginning(base, config, config.init, standing, read_init))
+            # whatever became of it since: a run that goes on has the edits of its own last delta
+            goes_on = standing == "begun" and (folder / DELTA).is_file()
+            init = read_delta(folder / DELTA, base) if goes_on else read_init(config.init, base)
+            delta = begun_with(delta, init)
         task = Task(process=base.process, labels=labels_of(base, delta))
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
@@ -110,20 +113,6 @@ def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     check_identity(folder, read_position(checkpoints(folder)[-1]), identity_of(base, latents))
     logger.info("%s is finished: %d steps", folder, config.training.steps)
     return read_delta(folder / DELTA, base)
-
-
-def _beginning(
-    base: Base,
-    config: RunConfig,
-    init: Path,
-    standing: Standing,
-    read_init: Callable[[Path, Base], Delta],
-) -> Delta:
-    """What the run began from; of a run that goes on its own last delta tells which edits it has,
-    whatever became of `init` since.
-    """
-    own = config.output / DELTA
-    return read_delta(own, base) if standing == "begun" and own.is_file() else read_init(init, base)
 
 
 def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) -> None:
