@@ -17,14 +17,15 @@ from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.components import load_autoencoder
 from smidgen.models.dit import DiT, DiTConfig, preset
-from smidgen.models.dit_folder import class_names_of, schedule_of
 from smidgen.models.dit_shapes import fit_positions
 from smidgen.models.dit_weights import (
     DIFFUSERS_CLASSES,
     build_dit,
+    class_names_of,
     config_of_folder,
     read_config,
     read_dit,
+    schedule_of,
 )
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
