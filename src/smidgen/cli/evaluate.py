@@ -140,7 +140,9 @@ def run(argv: Sequence[str]) -> None:
             log(f"{output} already holds this result; --force measures again")
         else:
             document = measure(request)
-            document["request"] = asked | drawn_with(images, document)
+            if not is_images(images):  # by its name, whatever it was asked for by
+                asked["sampler"] = document["protocol"]["sampling"]["sampler"]
+            document["request"] = asked
         if statistics is not None:
             save_statistics(request, statistics)
     if is_main():
@@ -191,13 +193,6 @@ def asked_of(request: Request) -> dict[str, Any]:
     values["images_state"] = state_of(delta if delta.is_file() else images)
     values["reference_state"] = state_of(locate_reference(request.place.reference))
     return json.loads(json.dumps(values, default=str))
-
-
-def drawn_with(images: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler of samples that were drawn here, by its name."""
-    if is_images(images):
-        return {}
-    return {"sampler": document["protocol"]["sampling"]["sampler"]}
 
 
 def measure(request: Request) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def list_images(root: Path) -> tuple[dict[str, list[Path]], list[BadFile], bool]
     if not folders:
         name = class_name(root.resolve().name) or "images"
         return {name: _candidates(files, bad)}, bad, True
-    bad += [_beside_classes(entry) for entry in files]
+    reason = "misplaced: beside the class folders"
+    bad += [_finding(one) or BadFile(path=Path(one.path), reason=reason) for one in files]
     images: dict[str, list[Path]] = {}
     for name, folder in sorted((class_name(path.name), path) for path in folders):
         if name in images:
@@ -139,11 +140,6 @@ def _finding(entry: os.DirEntry[str]) -> BadFile | None:
 def _begins_as_image(path: Path) -> bool:
     with path.open("rb", buffering=0) as file:
         return sniff(file.read(SNIFFED_BYTES)) is not None
-
-
-def _beside_classes(entry: os.DirEntry[str]) -> BadFile:
-    image = BadFile(path=Path(entry.path), reason="misplaced: beside the class folders")
-    return _finding(entry) or image
 
 
 def _below_class(folder: Path) -> list[BadFile]:

@@ -180,7 +180,8 @@ class Sheet:
         taps = {
             "block.in": enter,
             "norm1.out": Site(norm1),
-            **_projections(attention.module),
+            **{f"attn.{part}.out": Site(f"{attention.module}.to_{part}") for part in "qkv"},
+            "attn.proj.out": Site(f"{attention.module}.to_out.0"),
             "attn.out": attention,
             "norm2.out": Site(norm2),
             "ff.in": Site(ff.module, "in", axis=ff.axis),
@@ -260,13 +261,4 @@ def model_taps(patch: Site, time: str, norm: str) -> dict[str, Site]:
         "time.out": Site(time),
         "norm.out": Site(norm),
         "final.out": Site("proj_out"),
-    }
-
-
-def _projections(attention: str) -> dict[str, Site]:
-    return {
-        "attn.q.out": Site(f"{attention}.to_q"),
-        "attn.k.out": Site(f"{attention}.to_k"),
-        "attn.v.out": Site(f"{attention}.to_v"),
-        "attn.proj.out": Site(f"{attention}.to_out.0"),
     }

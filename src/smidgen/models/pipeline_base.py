@@ -50,8 +50,11 @@ def load_pipeline(
         known, files that are missing, damaged or pickles, or if transformers is not installed.
     """
     network, pipeline = pipeline_of(index, source)
-    if pipeline.prompts:
-        _check_transformers(name)
+    if pipeline.prompts and find_spec("transformers") is None:
+        raise SmidgenError(
+            f'base "{name}" reads prompts with transformers, which is not installed: '
+            'pip install "smidgen[features]"'
+        )
     check_files(source, index, pipeline)
     autoencoder = codec()
     config = read_json(source / pipeline.denoiser / "config.json")
@@ -116,14 +119,6 @@ def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: 
     dtype = next(base.denoiser.parameters()).dtype
     kind, network = str(index["_class_name"]), type(base.denoiser).__name__
     return load_encoders(source, kind, network, dtype, parts).to(base.device)
-
-
-def _check_transformers(name: str) -> None:
-    if find_spec("transformers") is None:
-        raise SmidgenError(
-            f'base "{name}" reads prompts with transformers, which is not installed: '
-            'pip install "smidgen[features]"'
-        )
 
 
 def check_size(pixels: int, multiple: int) -> None:

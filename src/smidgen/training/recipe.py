@@ -54,7 +54,12 @@ def check_recipe(
     Raises: UsageError if the folder holds a run with other settings and not `force`, naming them,
         or if nothing can be written there.
     """
-    _check_writable(folder)
+    try:
+        try_writing(folder)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror or error}; give another output"
+        ) from error
     before = read_recipe(folder)
     if before is None:
         # without a recipe nothing says that these are ours: not even force may remove them
@@ -123,15 +128,6 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
     write_text(recipe_text(settings), folder / RECIPE, AGAIN)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        try_writing(folder)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {folder}: {error.strerror or error}; give another output"
-        ) from error
 
 
 def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
