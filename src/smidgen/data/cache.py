@@ -85,12 +85,16 @@ def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "smidgen"
 
 
-def _check_request(folder: ImageFolder, image_size: int, factor: int, cache_dir: Path) -> None:
+def _check_request(
+    folder: ImageFolder, image_size: int, factor: int, mode: str, cache_dir: Path
+) -> None:
     if image_size <= 0 or image_size % factor:
         raise UsageError(
             f"image size {image_size}: give a positive multiple of {factor}, "
             "by which the codec shrinks images"
         )
+    if mode not in ("crop", "resize"):
+        raise UsageError(f'unknown mode "{mode}" for images; choose from: crop, resize')
     if cache_dir.resolve().is_relative_to(folder.root.resolve()):
         raise UsageError(
             f'the cache folder "{cache_dir}" lies in the image folder "{folder.root}", '
@@ -145,7 +149,7 @@ class LatentCache:
             cache folder that makes no sense.
         """
         cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        _check_request(folder, image_size, codec.factor, cache_dir)
+        _check_request(folder, image_size, codec.factor, mode, cache_dir)
         spec = {
             "format": FORMAT_VERSION,
             "transform": TRANSFORM_VERSION,
