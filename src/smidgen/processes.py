@@ -74,9 +74,7 @@ def main_first() -> Iterator[None]:
 def barrier() -> None:
     """Wait until every process is here. Raises: ProcessLost."""
     if world_size() > 1:
-        import torch.distributed as dist
-
-        with _together():
+        with _together() as dist:
             dist.barrier(_group())
 
 
@@ -85,8 +83,6 @@ def gather_list(values: Sequence[T]) -> list[T]:
 
     For small things that pickle. Raises: ProcessLost.
     """
-    if world_size() == 1:
-        return list(values)
     return [value for part in gather_objects(list(values)) for value in part]
 
 
@@ -94,10 +90,8 @@ def gather_objects(value: T) -> list[T]:
     """What each process has, in order of rank, on all of them. Raises: ProcessLost."""
     if world_size() == 1:
         return [value]
-    import torch.distributed as dist
-
     found: list[Any] = [None] * world_size()
-    with _together():
+    with _together() as dist:
         dist.all_gather_object(found, value, group=_group())
     return found
 
@@ -143,9 +137,7 @@ def speaks(error: BaseException) -> bool:
 def broadcast(tensor: Tensor, source: int) -> Tensor:
     """The tensor of process `source`, written into that of every other. Raises: ProcessLost."""
     if world_size() > 1:
-        import torch.distributed as dist
-
-        with _together():
+        with _together() as dist:
             dist.broadcast(tensor, src=source, group=_group())
     return tensor
 
@@ -153,18 +145,18 @@ def broadcast(tensor: Tensor, source: int) -> Tensor:
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of all processes' tensors, in place, the same on each. Raises: ProcessLost."""
     if world_size() > 1:
-        import torch.distributed as dist
-
-        with _together():
+        with _together() as dist:
             dist.all_reduce(tensor, group=_group() if tensor.device.type == "cpu" else None)
     return tensor
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """A peer that ended breaks what all do together: told in one line."""
+def _together() -> Iterator[Any]:
+    """torch.distributed; a peer that ended breaks what all do together: told in one line."""
+    import torch.distributed as dist
+
     try:
-        yield
+        yield dist
     except RuntimeError as error:
         raise ProcessLost(
             f"process {rank()} of {world_size()} lost the others ({_first_line(error)}); run the "
@@ -173,10 +165,7 @@ def _together() -> Iterator[None]:
 
 
 def _group() -> Any:
-    """The group of all processes that moves CPU tensors; connects the processes when first asked.
-
-    Raises: UsageError without the address that a launcher sets.
-    """
+    """The group of all processes that moves CPU tensors; connects them when first asked."""
     import torch
     import torch.distributed as dist
 

@@ -17,7 +17,8 @@ from smidgen.models.calling import calling
 from smidgen.models.labels import labels_of
 from smidgen.sampling.config import SamplingConfig
 from smidgen.training.config import TrainingConfig
-from smidgen.training.memory import _peak, estimate_training_bytes, step_bytes
+from smidgen.training.example import example_of
+from smidgen.training.memory import Peak, estimate_memory, step_bytes
 from smidgen.training.objective import Batch, Task, batch_loss
 from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
 from tests.training.tiny import write_images
@@ -123,7 +124,7 @@ def test_the_memory_of_a_base_with_prompts_is_that_of_a_real_step_at_its_image_s
     delta, count = lora(base), 4
     config = TrainingConfig(batch_size=count)
     task = Task(process=base.process, labels=labels_of(base, prompts=("a bee",)))
-    with delta.attach(base), _peak() as peak:
+    with delta.attach(base), Peak() as peak:
         latents = torch.randn(2, count, *base.latent_shape)
         batch = Batch(
             latents=latents[0],
@@ -134,7 +135,8 @@ def test_the_memory_of_a_base_with_prompts_is_that_of_a_real_step_at_its_image_s
         network = calling(base.family, base.denoiser)
         batch_loss(network, batch, task, config, torch.float32).mean().backward()
     found = api.inspect(base, method="lora", batch_size=count)["memory"]
-    assert found["total"] == estimate_training_bytes(base, delta, config)
+    example = example_of(base.denoiser, base)
+    assert found["total"] == estimate_memory(base.denoiser, delta, config, example).total
     # what the estimate adds for the heap's holes is over what is counted here
     assert found["step"] == pytest.approx(1.3 * peak.highest, rel=0.05)
     assert found["step"] > 2 * step_bytes(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smidgen.data.folder import ImageFolder, check_bad_share, decode_all, scan
+from smidgen.data.folder import ImageFolder, check_bad_share, look_at_all, scan
 from smidgen.errors import SmidgenError, shown
 from tests.data.making import noise, snapshot, write_folder, write_image
 
@@ -246,7 +246,7 @@ def test_a_file_that_turned_into_a_pipe_after_the_scan_is_a_bad_file(tmp_path: P
     listed = scan(tmp_path, decode=False)
     (tmp_path / "a" / "0.png").unlink()
     os.mkfifo(tmp_path / "a" / "0.png")
-    assert reasons(decode_all(listed)) == {"a/0.png": "unreadable: it is no ordinary file"}
+    assert reasons(look_at_all(listed)[0]) == {"a/0.png": "unreadable: it is no ordinary file"}
 
 
 def test_hidden_files_and_system_folders_are_no_data(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageFile
 
 from smidgen.data.images import (
@@ -15,11 +14,9 @@ from smidgen.data.images import (
     UnusableImage,
     decode,
     fit,
-    load_image,
     strict_pillow,
 )
-from smidgen.errors import SmidgenError
-from tests.data.making import noise, write_image
+from tests.data.making import noise
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -240,21 +237,11 @@ def test_shrinking_is_antialiased() -> None:
 def test_enlarging_keeps_a_constant_and_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "small.png"
     Image.new("RGB", (10, 12), (7, 90, 200)).save(path)
-    pixels, enlarged = load_image(path, 24)
-    assert pixels.dtype == torch.uint8
-    assert enlarged
-    assert torch.equal(pixels, torch.tensor([7, 90, 200]).byte()[:, None, None].expand(3, 24, 24))
-    assert not load_image(path, 8)[1]
-    assert not load_image(path, 10, "resize")[1]
-
-
-def test_load_image_names_the_file_and_the_reason(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "x.png")
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(SmidgenError, match=r"x\.png.*truncated"):
-        load_image(path, 8)
-    with pytest.raises(SmidgenError, match=r"gone\.png.*No such file"):
-        load_image(tmp_path / "gone.png", 8)
+    image, facts = decode(path.read_bytes(), path)
+    pixels = fit(image, 24, "crop")
+    assert pixels.dtype == np.uint8
+    assert (pixels == np.reshape([7, 90, 200], (3, 1, 1))).all()
+    assert [facts.enlarged(size) for size in (24, 11, 10, 8)] == [True, True, False, False]
 
 
 def test_strict_pillow_gives_the_settings_back_when_used_by_two_threads() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smidgen.data.folder import scan
-from smidgen.data.images import load_image
+from smidgen.data.images import decode, fit
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.metrics import frechet_distance
 from smidgen.evaluation.reference import content_key, folder_statistics
@@ -26,7 +26,8 @@ class Counter:
 def test_statistics_are_numpys_of_the_features_whatever_the_batch_size(tmp_path):
     folder = scan(class_folder(tmp_path / "images", 5))
     extractor = colour_extractor()
-    pixels = torch.stack([load_image(file.path, 8, "crop")[0] for file in folder.files])
+    images = (decode(file.read(), file.path)[0] for file in folder.files)
+    pixels = torch.stack([torch.from_numpy(fit(image, 8, "crop")) for image in images])
     values, logits = extractor.read(pixels)
     for batch_size in (4, 64):
         statistics = folder_statistics(

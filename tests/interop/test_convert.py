@@ -14,11 +14,11 @@ from smidgen.core.file import read_file, write_file
 from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
 from smidgen.interop.lora import write_lora
-from smidgen.models.dit_weights import write_safetensors
 from smidgen.models.pretrained import load_base, load_codec
 from tests.interop import tiny
 from tests.interop.test_lora import changed, lora
 from tests.models.conftest import TINY, random_dit
+from tests.models.own_folder import write_safetensors
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from smidgen.models.dit_weights import (
     read_dit,
     write_diffusers,
     write_original_pt,
-    write_safetensors,
 )
 from tests.models.conftest import TINY, random_dit
+from tests.models.own_folder import write_safetensors
 
 SMALL = DiTConfig(image_size=4, width=384, depth=1, num_heads=6, num_classes=3)  # as wide as DiT-S
 

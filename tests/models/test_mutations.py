@@ -9,10 +9,11 @@ from safetensors.torch import load, save_file
 
 from smidgen.diffusion.process import Flow
 from smidgen.models.architectures import meta_network
-from smidgen.models.dit_weights import read_dit, write_diffusers, write_safetensors
+from smidgen.models.dit_weights import read_dit, write_diffusers
 from smidgen.models.pretrained import load_base, load_codec
 from tests.fuzzing import changed_bytes, changed_json, changed_tensors, each, refused
 from tests.models.conftest import TINY, random_dit
+from tests.models.own_folder import write_safetensors
 from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
 
 

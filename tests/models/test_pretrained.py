@@ -14,10 +14,11 @@ from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.models import names, pretrained
 from smidgen.models.dit import DiTConfig
-from smidgen.models.dit_weights import write_diffusers, write_original_pt, write_safetensors
+from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.files import write_safetensors_file
 from smidgen.models.pretrained import architecture, load_base, load_codec, meta_denoiser
 from tests.models.conftest import TINY, inputs, random_dit
+from tests.models.own_folder import write_safetensors
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 

@@ -11,7 +11,7 @@ from smidgen.models.labels import Labels
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
-from smidgen.training.memory import _peak, estimate_training_bytes, step_bytes
+from smidgen.training.memory import Peak, estimate_memory, step_bytes
 from smidgen.training.objective import Batch, Task, batch_loss
 from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
 
@@ -40,13 +40,13 @@ def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, sav
         timesteps=task.process.times(torch.full((4,), 0.5, dtype=torch.float64)),
         labels=torch.zeros(4, dtype=torch.long),
     )
-    with delta.attach(base), _peak() as peak:
+    with delta.attach(base), Peak() as peak:
         network = calling(base.family, base.denoiser)
         batch_loss(network, batch, task, config, torch.float32).mean().backward()
     counted = step_bytes(base.denoiser, delta, config, example)
     # the example has as many tokens as the released pipelines: 77, or 333 instead of 77 + 256
     assert counted == pytest.approx(peak.highest, rel=0.15)
-    assert estimate_training_bytes(base, delta, config) > counted
+    assert estimate_memory(base.denoiser, delta, config, example).total > counted
     assert not any(module._forward_hooks for module in base.denoiser.modules())
 
 

@@ -7,9 +7,8 @@ from smidgen.models.calling import calling
 from smidgen.models.labels import labels_of
 from smidgen.training.config import TrainingConfig
 from smidgen.training.memory import (
-    _peak,
+    Peak,
     estimate_memory,
-    estimate_training_bytes,
     step_bytes,
 )
 from smidgen.training.objective import Batch, Task, batch_loss
@@ -26,7 +25,7 @@ def real_step(base, delta, batch_size):
     """Bytes at the peak of a step on real tensors."""
     base.denoiser.requires_grad_(False)
     config = TrainingConfig(batch_size=batch_size)
-    with delta.attach(base), _peak() as peak:
+    with delta.attach(base), Peak() as peak:
         batch = Batch(
             latents=torch.randn(batch_size, 4, 4, 4),
             noise=torch.randn(batch_size, 4, 4, 4),
@@ -76,7 +75,7 @@ def test_nothing_is_left_in_the_base_and_no_weights_are_needed():
     base = tiny_base()
     delta = delta_of(base, "difffit")
     config = TrainingConfig(batch_size=4)
-    total = estimate_training_bytes(base, delta, config)
+    total = estimate_memory(base.denoiser, delta, config).total
     assert not any(module._forward_hooks for module in base.denoiser.modules())
     meta, meta_delta = base.denoiser.to("meta"), delta.to("meta")
     assert estimate_memory(meta, meta_delta, config).total == total

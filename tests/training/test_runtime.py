@@ -52,7 +52,7 @@ def test_the_precision_of_one_run_does_not_bind_the_next(tmp_path):
         config = TrainingConfig(precision=precision, trackers=())
         cpu = torch.device("cpu")
         with runtime.open_runtime(config, cpu, tmp_path, 0) as accelerator:
-            with runtime.autocast(accelerator):
+            with accelerator.autocast():
                 product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert product.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
@@ -60,7 +60,7 @@ def test_the_precision_of_one_run_does_not_bind_the_next(tmp_path):
 def test_the_tracker_writes_where_the_run_is(tmp_path):
     config = TrainingConfig()
     with runtime.open_runtime(config, torch.device("cpu"), tmp_path, 0) as accelerator:
-        runtime.track(accelerator, {"loss": 0.5}, 1)
+        accelerator.log({"loss": 0.5}, step=1)
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"loss" in events.read_bytes()
 

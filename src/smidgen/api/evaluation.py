@@ -15,6 +15,7 @@ from smidgen.data.folder import Progress
 from smidgen.errors import UsageError
 from smidgen.evaluation import run
 from smidgen.evaluation.config import EvaluationConfig
+from smidgen.files.reading import sha256_of
 from smidgen.files.settings import make
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES, device_of
@@ -22,7 +23,6 @@ from smidgen.models.labels import class_names
 from smidgen.models.pretrained import load_base
 from smidgen.sampling.config import MEASURED_IMAGES, MeasuredSampling, SamplingConfig
 from smidgen.sampling.draw import prepare
-from smidgen.sampling.folder import sha256_of
 from smidgen.training.recipe import RECIPE, read_recipe
 
 DELTA = "delta.safetensors"

@@ -15,7 +15,6 @@ from smidgen.interop.lora import LoraFormat, read_lora, write_lora
 from smidgen.interop.lora_files import TextEncoder
 from smidgen.interop.modelspec import modelspec
 from smidgen.interop.pipeline_folder import (
-    Pipeline,
     check_apart,
     fold_into_folder,
     fold_into_single_file,
@@ -50,7 +49,9 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
         kind = type(base.denoiser).__name__
         fitting = "dit, diffusers" if is_dit else "diffusers, single-file"
         raise UsageError(f"a {kind} is not written as {format}; choose from: {fitting}")
-    pipeline = _pipeline_of(base)
+    if base.source is None or not base.source.is_dir():
+        raise SmidgenError(f'the folder of base "{base.name}" is gone; load the base again')
+    pipeline = open_pipeline(base.source)  # read once more, in the files' own precision
     write = fold_into_folder if format == "diffusers" else fold_into_single_file
     return write(delta, pipeline, base.host, output)
 
@@ -109,13 +110,3 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
         folded, output, codec=base.codec, class_names=classes, schedule=process.schedule
     )
     return output
-
-
-def _pipeline_of(base: Base) -> Pipeline:
-    """The files that the base was read from: they are read once more, in their own precision.
-
-    Raises: SmidgenError if they are gone, or there were none.
-    """
-    if base.source is None or not base.source.is_dir():
-        raise SmidgenError(f'the folder of base "{base.name}" is gone; load the base again')
-    return open_pipeline(base.source)

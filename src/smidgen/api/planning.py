@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from smidgen.api.weights import count_weights
 from smidgen.data.findings import findings_of, survey
-from smidgen.data.folder import ImageFolder, Progress, check_bad_share
+from smidgen.data.folder import Progress, check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
@@ -29,19 +29,10 @@ from smidgen.models.prompts import PROMPTS
 from smidgen.training.config import RunConfig
 from smidgen.training.loop import train_delta
 from smidgen.training.recipe import check_recipe, steps_done
-from smidgen.training.run import defaults_of, recipe_of
+from smidgen.training.run import Described, defaults_of, recipe_of
 from smidgen.training.runtime import check_runtime
 
 WARM_UP, TIMED = 2, 5  # steps of the estimate of time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """What a recipe says of a base, known without its weights."""
-
-    name: str
-    given: Mapping[str, Any]
-    image_size: int | None
 
 
 def plan_run(
@@ -73,7 +64,8 @@ def plan_run(
     try:
         described = Described(name=str(base), given=given, image_size=size)
         facts["run"] = _standing(described, config, device, force)
-        folder = _survey(folder, config, size, facts, progress)
+        folder, facts["images"] = survey(folder, image_size=size, progress=progress)
+        check_bad_share(folder, config.max_bad_share)
     except SmidgenError as error:
         facts["refusal"] = str(error)
         if facts["images"] is None:
@@ -97,23 +89,6 @@ def _standing(base: Described, config: RunConfig, device: str, force: bool) -> s
     recipe = recipe_of(base, config)
     found = check_recipe(config.output, recipe, defaults_of(config), force=force)
     return f"begun, at step {steps_done(config.output)}" if found == "begun" else found
-
-
-def _survey(
-    listed: ImageFolder,
-    config: RunConfig,
-    size: int | None,
-    facts: dict[str, Any],
-    progress: Progress | None,
-) -> ImageFolder:
-    """The folder as training would find it, its report in `facts`.
-
-    Raises: SmidgenError where training would refuse it.
-    """
-    folder, findings = survey(listed, image_size=size, progress=progress)
-    facts["images"] = findings
-    check_bad_share(folder, config.max_bad_share)
-    return folder
 
 
 def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, float]:

@@ -76,16 +76,12 @@ def train(
 
 
 def run(base: Base, config: RunConfig, *, force: bool = False, progress: bool = False) -> Delta:
-    """`fine_tune`, which may begin from another program's LoRA."""
-    return fine_tune(base, config, read_init=read_any, force=force, progress=progress)
+    """`fine_tune`, which may begin from a LoRA of PEFT, diffusers, kohya or ComfyUI too."""
 
+    def read(path: Path, base: Base) -> Delta:
+        return read_delta(path, base) if is_delta(path) else read_lora(path, base)
 
-def read_any(path: Path, base: Base) -> Delta:
-    """The delta in a file of ours, of PEFT, diffusers, kohya or ComfyUI, for this base.
-
-    Raises: SmidgenError if it is none of these, or for another base.
-    """
-    return read_delta(path, base) if is_delta(path) else read_lora(path, base)
+    return fine_tune(base, config, read_init=read, force=force, progress=progress)
 
 
 def _with_free_folder(base: Base, config: RunConfig) -> RunConfig:

@@ -83,10 +83,13 @@ def count_weights(
     """
     shape = _shape_of(base, num_classes, latent_side)
     count = _num_labels(shape)
-    delta = _meta_delta(shape, count or 0, method, method_config)
+    classes = [f"class {number}" for number in range(count or 0)]
+    delta = build_delta(method, shape, method_config, classes, torch.Generator())
+    own = shape.denoiser.get_parameter
     found: dict[str, Any] = {"base": shape.name, "host": shape.host.family, "method": method}
     found |= {"num_classes": count} | _counts(shape.denoiser, delta)
-    found |= {"tensors": tensor_rows(delta), "untouched": _untouched(shape)}
+    found["tensors"] = tensor_rows(delta)
+    found["untouched"] = {name: own(name).numel() for name in shape.host.untouched}
     if training is not None:
         resident = resident_bytes()
         example = example_of(shape.denoiser, base if isinstance(base, Base) else None)
@@ -126,9 +129,7 @@ def _placed(edit: Edit) -> Iterator[tuple[str, torch.Tensor, str]]:
 def _shape_of(
     base: Base | str | Path, num_classes: int | None, latent_side: int | None = None
 ) -> _Shape:
-    """The network on the meta device with a table of `num_classes`, None: of as many as it has, for
-    latents of `latent_side`, None: of its own.
-    """
+    """The network without weights, for these classes and latents of this side (None: its own)."""
     if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES:
         raise UsageError(f"num_classes is {num_classes}; expected 1 to {MOST_CLASSES:,}")
     if not isinstance(base, Base):
@@ -159,11 +160,6 @@ def _num_labels(shape: _Shape) -> int | None:
     return table.get_parameter("weight").shape[0] - 1
 
 
-def _meta_delta(shape: _Shape, num_classes: int, method: str, method_config: Any) -> Delta:
-    classes = [f"class {number}" for number in range(num_classes)]
-    return build_delta(method, shape, method_config, classes, torch.Generator())
-
-
 def _counts(denoiser: nn.Module, delta: Delta) -> dict[str, Any]:
     trainable = delta.num_parameters()
     total = sum(parameter.numel() for parameter in denoiser.parameters())
@@ -173,8 +169,3 @@ def _counts(denoiser: nn.Module, delta: Delta) -> dict[str, Any]:
         "share": trainable / total,
         "delta_bytes": sum(p.numel() * p.element_size() for p in delta.parameters()),
     }
-
-
-def _untouched(shape: _Shape) -> dict[str, int]:
-    own = shape.denoiser.get_parameter
-    return {name: own(name).numel() for name in shape.host.untouched}

@@ -55,10 +55,7 @@ class Request:
 
 
 def read_request(verb: str, argv: Sequence[str], *, positional: str | None = None) -> Request:
-    """Take the recipe from the front of the arguments.
-
-    Raises: UsageError if it cannot be read.
-    """
+    """Take the recipe from the front of the arguments. Raises: UsageError if it cannot be read."""
     arguments = list(argv)
     recipe, values = None, {}
     if arguments and arguments[0].endswith(".toml"):
@@ -99,10 +96,7 @@ def parse(
 
 
 def _read_flags(request: Request, settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The values of the flags that are given, and of the setting without one, by their names.
-
-    Raises: UsageError.
-    """
+    """The values of the flags that are given, and of the setting without one, by their names."""
     flagged = [one for one in settings.values() if one.name != request.positional]
     flags = {flag: one for one in flagged for flag in one.flags}
     try:
@@ -139,10 +133,7 @@ def _parser(flags: Mapping[str, Setting]) -> argparse.ArgumentParser:
 
 
 def _marked(arguments: Sequence[str], flags: Iterable[str]) -> Iterator[str]:
-    """The flags as they are listed, and every value behind MARK, a token each.
-
-    Raises: UsageError for an unknown flag, with the closest one.
-    """
+    """The flags as they are listed, and every value behind MARK, a token each."""
     for token in arguments:
         if not token.startswith("--"):
             yield MARK + token

@@ -140,7 +140,9 @@ def run(argv: Sequence[str]) -> None:
             log(f"{output} already holds this result; --force measures again")
         else:
             document = measure(request)
-            document["request"] = asked | drawn_with(images, document)
+            if not is_images(images):  # by its name, whatever it was asked for by
+                asked["sampler"] = document["protocol"]["sampling"]["sampler"]
+            document["request"] = asked
         if statistics is not None:
             save_statistics(request, statistics)
     if is_main():
@@ -151,10 +153,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def check_paths(request: Request) -> None:
-    """Everything that the paths and flags tell before any work.
-
-    Raises: UsageError.
-    """
+    """Everything that the paths and flags tell before any work. Raises: UsageError."""
     place, config = request.place, request.config
     check_names(config.features, config.metrics, config.prompt)
     check_input(place.images, "run, delta or folder of images")
@@ -196,13 +195,6 @@ def asked_of(request: Request) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-def drawn_with(images: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler of samples that were drawn here, by its name."""
-    if is_images(images):
-        return {}
-    return {"sampler": document["protocol"]["sampling"]["sampler"]}
-
-
 def measure(request: Request) -> dict[str, Any]:
     """The result document."""
     from smidgen.api import evaluation
@@ -221,22 +213,16 @@ def save_statistics(request: Request, path: Path) -> None:
     Every process must call it, as they wait for each other over the cache; the main one writes.
     """
     from smidgen.evaluation.plan import make_plan
-    from smidgen.evaluation.reference import folder_statistics
+    from smidgen.evaluation.reference import reference_statistics
     from smidgen.evaluation.statistics import write_statistics
     from smidgen.models.calling import device_of
 
     config = request.config
     plan = make_plan(config, device_of(config.device))
-    known = folder_statistics(
-        request.place.reference,
-        plan.first,
-        keep_features=plan.needs(plan.first, "features"),
-        layout=config.layout,
-        split=config.split,
-        cache_dir=config.cache_dir,
-    )
+    keep = {plan.first.name: plan.needs(plan.first, "features")}
+    known = reference_statistics(request.place.reference, [plan.first], config, keep_features=keep)
     if is_main():
-        write_statistics(known, path)
+        write_statistics(known[plan.first.name], path)
 
 
 def delta_facts(images: Path) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def run(argv: Sequence[str]) -> None:
         if base == options.output.resolve():
             raise UsageError(f"{options.output} is the base itself, which is never changed")
     check_output_folder(options.output.parent, options.output)
-    if options.output.exists() and not switches.force and not _is_empty_folder(options.output):
+    is_empty = options.output.is_dir() and not any(options.output.iterdir())
+    if options.output.exists() and not switches.force and not is_empty:
         raise UsageError(f"{options.output} exists; give another output, or {START_OVER}")
     if switches.dry_run:
         answer_dry_run([base_options, options], {}, as_json=switches.json)
@@ -90,7 +91,3 @@ def fold(base_options: BaseOptions, options: FoldOptions) -> dict[str, Any]:
         "base": base.name,
         "classes": list(delta.provenance.classes),
     }
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

@@ -73,7 +73,7 @@ def _parts(groups: Mapping[str, type], prefix: str = "") -> Iterator[tuple[str, 
 def _doc(config: type) -> str:
     """Its docstring up to what it raises; none if a dataclass has made it up."""
     text = inspect.getdoc(config) or ""
-    return "" if text.startswith(f"{config.__name__}(") else text.partition("\n\nRaises:")[0]
+    return "" if text.startswith(f"{config.__name__}(") else text.partition("Raises:")[0].rstrip()
 
 
 def _texts(config: type) -> dict[str, str]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from smidgen.errors import SmidgenError, UsageError, shown
+from smidgen.evaluation.protocol import version_of
 from smidgen.processes import is_main, speaks
 
 VERBS = {
@@ -76,7 +77,7 @@ def _dispatch(argv: list[str]) -> int:
         print(HELP.format(verbs=listing), end="")
         return 0
     if verb in ("-V", "--version"):
-        print(f"smidgen {_version()}")
+        print(f"smidgen {version_of('smidgen') or '(not installed)'}")
         return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
@@ -101,15 +102,6 @@ def _log_to_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("smidgen")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _fail(message: str, code: int, *, quiet: bool = False) -> int:

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from smidgen.errors import UsageError
 from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import SWITCH, flatten, recipe_text, settings_of
+from smidgen.files.writing import try_writing
 from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
 
 if TYPE_CHECKING:
@@ -117,19 +117,14 @@ def check_input(path: Path, what: str) -> None:
         raise UsageError(f"no such {what}: {path}")
 
 
-def check_folder(path: Path, what: str) -> None:
-    """Raise UsageError unless the path is a folder."""
-    check_input(path, what)
-    if not path.is_dir():
-        raise UsageError(f"{path} is a file; expected a {what}")
-
-
 def check_images(path: Path, layout: str, split: str | None) -> None:
     """Raise UsageError unless the path is a folder, or may be a hub id that `layout` can fetch; and
     for a split that the layout does not have.
     """
     if layout != "hf" or path.exists() or not is_hub_id(path.as_posix()):
-        check_folder(path, "folder of images")
+        check_input(path, "folder of images")
+        if not path.is_dir():
+            raise UsageError(f"{path} is a file; expected a folder of images")
     if split is not None:
         from smidgen.data.layouts import resolve_split
 
@@ -149,20 +144,13 @@ def check_output_folder(path: Path, output: Path | None = None) -> None:
 
     Raises: UsageError if that fails, saying why.
     """
-    absent = [part for part in (path, *path.parents) if not part.exists()]
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise UsageError(f"cannot write {output or path}: {part} is a file, not a folder")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        try_writing(path)
     except OSError as error:
         raise UsageError(f"cannot write {output or path}: {error.strerror or error}") from error
-    finally:
-        for part in absent:
-            with contextlib.suppress(OSError):
-                part.rmdir()
 
 
 def check_output_file(path: Path) -> None:

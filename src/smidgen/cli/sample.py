@@ -24,6 +24,7 @@ from smidgen.cli.options import (
     log,
     quiet_stdout,
 )
+from smidgen.files.reading import sha256_of
 from smidgen.files.settings import flatten
 from smidgen.models.names import EMBEDDED, shipped_names
 from smidgen.sampling.config import SamplingConfig
@@ -31,7 +32,6 @@ from smidgen.sampling.folder import (
     SampleRecord,
     fill_folder,
     read_record,
-    sha256_of,
     standing_of,
 )
 

@@ -5,7 +5,7 @@ it is itself.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from smidgen.core.bypass import Bottleneck, Bypass
-from smidgen.core.delta import Delta
+from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit, Scale, Shift, Table, edit_from_spec
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.core.sites import module_at
@@ -195,18 +195,29 @@ def _check_alike(one: Delta, other: Delta, number: int) -> None:
     which = f"delta {number}"
     if a.method != b.method:
         raise SmidgenError(f"{which} is of {b.method}, the first of {a.method}; sum one method's")
-    one_base = a.fingerprint == b.fingerprint or fingerprints_match(a.fingerprint, b.fingerprint)
-    if not one_base:
-        bases = f'for base "{b.base}", the first for "{a.base}"'
-        raise SmidgenError(f"{which} was made {bases}, whose weights are others; sum one base's")
     if a.classes != b.classes:
         raise SmidgenError(f"{which} has other classes than the first; sum deltas of equal classes")
-    if list(one.edits) != list(other.edits):
-        names = sorted(set(one.edits) ^ set(other.edits)) or [*other.edits]
-        raise SmidgenError(f'{which} has other edits than the first: "{names[0]}"; train alike')
-    for name in one.edits:
-        if shape_of(one.edits[name]) != shape_of(other.edits[name]):
-            raise SmidgenError(f'{which} differs from the first at edit "{name}"; train alike')
+    shapes = {name: shape_of(edit) for name, edit in one.edits.items()}
+    check_same_edits(a, shapes, other, which)
+
+
+def check_same_edits(
+    first: Provenance, shapes: Mapping[str, Any], other: Delta, which: str, *, rows: bool = True
+) -> None:
+    """Raises: SmidgenError if `other`, called `which`, is of another base than the first or has
+    other edits than those of these shapes (`shape_of`).
+    """
+    own, alike = other.provenance, "take deltas of one base, method and setting"
+    same = own.fingerprint == first.fingerprint
+    if not same and not fingerprints_match(own.fingerprint, first.fingerprint):
+        bases = f'for base "{own.base}", the others for "{first.base}"'
+        raise SmidgenError(f"{which} was made {bases}, whose weights are others; {alike}")
+    if list(shapes) != list(other.edits):
+        names = sorted(set(shapes) ^ set(other.edits)) or list(shapes)
+        raise SmidgenError(f'{which} has other edits than the first: "{names[0]}"; {alike}')
+    for name, edit in other.edits.items():
+        if shapes[name] != shape_of(edit, rows=rows):
+            raise SmidgenError(f'{which} differs from the first at edit "{name}"; {alike}')
 
 
 def shape_of(edit: Edit, *, rows: bool = True) -> dict[str, Any]:

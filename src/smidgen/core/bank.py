@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from smidgen.core.arithmetic import shape_of
+from smidgen.core.arithmetic import check_same_edits, shape_of
 from smidgen.core.attachment import Attachment, HasDenoiser, attach
 from smidgen.core.bypass import Bypass
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit, Table, Weight, edit_from_spec, plant
-from smidgen.core.fingerprint import fingerprints_match
 from smidgen.core.mixed import MIXED, Choice, Mixed
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
@@ -118,33 +117,14 @@ class Bank(nn.Module):
 
 
 def _check_alike(shapes: dict[str, Any], first: Provenance, delta: Delta, slot: int) -> None:
-    """Raises: SmidgenError if `delta` has other edits than the bank or was made for another base,
-    or an edit that cannot be stacked.
-    """
+    """Raises: SmidgenError if an edit cannot be stacked, or `delta` does not fit the bank."""
     for name, edit in delta.edits.items():
         if isinstance(edit, Weight):
             raise SmidgenError(
                 f'"{name}" is a copy of weights, which all images of a batch run through together; '
                 "attach this delta alone, or fold it"
             )
-    one, other = first.fingerprint, delta.provenance.fingerprint
-    if one != other and not fingerprints_match(one, other):
-        raise SmidgenError(
-            f'the delta for slot {slot} was made for base "{delta.provenance.base}", the others '
-            f'for "{first.base}", whose weights are others; make a bank for each base'
-        )
-    if list(shapes) != list(delta.edits):
-        names = sorted(set(shapes) ^ set(delta.edits)) or list(shapes)
-        raise SmidgenError(
-            f'the delta for slot {slot} has other edits than the first: "{names[0]}"; '
-            "make a bank of deltas of one method and setting"
-        )
-    for name, edit in delta.edits.items():
-        if shapes[name] != shape_of(edit, rows=False):
-            raise SmidgenError(
-                f'the delta for slot {slot} differs from the first at edit "{name}"; '
-                "make a bank of deltas of one method and setting"
-            )
+    check_same_edits(first, shapes, delta, f"the delta for slot {slot}", rows=False)
 
 
 def _stacked(edits: Sequence[Edit], choice: Choice) -> Mixed:

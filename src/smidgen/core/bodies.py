@@ -85,6 +85,12 @@ class Conv:
         if min(*self.kernel, *self.stride, *self.dilation, self.groups) < 1:
             raise ValueError(f"{self}: expected at least 1, but for padding")
 
+    @classmethod
+    def of(cls, module: Any) -> "Conv":
+        """The geometry of a convolution of PyTorch's, without its groups."""
+        kernel, stride, dilation = map(tuple, (module.kernel_size, module.stride, module.dilation))
+        return cls(kernel=kernel, stride=stride, padding=module.padding, dilation=dilation)
+
     def arguments(self) -> dict[str, Any]:
         """The keywords of PyTorch's functional convolutions that this is, without groups."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
@@ -134,9 +140,9 @@ class Body(nn.Module, ABC):
     def forward(self, h: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         """The body of `h`, whose channels are at `axis`, as those of the result are."""
 
-    @abstractmethod
     def spec(self) -> dict[str, Any]:
         """The arguments that make this body and its form, as JSON."""
+        return {"form": self.form} | {n: getattr(self, n) for n in self.schema.__struct_fields__}
 
     def initialise(self, generator: torch.Generator, zero: bool = True) -> None:
         """The start: `down` as PyTorch's layers start, `up` zero, so that the body returns zero;
@@ -175,7 +181,7 @@ class Bottleneck(Body):
         super().__init__()
         _check_activation(activation)
         self.size_in, self.width, self.size_out = size_in, width, size_out
-        self.activation, self.conv = activation, conv
+        self.activation, self.bias, self.conv = activation, bias, conv
         down, up = (width, size_in), (size_out, width)
         if conv is not None:
             if conv.groups < 1 or width % conv.groups:
@@ -197,15 +203,9 @@ class Bottleneck(Body):
         return z if last else z.movedim(-1, axis)
 
     def spec(self) -> dict[str, Any]:
-        facts = {
-            "form": self.form,
-            "size_in": self.size_in,
-            "width": self.width,
-            "size_out": self.size_out,
-            "activation": self.activation,
-            "bias": self.down.bias is not None,
-        }
-        return facts if self.conv is None else facts | {"conv": _plain(asdict(self.conv))}
+        facts = super().spec()
+        conv = facts.pop("conv")
+        return facts if conv is None else facts | {"conv": _plain(asdict(conv))}
 
 
 @final
@@ -235,16 +235,6 @@ class ConvBottleneck(Body):
         z = functional.silu(functional.group_norm(h, self.groups, *self.norm.like(h)))
         z = ACTIVATIONS[self.activation](functional.conv2d(z, *self.down.like(h), padding=1))
         return functional.conv2d(z, *self.up.like(h), padding=1)
-
-    def spec(self) -> dict[str, Any]:
-        return {
-            "form": self.form,
-            "size_in": self.size_in,
-            "width": self.width,
-            "size_out": self.size_out,
-            "groups": self.groups,
-            "activation": self.activation,
-        }
 
 
 BODIES: Mapping[str, type[Bottleneck] | type[ConvBottleneck]] = {

@@ -4,7 +4,7 @@ A delta is the only thing that is trained. Its state dict is what its file holds
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,13 @@ from torch import nn
 
 from smidgen.core.attachment import Attachment, HasDenoiser, attach, network_of
 from smidgen.core.edits import Edit, Table, edit_from_spec, plant
-from smidgen.core.file import read_file, read_header, write_file
+from smidgen.core.file import Provenance, read_file, read_header, write_file
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.core.weights import check_finite, check_shapes, checked, damaged
 from smidgen.errors import SmidgenError
-from smidgen.files.reading import Unreadable
+from smidgen.files.reading import Unreadable, fit
 
 __all__ = ["Attachment", "Delta", "Provenance", "read_header"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where a delta comes from: all plain JSON.
-
-    `base` is a name for people, `fingerprint` tells whether other weights are the same base.
-    `classes` names the rows of the label table, but for the null row. `training` is free: data,
-    steps, seed, learning rate, versions, date.
-    """
-
-    method: str
-    config: dict[str, Any]
-    host: str
-    base: str
-    fingerprint: str
-    classes: tuple[str, ...]
-    training: dict[str, Any]
 
 
 class Delta(nn.Module):
@@ -142,16 +124,16 @@ class Delta(nn.Module):
             has numbers that are not finite.
         """
         header, tensors = read_file(path)
-        known = {field.name: header[field.name] for field in fields(Provenance)}
-        known["classes"] = tuple(known["classes"])
+        provenance = fit(header, Provenance)
+        num_classes = len(provenance.classes)
         try:
-            empty = _empty(header["edits"], Provenance(**known))
+            empty = _empty(header["edits"], provenance)
         except Unreadable as error:
             raise damaged(path, f"its header: {error.reason}") from error
         for edit in empty.edits.values():
-            rows = len(edit.rows) - 1 if isinstance(edit, Table) else len(known["classes"])
-            if known["classes"] and rows != len(known["classes"]):
-                raise damaged(path, f"its table has {rows} classes, named {len(known['classes'])}")
+            rows = len(edit.rows) - 1 if isinstance(edit, Table) else num_classes
+            if num_classes and rows != num_classes:
+                raise damaged(path, f"its table has {rows} classes, named {num_classes}")
         shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
         check_shapes(shapes, tensors, path, "header")
         empty.load_state_dict(checked(tensors, path), assign=True)
@@ -159,11 +141,7 @@ class Delta(nn.Module):
 
 
 def _empty(specs: list[dict[str, Any]], provenance: Provenance) -> Delta:
-    """A delta of these specs on the meta device.
-
-    Raises: SmidgenError for an edit of a kind that is unknown here; Unreadable if they are no edits
-        of one delta.
-    """
+    """A delta of these specs on the meta device. Raises: SmidgenError, Unreadable."""
     edits: dict[str, Edit] = {}
     for spec in specs:
         with torch.device("meta"):

@@ -22,20 +22,6 @@ from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import Unreadable, fit
 
-__all__ = [
-    "EDITS",
-    "Bypass",
-    "Edit",
-    "Removable",
-    "Scale",
-    "Shift",
-    "Table",
-    "Tokens",
-    "Weight",
-    "edit_from_spec",
-    "plant",
-]
-
 
 class OneSite(Spec, frozen=True, kw_only=True):
     """The schema of a shift or scale."""

@@ -6,6 +6,7 @@ What the header and the tensors mean is in delta.py.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,28 @@ class Training(Struct):
     prompts: Prompts = field(default_factory=Prompts)
 
 
-class Header(Struct, kw_only=True):
-    """The schema of a header; that of each of the edits goes by its kind (`Edit.schema`)."""
+class Edits(Struct):
+    """The rest of a header; the schema of each of the edits goes by its kind (`Edit.schema`)."""
+
+    edits: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a delta comes from: all plain JSON, as a header has it.
+
+    `base` is a name for people, `fingerprint` tells whether other weights are the same base.
+    `classes` names the rows of the label table, but for the null row. `training` is free: data,
+    steps, seed, learning rate, versions, date.
+    """
 
     method: str
     config: dict[str, Any]
     host: str
     base: str
     fingerprint: str
-    classes: list[str]
+    classes: tuple[str, ...]
     training: dict[str, Any]
-    edits: list[dict[str, Any]]
 
 
 def write_file(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -113,7 +125,8 @@ def _parse(path: Path | str, text: str | None) -> dict[str, Any]:
                 f"{path} is in format {version}, newer than this smidgen's {FORMAT_VERSION}; "
                 "upgrade smidgen"
             )
-        fit(fit(header, Header).training, Training)
+        fit(fit(header, Provenance).training, Training)
+        fit(header, Edits)
     except Unreadable as error:
         raise damaged(path, f"its header: {error.reason}") from error
     return header

@@ -164,7 +164,7 @@ def _write(draft: _Draft, edit: Edit, target: Target | None) -> bool:
             draft[bias] = draft[bias] + _double(edit.offset)
         case Scale(), IntoLinear(weight, bias):
             gain = _double(edit.gain)
-            draft[weight] = draft[weight] * _to_rows(gain, draft[weight])
+            draft[weight] = draft[weight] * gain.view(-1, *(1,) * (draft[weight].ndim - 1))
             if bias is not None:
                 draft[bias] = draft[bias] * gain
         case Shift(), IntoModulation():
@@ -230,10 +230,6 @@ def _scale_modulation(draft: _Draft, target: IntoModulation, gain: Float64[Tenso
     weight[scale] *= gain[:, None]
     bias[scale] = gain * bias[scale] + gain - 1
     draft[target.weight], draft[target.bias] = weight, bias
-
-
-def _to_rows(gain: Float64[Tensor, " D"], weight: Float64[Tensor, "D ..."]) -> Tensor:
-    return gain.view(-1, *(1,) * (weight.ndim - 1))
 
 
 def _double(tensor: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:

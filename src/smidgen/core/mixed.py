@@ -4,7 +4,6 @@ B images, C channels at a site, W the width in the middle of a bypass, P tokens.
 its last, changes nothing. What a bank is and how it is filled is in bank.py.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, final
@@ -109,9 +108,6 @@ class Mixed(Acting):
     def slots(self, tensor: Shaped[Tensor, "..."], site: Site) -> Int[Tensor, " B"]:
         return self._choice[0].of(tensor, site)
 
-    @abstractmethod
-    def actions(self) -> tuple[tuple[Site, Function], ...]: ...
-
     def sizes(self) -> dict[Site, int]:
         return self.template.sizes()
 
@@ -124,24 +120,18 @@ class Mixed(Acting):
 
 @final
 class MixedShift(Mixed):
-    def shift(self, y: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    def forward(self, y: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         site = self.sites[0]
         return y + _along(self.picked("offset", self.slots(y, site), y), y, site.axis)
-
-    def actions(self) -> tuple[tuple[Site, Function], ...]:
-        return ((self.sites[0], self.shift),)
 
 
 @final
 class MixedScale(Mixed):
     idle = 1.0
 
-    def scale(self, y: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    def forward(self, y: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         site = self.sites[0]
         return y * _along(self.picked("gain", self.slots(y, site), y), y, site.axis)
-
-    def actions(self) -> tuple[tuple[Site, Function], ...]:
-        return ((self.sites[0], self.scale),)
 
 
 @final

@@ -86,7 +86,9 @@ def bind(
     if site.end == "in":
         hook = _input_hook(module, site, function)
         return module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
-    return module.register_forward_hook(_output_hook(site, function), prepend=first)
+    return module.register_forward_hook(
+        lambda module, arguments, output: _apply(site, function, output), prepend=first
+    )
 
 
 def module_at(root: nn.Module, name: str) -> nn.Module:
@@ -144,13 +146,6 @@ def check_attachable(root: nn.Module) -> None:
             f"{where} is compiled, and compiled code would ignore the delta: "
             "attach to the model as it was before torch.compile, then compile"
         )
-
-
-def _output_hook(site: Site, function: Function) -> Callable[..., Any]:
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        return _apply(site, function, output)
-
-    return hook
 
 
 def _input_hook(module: nn.Module, site: Site, function: Function) -> Callable[..., Any]:

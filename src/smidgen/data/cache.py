@@ -66,8 +66,7 @@ MEMORY_BYTES = 2**30
 def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """$SMIDGEN_CACHE, or the platform's folder for caches.
 
-    Raises:
-        SmidgenError: there is no home folder.
+    Raises: SmidgenError if there is no home folder.
     """
     if given := environment.get("SMIDGEN_CACHE"):
         return Path(given)
@@ -145,10 +144,9 @@ class LatentCache:
         processes encode together: each what is its own of the files, then, when `share.wait` has
         waited for the others, all find all.
 
-        Raises:
-            SmidgenError: more bad files than `bad_limit`, a class without a usable image, a
-                non-finite latent, or a cache folder that cannot be used.
-            UsageError: a size, mode or cache folder that makes no sense.
+        Raises: SmidgenError for more bad files than `bad_limit`, a class without a usable image, a
+            non-finite latent, or a cache folder that cannot be used; UsageError for a size, mode or
+            cache folder that makes no sense.
         """
         cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         _check_request(folder, image_size, codec.factor, mode, cache_dir)

@@ -91,10 +91,7 @@ def save_set(embedded: EmbeddedSet, path: Path) -> None:
 
 
 def load_set(name: str) -> EmbeddedSet:
-    """Reads a shipped set.
-
-    Raises: UsageError if no set has this name.
-    """
+    """Reads a shipped set. Raises: UsageError if no set has this name."""
     if name not in SETS:
         raise UsageError(f'no image set "{name}" ships with smidgen; choose {", ".join(SETS)}')
     with (EMBEDDED / name / "glyphs.npz").open("rb") as file, np.load(file) as arrays:
@@ -131,9 +128,8 @@ def unpack(name: str, folder: Path) -> Path:
     Does nothing if the folder already holds the set, every picture of it. The pictures are written
     beside it first and moved in one step, so an interrupted call leaves no half-filled folder.
 
-    Raises:
-        UsageError: no set has this name.
-        SmidgenError: the folder has other contents, or lacks pictures, or cannot be written.
+    Raises: UsageError if no set has this name; SmidgenError if the folder has other contents, or
+        lacks pictures, or cannot be written.
     """
     folder = Path(folder).absolute()
     if is_whole(name, folder):

@@ -49,8 +49,7 @@ def encode_rows(
     The codec always sees `batch_size` images, the last repeated: kernels are chosen by the size of
     the batch and round differently, and an image's latent must not depend on its neighbours.
 
-    Raises:
-        SmidgenError: a latent is not finite; names the files.
+    Raises: SmidgenError naming the files if a latent is not finite.
     """
     pixels = [picture.pixels for picture, _ in pictures if picture.pixels is not None]
     pixels += pixels[-1:] * (batch_size - len(pixels))

@@ -121,8 +121,7 @@ def survey(
     as decoding all images. `check_bad_share(folder, limit)` of the folder that comes back refuses
     what the training would refuse. A training has the same from its cache: `LatentSet.findings`.
 
-    Raises:
-        SmidgenError: a class has no usable image, which a training refuses too.
+    Raises: SmidgenError if a class has no usable image, which a training refuses too.
     """
     folder, looks = look_at_all(listed, progress)
     return folder, findings_of(folder, looks, image_size)

@@ -33,8 +33,7 @@ class Source(Protocol):
     def read(self) -> bytes:
         """The bytes as they are stored, from any thread.
 
-        Raises:
-            UnusableImage: they cannot be read.
+        Raises: UnusableImage if they cannot be read.
         """
         ...
 
@@ -53,8 +52,7 @@ class ImageFile:
     def read(self) -> bytes:
         """The bytes, read once so that what is hashed is what is decoded.
 
-        Raises:
-            UnusableImage: they cannot be read, are empty or more than 1 GiB.
+        Raises: UnusableImage if they cannot be read, are empty or more than 1 GiB.
         """
         return read_bytes(self.path) if self.source is None else self.source.read()
 
@@ -119,9 +117,8 @@ def scan(
     `decode=False` looks at names only: for `LatentCache.build`, which decodes and finds the same.
     `min_size`: the shortest usable side in pixels. `progress(done, total)` is called for each file.
 
-    Raises:
-        SmidgenError: no such folder, no images in it, a class folder without a usable image, or
-            a folder whose name is not UTF-8.
+    Raises: SmidgenError for no such folder, no images in it, a class folder without a usable image,
+        or a folder whose name is not UTF-8.
     """
     root = Path(folder)
     check_root(root)
@@ -131,25 +128,24 @@ def scan(
             f'{problem}: "{shown(str(root))}"; give a folder of images, or of one sub-folder for '
             "each class"
         )
-    listing = list_images(root)
-    paths = enumerate(listing.images.values())
+    images, bad, flat = list_images(root)
+    paths = enumerate(images.values())
     listed = ImageFolder(
         root=root,
-        classes=tuple(listing.images),
+        classes=tuple(images),
         files=tuple(ImageFile(path=path, label=label) for label, ps in paths for path in ps),
-        bad=tuple(listing.bad),
-        flat=listing.flat,
+        bad=tuple(bad),
+        flat=flat,
         min_size=min_size,
     )
     check_classes(listed)
-    return decode_all(listed, progress) if decode else listed
+    return look_at_all(listed, progress)[0] if decode else listed
 
 
 def check_root(root: Path) -> None:
     """Refuses a place that the records of a run could not name.
 
-    Raises:
-        SmidgenError: it is not UTF-8, or the folder that a relative path means is not.
+    Raises: SmidgenError if it is not UTF-8, or the folder that a relative path means is not.
     """
     check_utf8(str(root), "the folder")
     check_utf8(root.resolve().name, "the folder")
@@ -162,22 +158,13 @@ class Look(NamedTuple):
     facts: Facts
 
 
-def decode_all(listed: ImageFolder, progress: Progress | None = None) -> ImageFolder:
-    """The folder without the files that cannot be used: each is decoded once, in threads.
-
-    Raises:
-        SmidgenError: a class has no usable image.
-    """
-    return look_at_all(listed, progress)[0]
-
-
 def look_at_all(
     listed: ImageFolder, progress: Progress | None = None
 ) -> tuple[ImageFolder, list[Look]]:
-    """`decode_all`, and what was seen of each file of its result.
+    """The folder without the files that cannot be used, and what was seen of each of its files,
+    which are decoded once, in threads.
 
-    Raises:
-        SmidgenError: a class has no usable image.
+    Raises: SmidgenError if a class has no usable image.
     """
 
     def look(file: ImageFile) -> Look | str:
@@ -207,8 +194,7 @@ def with_findings(
 ) -> ImageFolder:
     """The folder with `good` as its files and `bad` added to what was skipped, in path order.
 
-    Raises:
-        SmidgenError: a class has no usable image left.
+    Raises: SmidgenError if a class has no usable image left.
     """
     skipped = sorted([*folder.bad, *bad], key=lambda file: file.path)
     found = dataclasses.replace(folder, files=tuple(good), bad=tuple(skipped))
@@ -219,8 +205,7 @@ def with_findings(
 def check_bad_share(folder: ImageFolder, limit: float = 0.05) -> None:
     """Refuses a folder of which more than the share `limit` are bad files, listing them.
 
-    Raises:
-        SmidgenError: as said.
+    Raises: SmidgenError.
     """
     if folder.bad_share <= limit:
         return
@@ -236,8 +221,7 @@ def check_bad_share(folder: ImageFolder, limit: float = 0.05) -> None:
 def check_classes(folder: ImageFolder) -> None:
     """Refuses a folder without images and a class without any, saying what was found instead.
 
-    Raises:
-        SmidgenError: as said.
+    Raises: SmidgenError.
     """
     found = set(folder.labels)
     empty = [name for label, name in enumerate(folder.classes) if label not in found]

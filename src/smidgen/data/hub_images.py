@@ -16,6 +16,7 @@ from smidgen.data.images import UnusableImage, read_bytes
 from smidgen.data.layout import Layout, contents, only_used, safe_names
 from smidgen.data.listing import BadFile
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 IMAGE_COLUMNS = ("image", "img", "picture")
@@ -31,15 +32,11 @@ class TableRow:
     row: int
 
     def read(self) -> bytes:
-        """The bytes as they are stored.
-
-        Raises:
-            UnusableImage: there are none.
-        """
+        """The bytes as they are stored. Raises: UnusableImage if there are none."""
         try:
             cell = self.table[self.row][self.column]
         except Exception as error:  # the library's and Arrow's own for a damaged file
-            raise UnusableImage("unreadable", str(error)[:160] or type(error).__name__) from error
+            raise UnusableImage("unreadable", in_one_line(error)) from error
         if cell is None:
             raise UnusableImage("unreadable", "an empty cell")
         if cell.get("bytes") is not None:
@@ -57,9 +54,8 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
     Classes are those of the label column (names of a ClassLabel, or its values), without those that
     no row has; without a label column all images are one class.
 
-    Raises:
-        SmidgenError: the library is missing, there is no such data set or split, or no column of
-            images.
+    Raises: SmidgenError if the library is missing, there is no such data set or split, or no column
+        of images.
     """
     table = _split_of(_load(root), root, split)
     image, label = _columns(table, root)
@@ -116,10 +112,7 @@ def _load(root: Path) -> Any:
         return library.load_dataset(root.as_posix())
     # The library answers with errors of many kinds: missing, private, offline, of another version.
     except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        raise SmidgenError(
-            f'cannot load the data set "{root}": {"".join(first) or type(error).__name__}'
-        ) from error
+        raise SmidgenError(f'cannot load the data set "{root}": {in_one_line(error)}') from error
 
 
 def _split_of(loaded: Any, root: Path, split: str | None) -> Any:

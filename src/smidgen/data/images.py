@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -102,9 +101,8 @@ def strict_pillow() -> Iterator[None]:
 def read_bytes(path: Path) -> bytes:
     """The file's bytes, read once so that what is hashed is what is decoded.
 
-    Raises:
-        UnusableImage: it vanished, may not be read, is no ordinary file (a pipe is never opened),
-            is empty or is larger than 1 GiB.
+    Raises: UnusableImage if it vanished, may not be read, is no ordinary file (a pipe is never
+        opened), is empty or is larger than 1 GiB.
     """
     try:
         data = reading.read_bytes(path, MAX_FILE_BYTES)
@@ -125,8 +123,8 @@ def decode(data: bytes, path: Path, min_size: int = 8) -> tuple[Image.Image, Fac
 
     Alpha is composited on white; 16-bit values are divided by 257.
 
-    Raises:
-        UnusableImage: not an image, unsupported, animated, truncated, tiny, too large or damaged.
+    Raises: UnusableImage if it is no image, or an unsupported, animated, truncated, tiny, too large
+        or damaged one.
     """
     try:
         return _decode(data, path, min_size)
@@ -191,8 +189,8 @@ def _orient(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of any of Pillow's modes, alpha composited on white.
 
-    Raises:
-        UnusableImage: 32-bit pixels whose range is neither 0..65535 (integers) nor 0..1 (floats).
+    Raises: UnusableImage for 32-bit pixels whose range is neither 0..65535 (integers) nor 0..1
+        (floats).
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -224,17 +222,3 @@ def fit(image: Image.Image, size: int, mode: Mode) -> NDArray[np.uint8]:
         box = (left, top, left + side, top + side)
     resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-
-
-def load_image(path: Path, size: int, mode: Mode = "crop") -> tuple[torch.Tensor, bool]:
-    """uint8 pixels (3, size, size) of one file, and whether it had to be enlarged.
-
-    Raises:
-        SmidgenError: the file cannot be used; names it and the reason.
-    """
-    path = Path(path)
-    try:
-        image, facts = decode(read_bytes(path), path, min_size=1)
-    except UnusableImage as error:
-        raise SmidgenError(f'cannot use the image "{path}": {error}') from error
-    return torch.from_numpy(fit(image, size, mode)), facts.enlarged(size)

@@ -42,8 +42,7 @@ class Layout:
     def find(self, root: Path) -> Path:
         """The folder that has all that is needed: `root`, or one of `folders` in it.
 
-        Raises:
-            SmidgenError: there is none; says what was looked for and what was found.
+        Raises: SmidgenError if there is none, with what was looked for and what was found.
         """
         if not self.needs:
             return root
@@ -77,11 +76,7 @@ def contents(folder: Path, show: int = 8) -> str:
 
 
 def first_of(home: Path, *paths: str) -> Path:
-    """The first of several places that exists.
-
-    Raises:
-        SmidgenError: none does.
-    """
+    """The first of several places that exists. Raises: SmidgenError if none does."""
     for path in paths:
         if (home / path).exists():
             return home / path
@@ -91,8 +86,7 @@ def first_of(home: Path, *paths: str) -> Path:
 def read_lines(path: Path) -> list[str]:
     """The lines of a list that are not empty, without the white space around them.
 
-    Raises:
-        SmidgenError: it cannot be read.
+    Raises: SmidgenError if it cannot be read.
     """
     data = read_bytes(path, MOST_LIST_BYTES)
     try:
@@ -105,8 +99,7 @@ def read_lines(path: Path) -> list[str]:
 def read_table(path: Path, *columns: str) -> list[tuple[str, ...]]:
     """What each row of a CSV file has in `columns`, without the white space around it.
 
-    Raises:
-        SmidgenError: it cannot be read, or has not these columns.
+    Raises: SmidgenError if it cannot be read, or has not these columns.
     """
     try:
         text = read_bytes(path, MOST_LIST_BYTES).decode("utf-8")
@@ -122,8 +115,7 @@ def read_table(path: Path, *columns: str) -> list[tuple[str, ...]]:
 def pairs(path: Path) -> list[tuple[str, str]]:
     """Lines `key value` of a list; the value may hold spaces.
 
-    Raises:
-        SmidgenError: a line has no value.
+    Raises: SmidgenError if a line has no value.
     """
     found = []
     for line in read_lines(path):
@@ -139,8 +131,7 @@ def safe_names(names: Iterable[str]) -> tuple[str, ...]:
 
     Names that occur twice get their number, as the classes of a base do.
 
-    Raises:
-        SmidgenError: one is not UTF-8.
+    Raises: SmidgenError if one is not UTF-8.
     """
     cleaned = []
     for number, name in enumerate(names):
@@ -167,8 +158,7 @@ def listed(
 
     Looks into each folder once rather than at every file.
 
-    Raises:
-        SmidgenError: a path does not lie below `root`.
+    Raises: SmidgenError if a path does not lie below `root`.
     """
     present: dict[Path, set[str]] = {}
     files: list[ImageFile] = []

@@ -32,28 +32,20 @@ class BadFile:
         return self.reason.split(":")[0]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Listing:
-    """Candidate images by class name; `flat` if the folder itself is the one class."""
+def list_images(root: Path) -> tuple[dict[str, list[Path]], list[BadFile], bool]:
+    """The candidates of every class in the order of names, what is skipped, and whether the folder
+    itself is the one class.
 
-    flat: bool
-    images: dict[str, list[Path]]
-    bad: list[BadFile]
-
-
-def list_images(root: Path) -> Listing:
-    """The candidates of every class, in the order of names.
-
-    Raises:
-        SmidgenError: `root` or a folder in it cannot be read, or two classes have one name.
+    Raises: SmidgenError if `root` or a folder in it cannot be read, or two classes have one name.
     """
     below, files = _entries(root)
     bad: list[BadFile] = []
     folders = [path for path in below if _is_class(path, root, bad)]
     if not folders:
         name = class_name(root.resolve().name) or "images"
-        return Listing(flat=True, images={name: _candidates(files, bad)}, bad=bad)
-    bad += [_beside_classes(entry) for entry in files]
+        return {name: _candidates(files, bad)}, bad, True
+    reason = "misplaced: beside the class folders"
+    bad += [_finding(one) or BadFile(path=Path(one.path), reason=reason) for one in files]
     images: dict[str, list[Path]] = {}
     for name, folder in sorted((class_name(path.name), path) for path in folders):
         if name in images:
@@ -61,14 +53,13 @@ def list_images(root: Path) -> Listing:
             raise SmidgenError(f'two folders of "{where}" are named "{shown(name)}": rename one')
         images[name], skipped = list_class(folder)
         bad += skipped
-    return Listing(flat=False, images=images, bad=bad)
+    return images, bad, False
 
 
 def list_class(folder: Path) -> tuple[list[Path], list[BadFile]]:
     """The candidates directly in one class folder, by name, and what is skipped there.
 
-    Raises:
-        SmidgenError: it cannot be read.
+    Raises: SmidgenError if it cannot be read.
     """
     bad: list[BadFile] = []
     below, files = _entries(folder)
@@ -81,8 +72,7 @@ def list_class(folder: Path) -> tuple[list[Path], list[BadFile]]:
 def class_name(folder_name: str) -> str:
     """A folder's name as a class name: composed Unicode, so that it is equal on every system.
 
-    Raises:
-        SmidgenError: it is not UTF-8.
+    Raises: SmidgenError if it is not UTF-8.
     """
     check_utf8(folder_name, "the folder")
     return unicodedata.normalize("NFC", folder_name)
@@ -150,11 +140,6 @@ def _finding(entry: os.DirEntry[str]) -> BadFile | None:
 def _begins_as_image(path: Path) -> bool:
     with path.open("rb", buffering=0) as file:
         return sniff(file.read(SNIFFED_BYTES)) is not None
-
-
-def _beside_classes(entry: os.DirEntry[str]) -> BadFile:
-    image = BadFile(path=Path(entry.path), reason="misplaced: beside the class folders")
-    return _finding(entry) or image
 
 
 def _below_class(folder: Path) -> list[BadFile]:

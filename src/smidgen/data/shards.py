@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from smidgen.data.images import Facts
 from smidgen.errors import SmidgenError
-from smidgen.files.reading import Unreadable, parse_json, size_of
+from smidgen.files.reading import Unreadable, parse_json, sha256_of, size_of
 from smidgen.files.writing import PARTIAL, whole_file
 
 # Part of every spec, and so of the folder's name: raise it with any change to the files.
@@ -55,11 +55,7 @@ class Shard:
     """An opened shard; its tensors are memory-mapped and cost memory only where they are read."""
 
     def __init__(self, path: Path, spec: dict[str, Any]) -> None:
-        """Reads the header.
-
-        Raises:
-            ValueError: damaged, or not made for `spec`.
-        """
+        """Reads the header. Raises: ValueError if it is damaged, or not made for `spec`."""
         self.path = path
         self._lock = threading.Lock()
         self._intact: bool | None = None
@@ -87,11 +83,9 @@ class Shard:
         with self._lock:
             if self._intact is None:
                 try:
-                    with self.path.open("rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    self._intact = self.path.stem == sha256_of(self.path)
                 except OSError:
-                    digest = ""
-                self._intact = self.path.stem == digest
+                    self._intact = False
             return self._intact
 
 
@@ -106,8 +100,7 @@ def _check_rows(tensor: torch.Tensor, num_rows: int, spec: dict[str, Any]) -> No
 def open_shards(directory: Path, spec: dict[str, Any]) -> list[Shard]:
     """Every readable shard of a folder, in the order of names; damaged ones are removed.
 
-    Raises:
-        SmidgenError: the folder exists and cannot be read.
+    Raises: SmidgenError if the folder exists and cannot be read.
     """
     shards: list[Shard] = []
     try:
@@ -143,8 +136,7 @@ def discard(path: Path, reason: str) -> None:
 def write_shard(directory: Path, spec: dict[str, Any], rows: Sequence[Row]) -> Shard:
     """Writes the rows as a new shard and opens it. Two writers of equal rows write equal files.
 
-    Raises:
-        SmidgenError: the folder cannot be made or written, or the disk is full.
+    Raises: SmidgenError if the folder cannot be made or written, or the disk is full.
     """
     facts = [[r.content, r.facts.format, r.facts.width, r.facts.height] for r in rows]
     header = {"spec": spec, "rows": facts}
@@ -165,8 +157,7 @@ def write_shard(directory: Path, spec: dict[str, Any], rows: Sequence[Row]) -> S
 def check_writable(directory: Path) -> None:
     """Makes the folder and a file in it, and removes what killed runs left more than a day ago.
 
-    Raises:
-        SmidgenError: it cannot be made or written.
+    Raises: SmidgenError if it cannot be made or written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,8 @@ def hold_out(
     with all of its copies or not at all. So fewer may be held out than were asked for, and more
     where no picture is that few: then the one with the fewest copies.
 
-    Raises:
-        UsageError: not exactly one of the two given, a share outside [0, 1), or a count that is
-            negative or would leave a class without a training image.
+    Raises: UsageError if not exactly one of the two is given, for a share outside [0, 1), or a
+        count that is negative or would leave a class without a training image.
     """
     labels = torch.as_tensor(labels).tolist()
     by_class: dict[int, list[int]] = {}

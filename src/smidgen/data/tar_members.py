@@ -47,8 +47,7 @@ def tar_members(path: Path, wanted: Callable[[str], int]) -> list[tuple[Member, 
     """Every file of an archive in its order but the folders, and the first `wanted(name)` bytes of
     each.
 
-    Raises:
-        SmidgenError: it is no tar archive, or damaged or cut off.
+    Raises: SmidgenError if it is no tar archive, or damaged or cut off.
     """
     try:
         length = size_of(path)

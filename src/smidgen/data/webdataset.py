@@ -45,8 +45,7 @@ class ByteRange:
     def read(self) -> bytes:
         """The bytes.
 
-        Raises:
-            UnusableImage: they are none or more than 1 GiB, or not there any more.
+        Raises: UnusableImage if they are none or more than 1 GiB, or not there any more.
         """
         if self.size == 0:
             raise UnusableImage("unreadable", "empty file")
@@ -78,8 +77,7 @@ def read_shards(root: Path, split: str | None) -> ImageFolder:
     A class number is a line of classnames.txt, where that is there. Classes without an image are
     left out.
 
-    Raises:
-        SmidgenError: no shards, a damaged one, or texts that are captions and no classes.
+    Raises: SmidgenError for no shards, a damaged one, or texts that are captions and no classes.
     """
     bad: list[BadFile] = []
     samples = [s for shard in find_shards(root, split) for s in _samples(shard, bad)]
@@ -143,8 +141,7 @@ def find_shards(root: Path, split: str | None) -> list[Path]:
     """The .tar files in `root`/`split`, or those in `root` with the split's name in theirs; without
     a split all in `root`.
 
-    Raises:
-        SmidgenError: there are none, or they are of several splits and none was asked for.
+    Raises: SmidgenError if there are none, or they are of several splits and none was asked for.
     """
     if root.is_file() and root.suffix == ".tar":
         raise SmidgenError(f"{root} is one shard: give its folder, {root.parent}")

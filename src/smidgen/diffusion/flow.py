@@ -17,25 +17,20 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from smidgen.diffusion.sampler import Denoise, Progress
+from smidgen.diffusion.schedule import Images, PerImage
 
 TimestepSampling = Literal["logit-normal", "uniform"]
 # (tokens of an image, sampling steps) -> the factor of `shift_sigmas`
 Shift = Callable[[int, int], float]
 
 
-def interpolate(
-    x0: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], noise: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
+def interpolate(x0: Images, sigma: PerImage, noise: Images) -> Images:
     """x_t = (1 - sigma) x_0 + sigma noise (rectified flow; Esser et al. 2024, equation 13)."""
     share = sigma.to(x0.dtype).reshape(-1, 1, 1, 1)
     return (1 - share) * x0 + share * noise
 
 
-def flow_loss(
-    output: Float[Tensor, "b c h w"],
-    x0: Float[Tensor, "b c h w"],
-    noise: Float[Tensor, "b c h w"],
-) -> Float[Tensor, " b"]:
+def flow_loss(output: Images, x0: Images, noise: Images) -> PerImage:
     """Mean squared error of the predicted velocity, noise - x_0, of each sample (conditional flow
     matching, Lipman et al. 2023, equation 23). In float32, or in float64 when the output is.
     """
@@ -44,7 +39,7 @@ def flow_loss(
     return (output.to(dtype) - target).square().mean(dim=(1, 2, 3))
 
 
-def sigmas_at(quantiles: Float64[Tensor, " b"], sampling: TimestepSampling) -> Float[Tensor, " b"]:
+def sigmas_at(quantiles: Float64[Tensor, " b"], sampling: TimestepSampling) -> PerImage:
     """The sigmas, in float32, that lie at these quantiles (0 to 1) of what training draws.
 
     "logit-normal": sigmoid(n), n ~ N(0, 1) (Esser et al. 2024, section 3.1); "uniform": on (0, 1].
@@ -82,8 +77,7 @@ class FlowSchedule:
     def sigmas(self, num_steps: int, num_tokens: int) -> Float64[Tensor, " n"]:
         """The sigmas of num_steps steps from noise to data and, last of all, 0.
 
-        Raises:
-            ValueError: num_steps < 1.
+        Raises: ValueError if num_steps < 1.
         """
         if num_steps < 1:
             raise ValueError(f"{num_steps} sampling steps: give at least 1")
@@ -125,11 +119,11 @@ def shift_by_tokens_and_steps(num_tokens: int, num_steps: int) -> float:
 @torch.no_grad()
 def euler(
     denoise: Denoise,
-    noise: Float[Tensor, "b c h w"],
+    noise: Images,
     sigmas: Float64[Tensor, " n"],
     *,
     progress: Progress | None = None,
-) -> Float[Tensor, "b c h w"]:
+) -> Images:
     """Euler's method along the flow: x + (sigma' - sigma) velocity, from noise at the first of the
     sigmas to the last; deterministic. Works in the dtype of the noise.
     """

@@ -7,22 +7,19 @@ columns.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from smidgen.diffusion.names import Channels
 from smidgen.diffusion.sampler import Denoise
+from smidgen.diffusion.schedule import Images, Indices, Output
 
 # (x_t, timesteps, labels) -> output
 ConditionalModel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def guide(
-    model: ConditionalModel,
-    y: Int[Tensor, " b"],
-    null_label: int,
-    scale: float,
-    channels: Channels = "all",
+    model: ConditionalModel, y: Indices, null_label: int, scale: float, channels: Channels = "all"
 ) -> Denoise:
     """A denoiser whose noise is null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
 
@@ -33,13 +30,13 @@ def guide(
     code released with DiT does, by which its published figures were made. What is not guided (the
     other channels, the learned variance) is the conditional network's.
 
-    Raises:
-        ValueError: channels is neither of the two, or, when called, the batch is not of y's size.
+    Raises: ValueError if channels is neither of the two, or, when called, the batch is not of y's
+        size.
     """
     if channels not in ("all", "first-three"):
         raise ValueError(f"guided channels {channels!r}: use all or first-three")
 
-    def denoise(x: Float[Tensor, "b c h w"], t: Shaped[Tensor, " b"]) -> Float[Tensor, "b d h w"]:
+    def denoise(x: Images, t: Shaped[Tensor, " b"]) -> Output:
         if len(x) != len(y):
             raise ValueError(f"a batch of {len(x)} for {len(y)} labels: give one label a sample")
         labels = y.to(x.device)

@@ -9,37 +9,30 @@ functions.
 import math
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from smidgen.diffusion.schedule import Schedule, gather
+from smidgen.diffusion.schedule import Images, Indices, Output, PerImage, Schedule, gather
 
 # Half the width of one of 256 levels on [-1, 1].
 HALF_LEVEL = 1 / 255
 
 
-def add_noise(
-    schedule: Schedule,
-    x0: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    noise: Float[Tensor, "b c h w"],
-) -> Float[Tensor, "b c h w"]:
+def add_noise(schedule: Schedule, x0: Images, t: Indices, noise: Images) -> Images:
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM, equation 4)."""
     signal = gather(schedule.sqrt_alphas_cumprod, t, x0)
     return signal * x0 + gather(schedule.sqrt_one_minus_alphas_cumprod, t, x0) * noise
 
 
 def hybrid_loss(
-    output: Float[Tensor, "b d h w"],
-    x0: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    noise: Float[Tensor, "b c h w"],
+    output: Output,
+    x0: Images,
+    x_t: Images,
+    t: Indices,
+    noise: Images,
     schedule: Schedule,
     *,
     vlb_weight: float = 1e-3,
     min_snr: float | None = None,
-) -> Float[Tensor, " b"]:
+) -> PerImage:
     """L_simple + vlb_weight * L_vlb of each sample (improved DDPM, Nichol & Dhariwal 2021, eq. 16).
 
     L_simple is the mean squared error of the predicted noise. L_vlb, the sum of all T terms, is
@@ -51,8 +44,7 @@ def hybrid_loss(
     min_snr is gamma of min-SNR weighting (Hang et al. 2023): min(snr, gamma) / snr on L_simple
     alone; None weighs every step 1. Computed in float32, or in float64 when the output is.
 
-    Raises:
-        ValueError: the output has neither c nor 2c channels.
+    Raises: ValueError if the output has neither c nor 2c channels.
     """
     dtype = torch.promote_types(output.dtype, torch.float32)
     output, x0, x_t, noise = (tensor.to(dtype) for tensor in (output, x0, x_t, noise))
@@ -69,14 +61,14 @@ def hybrid_loss(
 
 
 def v_loss(
-    output: Float[Tensor, "b c h w"],
-    x0: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    noise: Float[Tensor, "b c h w"],
+    output: Images,
+    x0: Images,
+    t: Indices,
+    noise: Images,
     schedule: Schedule,
     *,
     min_snr: float | None = None,
-) -> Float[Tensor, " b"]:
+) -> PerImage:
     """Mean squared error of the predicted v = sqrt(abar) noise - sqrt(1 - abar) x_0 of each sample
     (Salimans & Ho 2022, section 4).
 
@@ -95,12 +87,7 @@ def v_loss(
     return loss * gather(torch.minimum(abar, min_snr * (1 - abar)), t, loss)
 
 
-def epsilon_from_v(
-    v: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    schedule: Schedule,
-) -> Float[Tensor, "b c h w"]:
+def epsilon_from_v(v: Images, x_t: Images, t: Indices, schedule: Schedule) -> Images:
     """The noise in x_t that a predicted v stands for: sqrt(abar) v + sqrt(1 - abar) x_t (Salimans &
     Ho 2022, appendix D).
     """
@@ -109,13 +96,8 @@ def epsilon_from_v(
 
 
 def vlb_bits(
-    epsilon: Float[Tensor, "b c h w"],
-    v: Float[Tensor, "b c h w"],
-    x0: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    schedule: Schedule,
-) -> Float[Tensor, " b"]:
+    epsilon: Images, v: Images, x0: Images, x_t: Images, t: Indices, schedule: Schedule
+) -> PerImage:
     """One term L_t of the variational bound, in bits per dimension (improved DDPM, eq. 4 to 7).
 
     t > 0: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). t = 0: -log p(x_0 | x_1), discretised to
@@ -139,11 +121,7 @@ def vlb_bits(
     return torch.where(is_first, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
 
 
-def discretized_gaussian_nll(
-    x0: Float[Tensor, "b c h w"],
-    difference: Float[Tensor, "b c h w"],
-    log_variance: Float[Tensor, "b c h w"],
-) -> Float[Tensor, "b c h w"]:
+def discretized_gaussian_nll(x0: Images, difference: Images, log_variance: Images) -> Images:
     """-log of a Gaussian's mass on the level around x_0, in nats (DDPM, equation 13).
 
     difference = x_0 - mean. The outermost levels, |x_0| > 0.999, reach to infinity. A mass below
@@ -163,17 +141,14 @@ def discretized_gaussian_nll(
     return -torch.log(mass.clamp(min=1e-12))
 
 
-def _normal_cdf(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def _normal_cdf(x: Images) -> Images:
     return 0.5 * torch.erfc(x * -math.sqrt(0.5))
 
 
-def split_output(
-    output: Float[Tensor, "b d h w"], num_channels: int
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"] | None]:
+def split_output(output: Output, num_channels: int) -> tuple[Images, Images | None]:
     """The network's output as (predicted noise, v); v is None where the variance is not learned.
 
-    Raises:
-        ValueError: the output has neither num_channels nor twice as many channels.
+    Raises: ValueError if the output has neither num_channels nor twice as many channels.
     """
     if output.shape[1] == num_channels:
         return output, None
@@ -185,20 +160,13 @@ def split_output(
     )
 
 
-def predict_x0(
-    epsilon: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    schedule: Schedule,
-) -> Float[Tensor, "b c h w"]:
+def predict_x0(epsilon: Images, x_t: Images, t: Indices, schedule: Schedule) -> Images:
     """x_0 where epsilon is the noise in x_t: DDPM's equation 4 solved for x_0."""
     scaled = gather(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
     return scaled - gather(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * epsilon
 
 
-def learned_log_variance(
-    v: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], schedule: Schedule
-) -> Float[Tensor, "b c h w"]:
+def learned_log_variance(v: Images, t: Indices, schedule: Schedule) -> Images:
     """From the posterior's log variance at v = -1 to log beta_t at v = 1 (improved DDPM, eq. 15).
 
     v may leave [-1, 1].
@@ -208,14 +176,13 @@ def learned_log_variance(
 
 
 def drop_labels(
-    labels: Int[Tensor, " b"], null_label: int, probability: float, generator: torch.Generator
-) -> Int[Tensor, " b"]:
+    labels: Indices, null_label: int, probability: float, generator: torch.Generator
+) -> Indices:
     """Each label replaced by the null label with this probability (Ho & Salimans 2022).
 
     One draw per sample, on the generator's device.
 
-    Raises:
-        ValueError: probability outside [0, 1].
+    Raises: ValueError for a probability outside [0, 1].
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"a label dropout of {probability}: give a probability, 0 to 1")

@@ -27,7 +27,7 @@ from smidgen.diffusion.flow import (
 from smidgen.diffusion.names import Sampler
 from smidgen.diffusion.objective import add_noise, epsilon_from_v, hybrid_loss, v_loss
 from smidgen.diffusion.sampler import SAMPLERS, Denoise
-from smidgen.diffusion.schedule import Schedule
+from smidgen.diffusion.schedule import Images, Output, PerImage, Schedule
 
 # "hybrid": noise, and its variance where that is learned; "epsilon": noise alone
 Prediction = Literal["hybrid", "epsilon", "v"]
@@ -87,23 +87,21 @@ class Diffusion:
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
         return self.times(drawn, sampling, shift)
 
-    def noised(
-        self, x0: Float[Tensor, "b c h w"], t: Tensor, noise: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+    def noised(self, x0: Images, t: Tensor, noise: Images) -> Images:
         """x_t (DDPM, equation 4)."""
         return add_noise(self.schedule, x0, t, noise)
 
     def loss(
         self,
-        output: Float[Tensor, "b d h w"],
-        x0: Float[Tensor, "b c h w"],
-        x_t: Float[Tensor, "b c h w"],
+        output: Output,
+        x0: Images,
+        x_t: Images,
         t: Tensor,
-        noise: Float[Tensor, "b c h w"],
+        noise: Images,
         *,
         vlb_weight: float = 1e-3,
         min_snr: float | None = None,
-    ) -> Float[Tensor, " b"]:
+    ) -> PerImage:
         """`hybrid_loss` or `v_loss` of the network's output at x_t, of each image."""
         if self.prediction == "v":
             output = without_variance(output, x0)
@@ -114,9 +112,7 @@ class Diffusion:
             output, x0, x_t, t, noise, self.schedule, vlb_weight=vlb_weight, min_snr=min_snr
         )
 
-    def predicted(
-        self, output: Float[Tensor, "b d h w"], x_t: Float[Tensor, "b c h w"], t: Tensor
-    ) -> Float[Tensor, "b e h w"]:
+    def predicted(self, output: Output, x_t: Images, t: Tensor) -> Float[Tensor, "b e h w"]:
         """The noise as the samplers read it, with its variance behind where that is in use."""
         if self.prediction == "hybrid":
             return output
@@ -128,12 +124,12 @@ class Diffusion:
     def sample(
         self,
         denoise: Denoise,
-        noise: Float[Tensor, "b c h w"],
+        noise: Images,
         generators: Sequence[torch.Generator],
         *,
         sampler: str,
         steps: int,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Images:
         """x_0 from noise, in so many steps; image i draws from generator i alone."""
         return SAMPLERS[sampler](denoise, noise, self.schedule, steps, generators)
 
@@ -186,41 +182,37 @@ class Flow:
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
         return self.times(drawn, sampling, shift)
 
-    def noised(
-        self, x0: Float[Tensor, "b c h w"], t: Tensor, noise: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
+    def noised(self, x0: Images, t: Tensor, noise: Images) -> Images:
         """x_t = (1 - t) x_0 + t noise."""
         return interpolate(x0, t, noise)
 
     def loss(
         self,
-        output: Float[Tensor, "b d h w"],
-        x0: Float[Tensor, "b c h w"],
-        x_t: Float[Tensor, "b c h w"],
+        output: Output,
+        x0: Images,
+        x_t: Images,
         t: Tensor,
-        noise: Float[Tensor, "b c h w"],
+        noise: Images,
         *,
         vlb_weight: float = 1e-3,
         min_snr: float | None = None,
-    ) -> Float[Tensor, " b"]:
+    ) -> PerImage:
         """`flow_loss` of each image; the weights are those of a diffusion and mean nothing here."""
         return flow_loss(without_variance(output, x0), x0, noise)
 
-    def predicted(
-        self, output: Float[Tensor, "b d h w"], x_t: Float[Tensor, "b c h w"], t: Tensor
-    ) -> Float[Tensor, "b c h w"]:
+    def predicted(self, output: Output, x_t: Images, t: Tensor) -> Images:
         """The velocity as the sampler reads it."""
         return without_variance(output, x_t)
 
     def sample(
         self,
         denoise: Denoise,
-        noise: Float[Tensor, "b c h w"],
+        noise: Images,
         generators: Sequence[torch.Generator],
         *,
         sampler: str,
         steps: int,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Images:
         """x_0 from noise, in so many steps of Euler's method, which draws nothing."""
         return euler(denoise, noise, self.schedule.sigmas(steps, self.num_tokens))
 
@@ -228,8 +220,6 @@ class Flow:
 Process = Diffusion | Flow
 
 
-def without_variance(
-    output: Float[Tensor, "b d h w"], x: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
+def without_variance(output: Output, x: Images) -> Images:
     """The prediction without variance channels behind it."""
     return output[:, : x.shape[1]]

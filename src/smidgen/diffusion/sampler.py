@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smidgen.diffusion.objective import learned_log_variance, predict_x0, split_output
-from smidgen.diffusion.schedule import Schedule, Spacing
+from smidgen.diffusion.schedule import Images, Schedule, Spacing
 
 # (x_t (b, c, h, w), original timesteps (b,) int64) -> (b, c, h, w), or (b, 2c, h, w) with v
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 @torch.no_grad()
 def ddpm(
     denoise: Denoise,
-    noise: Float[Tensor, "b c h w"],
+    noise: Images,
     schedule: Schedule,
     num_steps: int,
     generators: Sequence[torch.Generator],
@@ -34,15 +34,14 @@ def ddpm(
     clip: float | None = None,
     spacing: Spacing = "uniform",
     progress: Progress | None = None,
-) -> Float[Tensor, "b c h w"]:
+) -> Images:
     """Ancestral sampling (DDPM, algorithm 2) with respacing (improved DDPM, section 4).
 
     The variance is the learned one where the output has 2c channels, else the posterior's. The
     last step returns the mean. clip limits the predicted x_0 to [-clip, clip]; None does not.
 
-    Raises:
-        ValueError: the spacing has no num_steps steps, not one generator per sample, or an output
-            of neither c nor 2c channels.
+    Raises: ValueError if the spacing has no num_steps steps, there is not one generator per sample,
+        or an output has neither c nor 2c channels.
     """
     _check(noise, generators)
     steps = schedule.respace(num_steps, spacing)
@@ -62,7 +61,7 @@ def ddpm(
 @torch.no_grad()
 def ddim(
     denoise: Denoise,
-    noise: Float[Tensor, "b c h w"],
+    noise: Images,
     schedule: Schedule,
     num_steps: int,
     generators: Sequence[torch.Generator],
@@ -70,14 +69,12 @@ def ddim(
     eta: float = 0.0,
     spacing: Spacing = "uniform",
     progress: Progress | None = None,
-) -> Float[Tensor, "b c h w"]:
+) -> Images:
     """DDIM (Song et al. 2021, equations 12 and 16); eta 0 is deterministic, 1 is close to DDPM.
 
     A learned variance is not used. The last step goes to abar = 1.
 
-    Raises:
-        ValueError: eta outside [0, 1], the spacing has no num_steps steps, not one generator per
-            sample, or an output of neither c nor 2c channels.
+    Raises: ValueError for eta outside [0, 1], and as `ddpm`.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta {eta}: give 0 (deterministic) to 1")
@@ -99,23 +96,21 @@ def ddim(
 @torch.no_grad()
 def dpm_solver(
     denoise: Denoise,
-    noise: Float[Tensor, "b c h w"],
+    noise: Images,
     schedule: Schedule,
     num_steps: int,
     generators: Sequence[torch.Generator],
     *,
     spacing: Spacing = "half-open",
     progress: Progress | None = None,
-) -> Float[Tensor, "b c h w"]:
+) -> Images:
     """DPM-Solver++(2M), midpoint form (Lu et al. 2022, algorithm 2); deterministic.
 
     The first step is of first order for want of a history, the last because it goes to noise 0,
     where its result is the predicted x_0. A learned variance is not used; the generators are taken
     only so that all samplers are called alike.
 
-    Raises:
-        ValueError: the spacing has no num_steps steps, not one generator per sample, or an output
-            of neither c nor 2c channels.
+    Raises: ValueError as `ddpm`.
     """
     _check(noise, generators)
     steps = schedule.respace(num_steps, spacing)
@@ -178,9 +173,7 @@ class _Prediction(NamedTuple):
     log_variance: Tensor
 
 
-def _predict(
-    denoise: Denoise, x: Float[Tensor, "b c h w"], steps: Schedule, row: int
-) -> _Prediction:
+def _predict(denoise: Denoise, x: Images, steps: Schedule, row: int) -> _Prediction:
     """What the network says of x at this row, in the dtype of x; unlearned variance: posterior."""
     timesteps = torch.full((len(x),), int(steps.timesteps[row]), device=x.device)
     epsilon, v = split_output(denoise(x, timesteps).to(x.dtype), x.shape[1])

@@ -11,6 +11,12 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+# latents, what a network makes of them, and a number or an index for each
+Images = Float[Tensor, "b c h w"]
+Output = Float[Tensor, "b d h w"]
+PerImage = Float[Tensor, " b"]
+Indices = Int[Tensor, " b"]
+
 LEAST_LEFT = 1e-30  # of abar at the last step: ratios of it must be numbers
 
 Spacing = Literal["uniform", "ddim", "half-open"]
@@ -45,8 +51,7 @@ class Schedule:
     ) -> "Schedule":
         """Betas evenly spaced from beta_start to beta_end (DDPM, section 4; defaults: DiT's).
 
-        Raises:
-            ValueError: num_steps < 1, or a beta outside (0, 1).
+        Raises: ValueError if num_steps < 1, or for a beta outside (0, 1).
         """
         if num_steps < 1:
             raise ValueError(f"a schedule of {num_steps} steps: give at least 1")
@@ -60,9 +65,8 @@ class Schedule:
     ) -> "Schedule":
         """Every table from the betas; timesteps None means 0 ... T - 1.
 
-        Raises:
-            ValueError: a beta outside (0, 1), NaN included, or so many or large ones that nothing
-                of an image is left.
+        Raises: ValueError for a beta outside (0, 1), NaN included, or so many or large ones that
+            nothing of an image is left.
         """
         betas = betas.detach().to("cpu", torch.float64)
         if not bool(((betas > 0) & (betas < 1)).all()):
@@ -98,7 +102,7 @@ class Schedule:
         """Rows of every table."""
         return len(self.betas)
 
-    def rows_at(self, sigmas: Float[Tensor, " b"]) -> Int64[Tensor, " b"]:
+    def rows_at(self, sigmas: PerImage) -> Int64[Tensor, " b"]:
         """The first row with at least this share of noise, sigma in (0, 1]; else the last row.
 
         The share is sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)), as in a flow's (1 - sigma) x_0
@@ -115,8 +119,7 @@ class Schedule:
         `spaced_indices` explains the spacings. `timesteps` keeps the original steps for the
         network.
 
-        Raises:
-            ValueError: the spacing has no such number of steps.
+        Raises: ValueError if the spacing has no such number of steps.
         """
         indices = torch.tensor(spaced_indices(self.num_steps, num_steps, spacing))
         cumprod = self.alphas_cumprod[indices]
@@ -136,8 +139,7 @@ def spaced_indices(total: int, num_steps: int, spacing: Spacing = "uniform") -> 
     half-open: the num_steps + 1 even points from 0 to total - 1, without 0: num_steps intervals,
         each evaluated at its noisy end.
 
-    Raises:
-        ValueError: num_steps outside 1 ... total, or the spacing cannot give that many.
+    Raises: ValueError for num_steps outside 1 ... total, or if the spacing cannot give that many.
     """
     if not 1 <= num_steps <= total:
         raise ValueError(f"{num_steps} sampling steps of {total}: give 1 to {total}")
@@ -166,7 +168,7 @@ def spaced_indices(total: int, num_steps: int, spacing: Spacing = "uniform") -> 
 
 
 def gather(
-    table: Float64[Tensor, " t"], index: Int[Tensor, " b"], like: Float[Tensor, "b ..."]
+    table: Float64[Tensor, " t"], index: Indices, like: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
     """table[index] in the dtype and on the device of `like`, as (b, 1, ..., 1) to broadcast."""
     # Cast before moving: not every device has float64.

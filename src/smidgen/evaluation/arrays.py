@@ -78,10 +78,7 @@ def read_headers(path: Path, streamed: Collection[str] = ()) -> dict[str, Header
 
 
 def read_array(path: Path, name: str) -> NDArray[Any]:
-    """An array whose header was found good.
-
-    Raises: SmidgenError if the file is damaged there.
-    """
+    """An array whose header was found good. Raises: SmidgenError if the file is damaged there."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name + SUFFIX) as file:
             return np.lib.format.read_array(file, allow_pickle=False)

@@ -49,7 +49,10 @@ def compare(
     blocks = {name: feature_blocks(name, document) for name, document in documents.items()}
     kinds = list(dict.fromkeys(kind for found in blocks.values() for kind in found))
     shared = [kind for kind in kinds if all(kind in found for found in blocks.values())]
-    differences = [] if len(shared) == len(kinds) else [_features_differ(blocks)]
+    differences: list[dict[str, Any]] = []
+    if len(shared) < len(kinds):
+        features = {name: sorted(found) for name, found in blocks.items()}
+        differences.append({"field": "features", "values": features})
     noted = []
     for kind in shared:
         protocols = {name: found[kind]["protocol"] for name, found in blocks.items()}
@@ -61,7 +64,10 @@ def compare(
         entry for place, entry in enumerate(differences) if entry not in differences[:place]
     ]
     if differences and not any_protocol:
-        raise UsageError(_refusal(differences))
+        listed = "; ".join(map(difference_text, differences))
+        raise UsageError(
+            f"these results have different protocols ({listed}); --any-protocol shows them anyway"
+        )
     return {
         "rows": [_row(name, kind, found[kind]) for name, found in blocks.items() for kind in found],
         "differences": differences,
@@ -109,10 +115,6 @@ def _row(name: str, kind: str, block: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _features_differ(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {"field": "features", "values": {name: sorted(found) for name, found in blocks.items()}}
-
-
 def _differing(
     protocols: Mapping[str, Mapping[str, Any]], names: Sequence[str], kind: str | None
 ) -> list[dict[str, Any]]:
@@ -151,8 +153,3 @@ def _short(value: Any) -> str:
         return "unknown"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
-
-
-def _refusal(differences: Sequence[Mapping[str, Any]]) -> str:
-    listed = "; ".join(difference_text(difference) for difference in differences)
-    return f"these results have different protocols ({listed}); --any-protocol shows them anyway"

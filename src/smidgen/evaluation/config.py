@@ -16,10 +16,7 @@ from smidgen.files.checks import check_integer
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured, and how.
-
-    Raises: UsageError for a value that makes no sense.
-    """
+    """What is measured, and how. Raises: UsageError for a value that makes no sense."""
 
     layout: LayoutName = "folder"
     """How the reference lies there, as for train."""

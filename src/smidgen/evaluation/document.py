@@ -118,10 +118,7 @@ def strange_classes(
 
 
 def _block(sets: Sets, plan: Plan, identity: str, reference: str) -> dict[str, Any]:
-    """What belongs to one extractor: metrics with notes and baselines, protocol, warnings.
-
-    Raises: SmidgenError if a metric that was asked for cannot be had.
-    """
+    """What belongs to one extractor: metrics with notes and baselines, protocol, warnings."""
     extractor, known = sets.extractor, sets.known
     names = metric_order(plan.metrics[extractor.name], sets.made.count)
     found, reasons = compute(names, sets)

@@ -212,9 +212,8 @@ def load_extractor(
     their published names; None: the folder $SMIDGEN_WEIGHTS, the cache, other programs' places, the
     network. `resize` is for "inception" only: "clean" (None) or "legacy".
 
-    Raises:
-        UsageError: an unknown name, or an option that these features do not have.
-        SmidgenError: weights that are not there, damaged, or others than expected.
+    Raises: UsageError for an unknown name, or an option that these features do not have;
+        SmidgenError for weights that are not there, damaged, or others than expected.
     """
     if name not in EXTRACTORS:
         raise UsageError(f'unknown features "{name}"; choose from: {", ".join(EXTRACTORS)}')

@@ -61,10 +61,7 @@ def compute(names: Sequence[str], sets: Sets) -> tuple[dict[str, Found], list[st
 
 
 def _call(row: Metric, sets: Sets) -> Found:
-    """What the row's function says of the sets, with all settings.
-
-    Raises: Unknown if it cannot have what it needs, or gives a number that is not finite.
-    """
+    """What the row's function says of the sets, with all settings. Raises: Unknown."""
     value = pkgutil.resolve_name(row.function)(*_given(row, sets), **row.settings)
     found = value if isinstance(value, Found) else Found(value=value)
     parts = found.value.values() if isinstance(found.value, Mapping) else [found.value]

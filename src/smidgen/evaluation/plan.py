@@ -67,10 +67,7 @@ def make_plan(config: EvaluationConfig, device: str) -> Plan:
 def _load(
     names: Sequence[str], device: torch.device | str, weights: str | Path | None, resize: str | None
 ) -> tuple[Extractor, ...]:
-    """The extractors; of several, each gets the options that it takes.
-
-    Raises: UsageError for an option that none of them takes.
-    """
+    """The extractors; of several, each gets the options that it takes. Raises: UsageError."""
     takers = {"weights": [n for n in names if n in PUBLISHED], "resize": [*RESIZED]}
     found = []
     for name in names:

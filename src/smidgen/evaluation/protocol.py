@@ -39,7 +39,7 @@ def image_protocol(
         "class_balance": class_balance(intended),
         "sampling": None if sampling is None else dict(sampling),
         "device": str(device),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: version_of(name) for name in packages},
     }
 
 
@@ -160,8 +160,9 @@ def unseen(extractor: Extractor, classes: Sequence[str] | None) -> str | None:
     )
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version that is installed, None where the package runs from its source tree."""
     try:
         return version(package)
-    except PackageNotFoundError:  # run from the source tree
+    except PackageNotFoundError:
         return None

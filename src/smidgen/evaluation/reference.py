@@ -20,6 +20,7 @@ from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
 from smidgen.data.reading import ordered_map
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.features import Extractor
 from smidgen.evaluation.metrics import Gaussian
 from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch
@@ -40,12 +41,9 @@ SUMS = frozenset({"fd"})
 def reference_statistics(
     reference: Path,
     extractors: Sequence[Extractor],
+    config: EvaluationConfig,
     *,
     keep_features: Mapping[str, bool],
-    layout: str = "folder",
-    split: str | None = None,
-    batch_size: int = 64,
-    cache_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Statistics]:
     """The statistics of a data set or a .npz for each extractor, what is missing read in one pass.
@@ -55,7 +53,7 @@ def reference_statistics(
 
     Raises: UsageError if `reference` is neither; SmidgenError if it cannot be used.
     """
-    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    cache_dir, layout = config.cache_dir or default_cache_dir(), config.layout
     with processes.main_first():
         if reference.is_file() and layout == "folder":
             if reference.suffix != ".npz":
@@ -66,22 +64,19 @@ def reference_statistics(
                     e.name: read_statistics(reference, e, features=keep_features[e.name])
                     for e in extractors
                 }
-            source = _Source(batch, batch_size)
+            source = _Source(batch, config.batch_size)
         else:
-            source = _Source(
-                open_images(reference, layout=layout, split=split, decode=False), batch_size
-            )
+            images = open_images(reference, layout=layout, split=config.split, decode=False)
+            source = _Source(images, config.batch_size)
         return _cached(source, extractors, keep_features, cache_dir, progress)
 
 
 def folder_statistics(
     folder: Path, extractor: Extractor, *, keep_features: bool = False, **options: Any
 ) -> Statistics:
-    """`reference_statistics` of one extractor, with the same options."""
-    name = extractor.name
-    return reference_statistics(
-        folder, [extractor], keep_features={name: keep_features}, **options
-    )[name]
+    """`reference_statistics` of one extractor; `options`: those of EvaluationConfig."""
+    config, keep = EvaluationConfig(**options), {extractor.name: keep_features}
+    return reference_statistics(folder, [extractor], config, keep_features=keep)[extractor.name]
 
 
 class _Source:

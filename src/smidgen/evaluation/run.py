@@ -155,11 +155,8 @@ def _reference(
     return reference_statistics(
         locate_reference(reference),
         plan.extractors,
+        config,
         keep_features={e.name: plan.needs(e, "features") for e in plan.extractors},
-        layout=config.layout,
-        split=config.split,
-        batch_size=config.batch_size,
-        cache_dir=config.cache_dir,
         progress=progress,
     )
 

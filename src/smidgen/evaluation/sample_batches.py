@@ -6,7 +6,6 @@ the samples of ADM's and DiT's scripts. Gigabytes are read a batch at a time.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.arrays import DAMAGED, SUFFIX, read_header, read_headers, unreadable
+from smidgen.files.reading import sha256_of
 
 ARRAY = "arr_0"
 READ_BYTES = 2**20
@@ -81,8 +81,7 @@ def open_sample_batch(path: Path) -> SampleBatch | None:
 
 def file_identity(path: Path) -> str:
     """What tells one file from another: the hash of its bytes."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
+    return f"sha256:{sha256_of(path)[:32]}"
 
 
 def _exactly(file: IO[bytes], count: int, path: Path) -> bytes:

@@ -218,10 +218,7 @@ def _check_meta(path: Path, meta: Meta, extractor: Extractor) -> None:
 def _array(
     path: Path, headers: Mapping[str, Header], name: str, kinds: str, shape: tuple[int | None, ...]
 ) -> NDArray[Any]:
-    """The array of that name if its header says one of these kinds and this shape, None any number.
-
-    Raises: SmidgenError.
-    """
+    """The array of that name, if of one of these kinds and this shape (None: any number)."""
     found = headers[name]
     same = len(found.shape) == len(shape) and all(
         wanted in (None, given) for wanted, given in zip(shape, found.shape, strict=False)

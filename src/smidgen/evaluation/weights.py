@@ -6,11 +6,11 @@ here knows a network.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
 import os
 import tempfile
-import threading
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ import torch
 
 from smidgen.data.cache import default_cache_dir
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line, read_bytes
 from smidgen.files.writing import whole_file
-from smidgen.models.hub import download
+from smidgen.models.hub import download, in_time
 
 WEIGHTS_VARIABLE = "SMIDGEN_WEIGHTS"
 ANSWER_SECONDS = 10.0  # for the connection, name resolution too, and for each read
@@ -74,7 +75,7 @@ def read_published(
             return _read_checked(folder / file.name, file)
     for path in _places_of_others(file, environment):
         # Theirs may be half a download: then it is passed over, and no harm is done.
-        if path.is_file() and (content := _read(path)) and _sha256(content) == file.sha256:
+        if path.is_file() and _sha256(content := read_bytes(path, MAX_BYTES)) == file.sha256:
             return content
     return _fetch(file, default_cache_dir(environment) / "weights" / file.name)
 
@@ -132,20 +133,13 @@ def _places_of_others(file: PublishedFile, environment: Mapping[str, str]) -> Se
     )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SmidgenError(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 def _read_checked(path: Path, file: PublishedFile) -> bytes:
     """The bytes of the file, hashed and returned from one reading, so that no other are used."""
-    content = _read(path)
+    content = read_bytes(path, MAX_BYTES)
     if (found := _sha256(content)) != file.sha256:
         raise SmidgenError(
             f"{path} is truncated or another file: its SHA-256 is {found}, expected {file.sha256}; "
@@ -157,13 +151,13 @@ def _read_checked(path: Path, file: PublishedFile) -> bytes:
 def _fetch(file: PublishedFile, target: Path) -> bytes:
     """Download, check, and only then keep at `target`, whole or not at all."""
     try:
-        with _connect(file.url) as response:
+        ask = functools.partial(urllib.request.urlopen, file.url, timeout=ANSWER_SECONDS)
+        with in_time(ask, ANSWER_SECONDS) as response:
             content = response.read(MAX_BYTES)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise SmidgenError(
-            f"{file.name} is not on this machine and could not be fetched ({reason}). Get it from "
-            f"{file.url} (SHA-256 {file.sha256}) and put it at {target}"
+            f"{file.name} is not on this machine and could not be fetched ({in_one_line(error)}). "
+            f"Get it from {file.url} (SHA-256 {file.sha256}) and put it at {target}"
         ) from error
     if (found := _sha256(content)) != file.sha256:
         raise SmidgenError(
@@ -173,26 +167,3 @@ def _fetch(file: PublishedFile, target: Path) -> bytes:
     with whole_file(target) as partial:
         partial.write_bytes(content)
     return content
-
-
-def _connect(url: str) -> http.client.HTTPResponse:
-    """The open answer, within ANSWER_SECONDS.
-
-    In a thread, because the resolution of names obeys no timeout.
-    """
-    outcome: list[http.client.HTTPResponse | Exception] = []
-
-    def ask() -> None:
-        try:
-            outcome.append(urllib.request.urlopen(url, timeout=ANSWER_SECONDS))
-        except Exception as error:  # raised again below, in the caller's thread
-            outcome.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    if not outcome:
-        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} seconds")
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]

@@ -4,6 +4,7 @@ before anything uses them. What a file holds never ends in a traceback, a hang o
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import tomllib
 from collections.abc import Iterable
@@ -32,10 +33,7 @@ class Unreadable(SmidgenError):
 
 
 def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
-    """All of an ordinary file; a pipe or a device is never opened.
-
-    Raises: Unreadable.
-    """
+    """All of an ordinary file; a pipe or a device is never opened. Raises: Unreadable."""
     size = size_of(path)
     if size > most:
         raise _unreadable(path, f"it has {size:,} bytes; at most {most:,} are read")
@@ -63,6 +61,12 @@ def size_of(path: Path | str) -> int:
     return facts.st_size
 
 
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises: OSError."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:
     """The document in a JSON file as `schema`: any type that msgspec takes, dict[str, Any] too.
 
@@ -76,10 +80,7 @@ def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:
 
 
 def parse_json(content: bytes | str, schema: type[T]) -> T:
-    """A JSON text as `schema`.
-
-    Raises: Unreadable with the place that is wrong.
-    """
+    """A JSON text as `schema`. Raises: Unreadable with the place that is wrong."""
     try:
         found = msgspec.json.decode(content, type=schema)
         if _is_deeper(found, MOST_DEPTH):

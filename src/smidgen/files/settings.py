@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from smidgen.errors import UsageError, closest
+from smidgen.files.checks import check_choice
 from smidgen.files.reading import Unreadable, read_toml
 from smidgen.files.toml import NONE, toml
 
@@ -208,6 +209,15 @@ def _convert(value: Any, annotation: Any) -> Any:
     elif annotation is Any or isinstance(value, annotation):
         return str(value) if isinstance(value, Text) else value
     raise ValueError
+
+
+def check_choices(config: Any) -> None:
+    """Raises: UsageError for a field that is one of some words by its type, and is another."""
+    for field, annotation in fields_of(type(config)):
+        parts = [part for part in alternatives(annotation) if get_origin(part) is Literal]
+        if parts:
+            words = [word for part in parts for word in get_args(part)]
+            check_choice(field.name, getattr(config, field.name), words)
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from smidgen.errors import SmidgenError
+from smidgen.files.reading import in_one_line
 
 REMEDY = "make room or give a place where you may write"
 PARTIAL = ".partial"
 MOST_NAME_BYTES = 255  # of a file's name, on all systems in use
-REASON_LENGTH = 160
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def writing(path: Path | str, remedy: str = REMEDY, *others: type[Exception]) ->
     try:
         yield
     except (OSError, SafetensorError, *others) as error:
-        raise SmidgenError(f"cannot write {path}: {_reason(error)}; {remedy}") from error
+        reason = in_one_line(getattr(error, "strerror", None) or error)
+        raise SmidgenError(f"cannot write {path}: {reason}; {remedy}") from error
 
 
 def write_text(text: str, path: Path | str, remedy: str = REMEDY) -> None:
@@ -63,6 +65,19 @@ def write_text(text: str, path: Path | str, remedy: str = REMEDY) -> None:
 def write_json(document: Any, path: Path | str, remedy: str = REMEDY) -> None:
     """Write a document as indented JSON. Raises: SmidgenError as `whole_file`."""
     write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", path, remedy)
+
+
+def try_writing(folder: Path) -> None:
+    """Make the folder and a file in it, and leave everything as it was. Raises: OSError."""
+    absent = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for part in absent:
+            with contextlib.suppress(OSError):
+                part.rmdir()
 
 
 def partial_of(path: Path) -> Path:
@@ -81,9 +96,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    strerror = getattr(error, "strerror", None)
-    lines = str(strerror or error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:REASON_LENGTH]

@@ -87,23 +87,16 @@ def host(model: nn.Module) -> Host:
         for linear, role in block.roles.items()
     }
     parts = read_modules(model, roles)
-    return Host(
+    return parts.host(
         family="derived",
         blocks=tuple(
             Block(module=name, kind="transformer", taps=block.taps, positions={}, tokens=None)
             for name, block in found
         ),
         taps={},
-        biases=tuple(parts.biases),
-        norms=tuple(parts.norms),
-        bare_norms=tuple(parts.bare_norms),
-        linears=tuple(parts.linears),
-        sizes=parts.sizes,
         folds=parts.folds | dict.fromkeys(parts.bare_norms, Refused(CREATED)),
-        fixed=frozenset(),
         final="",
         half=False,
-        untouched=tuple(parts.untouched),
         refusals={
             "adapter": UNKNOWN.format("an adapter"),
             "adaptformer": UNKNOWN.format("an adapter"),

@@ -6,8 +6,7 @@ shift, scale and gate of the attention, then of the feed-forward. D is the width
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from smidgen.core.fold import IntoLinear, IntoTable, Target, modulation
 from smidgen.core.sites import Site
 from smidgen.hosts.family import Condition, Family
-from smidgen.hosts.host import Block, Host, Linear, Position
-from smidgen.hosts.modules import Role, linear_of
+from smidgen.hosts.host import Block, Host, Position
+from smidgen.hosts.modules import Role, read_modules, with_rows
 from smidgen.hosts.renaming import Renaming, count_blocks
 
 if TYPE_CHECKING:
@@ -29,6 +28,13 @@ TAPS = {  # the patch embedding is a convolution: its channels are axis 1 of (B,
     "label.out": Site("y_embedder.embedding_table"),
     "norm.out": Site("final_layer.norm_final"),
     "final.out": Site("final_layer.linear"),
+}
+ROLES = {  # of a block's linears, in the order in which they run
+    "adaLN_modulation.1": "other",
+    "attn.qkv": "qkv",
+    "attn.proj": "o",
+    "mlp.fc1": "ff1",
+    "mlp.fc2": "ff2",
 }
 DIFFUSERS_ROOT = {
     "x_embedder.proj": "pos_embed.proj",
@@ -106,43 +112,30 @@ def block_positions(block: str, width: int) -> dict[str, Position]:
 
 def host(model: DiT) -> Host:
     """The sites of `model`; reads its configuration and the shapes of its linears."""
-    config = model.config
-    width, hidden = config.width, int(config.width * config.mlp_ratio)
-    names = tuple(f"blocks.{index}" for index in range(config.depth))
-
-    biases: dict[Site, int] = {  # every module with a bias -> its channels, in order of use
-        Site("x_embedder.proj", axis=1): width,
-        Site("t_embedder.mlp.0"): width,
-        Site("t_embedder.mlp.2"): width,
+    width = model.config.width
+    names = tuple(f"blocks.{index}" for index in range(model.config.depth))
+    roles = {
+        f"{name}.{leaf}": Role(name=role, block=index)
+        for index, name in enumerate(names)
+        for leaf, role in ROLES.items()
     }
-    for name in names:
-        biases |= {
-            Site(f"{name}.adaLN_modulation.1"): 6 * width,
-            Site(f"{name}.attn.qkv"): 3 * width,
-            Site(f"{name}.attn.proj"): width,
-            Site(f"{name}.mlp.fc1"): hidden,
-            Site(f"{name}.mlp.fc2"): width,
-        }
-    biases |= {
-        Site("final_layer.adaLN_modulation.1"): 2 * width,
-        Site("final_layer.linear"): config.patch_size**2 * config.out_channels,
-    }
-    bare_norms = [Site(f"{name}.{norm}") for name in names for norm in ("norm1", "norm2")]
-    others = [tap for name in names for tap in block_taps(name).values()]
-    return Host(
+    qkv = tuple((role, i * width, (i + 1) * width) for i, role in enumerate("qkv"))
+    parts = read_modules(model, roles)
+    biases = [Site("x_embedder.proj", axis=1), Site("t_embedder.mlp.0"), TAPS["time.out"]]
+    biases += [Site(f"{name}.{leaf}") for name in names for leaf in ROLES]  # in order of use
+    biases += [Site("final_layer.adaLN_modulation.1"), TAPS["final.out"]]
+    taps = (*(tap for name in names for tap in block_taps(name).values()), TAPS["label.out"])
+    return parts.host(
         family="dit",
         blocks=tuple(_block(name, width) for name in names),
         taps=TAPS,
         biases=tuple(biases),
-        norms=(),
-        bare_norms=(*bare_norms, TAPS["norm.out"]),
-        linears=tuple(_linears(model, names)),
-        sizes=dict.fromkeys((*others, TAPS["label.out"], TAPS["norm.out"]), width) | biases,
-        folds=_folds(names, biases, width),
+        linears=tuple(with_rows(parts.linears, {f"{name}.attn.qkv": qkv for name in names})),
+        sizes=dict.fromkeys(taps, width) | parts.sizes,
+        folds=parts.folds | _folds(names, width),
         fixed=frozenset({"pos_embed"}),
         final="final_layer",
         half=True,
-        untouched=("pos_embed",),
     )
 
 
@@ -157,37 +150,17 @@ def _block(name: str, width: int) -> Block:
     )
 
 
-def _linears(model: DiT, names: tuple[str, ...]) -> Iterator[Linear]:
-    def linear(name: str, role: str = "other", block: int | None = None) -> Linear:
-        return linear_of(name, model.get_submodule(name), Role(name=role, block=block))
-
-    yield from map(linear, ("x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2"))
-    for block, name in enumerate(names):
-        fused, width = linear(f"{name}.attn.qkv", "qkv", block), model.config.width
-        yield fused
-        for chunk, role in enumerate("qkv"):
-            rows = (chunk * width, (chunk + 1) * width)
-            yield replace(fused, role=role, size_out=width, rows=rows)
-        yield linear(f"{name}.attn.proj", "o", block)
-        yield linear(f"{name}.mlp.fc1", "ff1", block)
-        yield linear(f"{name}.mlp.fc2", "ff2", block)
-        yield linear(f"{name}.adaLN_modulation.1", block=block)
-    yield from map(linear, ("final_layer.linear", "final_layer.adaLN_modulation.1"))
-
-
-def _folds(names: tuple[str, ...], biases: Mapping[Site, int], width: int) -> dict[Site, Target]:
-    folds: dict[Site, Target] = {site: _into_linear(site.module) for site in biases}
+def _folds(names: tuple[str, ...], width: int) -> dict[Site, Target]:
+    folds: dict[Site, Target] = {}
     for name in names:
         # a sub-layer's output is the output of its last linear
-        folds[Site(f"{name}.attn")] = _into_linear(f"{name}.attn.proj")
-        folds[Site(f"{name}.mlp")] = _into_linear(f"{name}.mlp.fc2")
+        for part, last in (("attn", "attn.proj"), ("mlp", "mlp.fc2")):
+            folds[Site(f"{name}.{part}")] = IntoLinear(
+                f"{name}.{last}.weight", f"{name}.{last}.bias"
+            )
         linear = f"{name}.adaLN_modulation.1"
         folds[Site(f"{name}.norm1")] = modulation(linear, width, shift=0, scale=1)
         folds[Site(f"{name}.norm2")] = modulation(linear, width, shift=3, scale=4)
     folds[TAPS["norm.out"]] = modulation("final_layer.adaLN_modulation.1", width, shift=0, scale=1)
     table = IntoTable("y_embedder.embedding_table.weight")
     return folds | {TAPS["label.in"]: table, TAPS["label.out"]: table}
-
-
-def _into_linear(module: str) -> IntoLinear:
-    return IntoLinear(f"{module}.weight", f"{module}.bias")

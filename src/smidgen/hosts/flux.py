@@ -28,16 +28,7 @@ from smidgen.hosts.family import (
 from smidgen.hosts.host import Host
 from smidgen.hosts.packing import grid, pack, unpack
 from smidgen.hosts.renaming import FINAL_MODULATION, Renaming, added_qkv, count_blocks, qkv
-from smidgen.hosts.transformer import (
-    SELF_ATTENTION,
-    Joint,
-    Sheet,
-    build_host,
-    model_taps,
-    model_width,
-    named,
-    names,
-)
+from smidgen.hosts.transformer import SELF_ATTENTION, Joint, Sheet, model_taps, named
 
 PARTS = Joint()
 SINGLE = named("attn", SELF_ATTENTION) | {"proj_mlp": "ff1", "proj_out": "o"}
@@ -57,9 +48,9 @@ ORIGINAL_ROOT = {
 
 def host(model: nn.Module) -> Host:
     """The sites of `model`; reads its configuration and the shapes of its modules."""
-    width = model_width(model)
-    sheet = Sheet(width=width)
-    for name in names(model, "transformer_blocks"):
+    sheet = Sheet(model=model)
+    width = sheet.width
+    for name in sheet.names("transformer_blocks"):
         sheet.add_joint(name, PARTS, tokens=False)
         for stream in ("", "_context"):
             linear = f"{name}.norm1{stream}.linear"
@@ -67,16 +58,14 @@ def host(model: nn.Module) -> Host:
                 f"{name}.norm1{stream}.norm": modulation(linear, width, shift=0, scale=1),
                 f"{name}.norm2{stream}": modulation(linear, width, shift=3, scale=4),
             }
-    for name in names(model, "single_transformer_blocks"):
+    for name in sheet.names("single_transformer_blocks"):
         leave = Site(name, index=1)
         sheet.add_single(name, norm="norm.norm", projection="proj_out", leave=leave)
         sheet.modulations[f"{name}.norm.norm"] = modulation(
             f"{name}.norm.linear", width, shift=0, scale=1
         )
     sheet.modulations["norm_out.norm"] = modulation("norm_out.linear", width, shift=1, scale=0)
-    return build_host(
-        model,
-        sheet,
+    return sheet.host(
         family="flux",
         taps=model_taps(
             Site("x_embedder"), "time_text_embed.timestep_embedder.linear_2", "norm_out.norm"

@@ -17,14 +17,7 @@ from smidgen.core.sites import Site
 from smidgen.hosts.family import Condition, Config, Family, Pipeline, latent_shape_of, needed
 from smidgen.hosts.host import Host
 from smidgen.hosts.packing import grid
-from smidgen.hosts.transformer import (
-    Joint,
-    Sheet,
-    build_host,
-    model_taps,
-    model_width,
-    names,
-)
+from smidgen.hosts.transformer import Joint, Sheet, model_taps
 
 PARTS = Joint(
     norm1="norm1",
@@ -36,11 +29,11 @@ SINGLE = {"attn.to_out": "o"}
 
 def host(model: nn.Module) -> Host:
     """The sites of `model`; reads its configuration and the shapes of its modules."""
-    width = model_width(model)
-    sheet = Sheet(width=width)
-    for name in names(model, "transformer_blocks"):
+    sheet = Sheet(model=model)
+    width = sheet.width
+    for name in sheet.names("transformer_blocks"):
         sheet.add_joint(name, PARTS, tokens=False)
-    for name in names(model, "single_transformer_blocks"):
+    for name in sheet.names("single_transformer_blocks"):
         sheet.add_single(name, norm="norm", projection="attn.to_out", leave=Site(name))
         fused: Any = model.get_submodule(f"{name}.attn.to_qkv_mlp_proj")
         sheet.rows[f"{name}.attn.to_qkv_mlp_proj"] = (
@@ -49,9 +42,7 @@ def host(model: nn.Module) -> Host:
             ("v", 2 * width, 3 * width),
             ("ff1", 3 * width, fused.out_features),
         )
-    return build_host(
-        model,
-        sheet,
+    return sheet.host(
         family="flux2",
         taps=model_taps(
             Site("x_embedder"), "time_guidance_embed.timestep_embedder.linear_2", "norm_out.norm"

@@ -108,7 +108,7 @@ class Host:
     linears: tuple[Linear, ...]
     sizes: Mapping[Site, int]
     folds: Mapping[Site, Target]
-    fixed: frozenset[str]
+    fixed: frozenset[str] = frozenset()
     final: str
     half: bool
     untouched: tuple[str, ...] = ()

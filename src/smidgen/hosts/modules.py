@@ -4,7 +4,7 @@ norms. Which of them form a block is the knowledge of each family's host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from smidgen.core.fold import IntoLinear, Target
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Linear
+from smidgen.hosts.host import Host, Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,11 @@ class Parts:
     sizes: dict[Site, int] = field(default_factory=dict)
     folds: dict[Site, Target] = field(default_factory=dict)
     untouched: list[str] = field(default_factory=list)
+
+    def host(self, **others: Any) -> Host:
+        """The host of these parts, whose `others` are its further fields, or other than here."""
+        found = {k: v if isinstance(v, dict) else tuple(v) for k, v in vars(self).items()}
+        return Host(**{**found, **others})
 
 
 def read_modules(model: nn.Module, roles: Mapping[str, Role]) -> Parts:
@@ -125,6 +130,16 @@ def linear_of(name: str, module: Any, role: Role) -> Linear:
         block=role.block,
         repeats=role.repeats,
     )
+
+
+def with_rows(
+    linears: Iterable[Linear], rows: Mapping[str, tuple[tuple[str, int, int], ...]]
+) -> Iterator[Linear]:
+    """Every linear and, behind one that does several things, each of them."""
+    for linear in linears:
+        yield linear
+        for role, start, stop in rows.get(linear.module, ()):
+            yield replace(linear, role=role, size_out=stop - start, rows=(start, stop))
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,16 +16,7 @@ from smidgen.core.sites import Site
 from smidgen.hosts.family import Condition, Family, Pipeline, needed
 from smidgen.hosts.host import Host
 from smidgen.hosts.modules import Role
-from smidgen.hosts.transformer import (
-    FEED_FORWARD,
-    SELF_ATTENTION,
-    Sheet,
-    build_host,
-    model_taps,
-    model_width,
-    named,
-    names,
-)
+from smidgen.hosts.transformer import FEED_FORWARD, SELF_ATTENTION, Sheet, model_taps, named
 
 PIXELS_PER_LATENT = 8  # of Stable Diffusion's codec, which PixArt uses
 ROLES = (
@@ -39,14 +30,12 @@ RESOLUTION = tuple(f"adaln_single.emb.resolution_embedder.linear_{n}" for n in (
 
 def host(model: nn.Module) -> Host:
     """The sites of `model`; reads its configuration and the shapes of its modules."""
-    sheet = Sheet(width=model_width(model))
-    for name in names(model, "transformer_blocks"):
+    sheet = Sheet(model=model)
+    for name in sheet.names("transformer_blocks"):
         to_k: Any = model.get_submodule(f"{name}.attn2.to_k")
         ff = Site(f"{name}.ff")
         sheet.add_cross(name, ff=ff, last="net.2", context=to_k.in_features, tokens=True)
-    return build_host(
-        model,
-        sheet,
+    return sheet.host(
         family="pixart",
         taps=model_taps(
             Site("pos_embed.proj", axis=1),
@@ -54,7 +43,6 @@ def host(model: nn.Module) -> Host:
             "norm_out",
         ),
         roles=ROLES,
-        refusals={},
         shared="PixArt's blocks share one adaLN linear, which cannot take up the affine of one",
         beside=dict.fromkeys(RESOLUTION, Role(repeats=2)),
     )

@@ -18,14 +18,7 @@ from smidgen.core.sites import Site
 from smidgen.hosts.family import Condition, Family, Pipeline, latent_shape_of, needed
 from smidgen.hosts.host import Host
 from smidgen.hosts.packing import pack, unpack
-from smidgen.hosts.transformer import (
-    Joint,
-    Sheet,
-    build_host,
-    model_taps,
-    model_width,
-    names,
-)
+from smidgen.hosts.transformer import Joint, Sheet, model_taps
 
 PARTS = Joint(
     norm1="img_norm1",
@@ -39,9 +32,9 @@ EDITING = "an editing variant of Qwen-Image tells image from reference token by 
 def host(model: nn.Module) -> Host:
     """The sites of `model`; reads its configuration and the shapes of its modules."""
     config: Any = model.config
-    width, edits = model_width(model), config.zero_cond_t
-    sheet = Sheet(width=width)
-    for name in names(model, "transformer_blocks"):
+    sheet, edits = Sheet(model=model), config.zero_cond_t
+    width = sheet.width
+    for name in sheet.names("transformer_blocks"):
         # the complex rotations of the image's tokens; a rotation by nothing is neutral
         rotations = Site(name, "in", "image_rotary_emb", index=0, axis=0)
         sheet.add_joint(name, PARTS, tokens=not edits, companions=(rotations,))
@@ -52,9 +45,7 @@ def host(model: nn.Module) -> Host:
                 f"{name}.{stream}_norm2": modulation(linear, width, shift=3, scale=4),
             }
     sheet.modulations["norm_out.norm"] = modulation("norm_out.linear", width, shift=1, scale=0)
-    return build_host(
-        model,
-        sheet,
+    return sheet.host(
         family="qwen_image",
         taps=model_taps(
             Site("img_in"), "time_text_embed.timestep_embedder.linear_2", "norm_out.norm"

@@ -18,16 +18,7 @@ from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Condition, Family, Pipeline, needed
 from smidgen.hosts.host import Host
-from smidgen.hosts.transformer import (
-    NUM_TIMESTEPS,
-    SELF_ATTENTION,
-    Sheet,
-    build_host,
-    model_taps,
-    model_width,
-    named,
-    names,
-)
+from smidgen.hosts.transformer import NUM_TIMESTEPS, SELF_ATTENTION, Sheet, model_taps, named
 
 ROLES = (
     named("attn1", SELF_ATTENTION)
@@ -40,15 +31,13 @@ INSTRUCTION = "complex_human_instruction"
 def host(model: nn.Module) -> Host:
     """The sites of `model`; reads its configuration and the shapes of its modules."""
     config: Any = model.config
-    sheet = Sheet(width=model_width(model))
-    for name in names(model, "transformer_blocks"):
+    sheet = Sheet(model=model)
+    for name in sheet.names("transformer_blocks"):
         to_k: Any = model.get_submodule(f"{name}.attn2.to_k")
         ff = Site(f"{name}.ff", axis=1)
         sheet.add_cross(name, ff=ff, last="conv_point", context=to_k.in_features, tokens=False)
     embedder = "time_embed" if config.guidance_embeds else "time_embed.emb"
-    return build_host(
-        model,
-        sheet,
+    return sheet.host(
         family="sana",
         taps=model_taps(
             Site("patch_embed.proj", axis=1),

@@ -24,17 +24,7 @@ from smidgen.hosts.family import (
 )
 from smidgen.hosts.host import Host
 from smidgen.hosts.renaming import FINAL_MODULATION, Renaming, added_qkv, count_blocks, qkv
-from smidgen.hosts.transformer import (
-    NUM_TIMESTEPS,
-    SELF_ATTENTION,
-    Joint,
-    Sheet,
-    build_host,
-    model_taps,
-    model_width,
-    named,
-    names,
-)
+from smidgen.hosts.transformer import NUM_TIMESTEPS, SELF_ATTENTION, Joint, Sheet, model_taps, named
 
 PARTS = Joint()
 THIRD = ("tokenizer_3", "text_encoder_3")  # T5, which most do without
@@ -52,16 +42,14 @@ ORIGINAL_ROOT = {
 
 def host(model: nn.Module) -> Host:
     """The sites of `model`; reads its configuration and the shapes of its modules."""
-    width = model_width(model)
-    sheet = Sheet(width=width)
-    for name in names(model, "transformer_blocks"):
+    sheet = Sheet(model=model)
+    width = sheet.width
+    for name in sheet.names("transformer_blocks"):
         block: Any = model.get_submodule(name)
         sheet.add_joint(name, PARTS, text=not block.context_pre_only, tokens=True)
         _add_modulations(sheet, name, block)
     sheet.modulations["norm_out.norm"] = modulation("norm_out.linear", width, shift=1, scale=0)
-    return build_host(
-        model,
-        sheet,
+    return sheet.host(
         family="sd3",
         taps=model_taps(
             Site("pos_embed.proj", axis=1),
@@ -69,7 +57,6 @@ def host(model: nn.Module) -> Host:
             "norm_out.norm",
         ),
         roles=PARTS.roles() | named("attn2", SELF_ATTENTION),
-        refusals={},
         shared="this norm of SD 3.5 feeds two modulations; a created affine would go into both",
     )
 

@@ -4,8 +4,9 @@ model's own modules. D is the width of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import nn
 
 from smidgen.core.fold import Refused, Target
 from smidgen.core.sites import Site
-from smidgen.hosts.host import Block, Host, Linear, Position
-from smidgen.hosts.modules import Role, read_modules
+from smidgen.hosts.host import Block, Host, Position
+from smidgen.hosts.modules import Role, read_modules, with_rows
 
 NUM_TIMESTEPS = 1000  # of every scheduler of these families; sigma 1 is timestep 1000
 
@@ -67,11 +68,17 @@ class Sheet:
     from start to stop, with the role of each part.
     """
 
-    width: int
+    model: nn.Module
     blocks: list[Block] = field(default_factory=list)
     outputs: dict[Site, str] = field(default_factory=dict)
     modulations: dict[str, Target] = field(default_factory=dict)
     rows: dict[str, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)
+
+    @cached_property
+    def width(self) -> int:
+        """D, from the model's configuration."""
+        config: Any = self.model.config
+        return config.num_attention_heads * config.attention_head_dim
 
     def add_joint(
         self,
@@ -173,7 +180,8 @@ class Sheet:
         taps = {
             "block.in": enter,
             "norm1.out": Site(norm1),
-            **_projections(attention.module),
+            **{f"attn.{part}.out": Site(f"{attention.module}.to_{part}") for part in "qkv"},
+            "attn.proj.out": Site(f"{attention.module}.to_out.0"),
             "attn.out": attention,
             "norm2.out": Site(norm2),
             "ff.in": Site(ff.module, "in", axis=ff.axis),
@@ -204,70 +212,46 @@ class Sheet:
     def _position(self, read: Site, *writes: Site) -> Position:
         return Position(read=read, writes=writes, size=self.width, form="tokens")
 
+    def names(self, blocks: str) -> list[str]:
+        """The module names of the blocks in the list of this name."""
+        count = len(self.model.get_submodule(blocks)._modules)
+        return [f"{blocks}.{index}" for index in range(count)]
 
-def build_host(
-    model: nn.Module,
-    sheet: Sheet,
-    *,
-    family: str,
-    taps: Mapping[str, Site],
-    roles: Mapping[str, str],
-    refusals: Mapping[str, str],
-    shared: str,
-    beside: Mapping[str, Role] = MappingProxyType({}),
-) -> Host:
-    """The host of `model`: the blocks of `sheet`, and all else from the modules that it has.
+    def host(
+        self,
+        *,
+        taps: Mapping[str, Site],
+        roles: Mapping[str, str],
+        shared: str,
+        beside: Mapping[str, Role] = MappingProxyType({}),
+        **facts: Any,
+    ) -> Host:
+        """The host of the model: the blocks of the sheet, all else from the modules that it has.
 
-    `taps` are those of the whole model, `roles` those of the linears by their name below a block.
-    `shared` says why a created affine does not fold where `sheet` knows no modulation of its own.
-    `beside`: what is known of modules outside the blocks.
-    """
-    parts = read_modules(
-        model,
-        {
+        `taps` are those of the whole model, `roles` those of the linears by their name below a
+        block. `shared` says why a created affine does not fold where the sheet knows no modulation
+        of its own. `beside`: what is known of modules outside the blocks. `facts`: the family, and
+        what it refuses.
+        """
+        known = {
             f"{block.module}.{leaf}": Role(name=roles.get(leaf, "other"), block=index)
-            for index, block in enumerate(sheet.blocks)
-            for leaf, _ in model.get_submodule(block.module).named_modules()
+            for index, block in enumerate(self.blocks)
+            for leaf, _ in self.model.get_submodule(block.module).named_modules()
         }
-        | dict(beside),
-    )
-    sizes, folds = parts.sizes, parts.folds
-    for norm in parts.bare_norms:
-        folds[norm] = sheet.modulations.get(norm.module) or Refused(shared)
-    for site, linear in sheet.outputs.items():
-        sizes[site] = sheet.width
-        folds[site] = folds[replace(site, module=linear, index=None)]
-    for block in sheet.blocks:
-        sizes |= {block.taps[name]: sheet.width for name in ("block.in", "block.out")}
-        for position in block.positions.values():
-            sizes |= dict.fromkeys((position.read, *position.writes), position.size)
-    return Host(
-        family=family,
-        blocks=tuple(sheet.blocks),
-        taps=taps,
-        biases=tuple(parts.biases),
-        norms=tuple(parts.norms),
-        bare_norms=tuple(parts.bare_norms),
-        linears=tuple(_with_rows(parts.linears, sheet.rows)),
-        sizes=sizes,
-        folds=folds,
-        fixed=frozenset(),
-        final=taps["final.out"].module,
-        half=True,
-        untouched=tuple(parts.untouched),
-        refusals=refusals,
-    )
-
-
-def model_width(model: nn.Module) -> int:
-    """D, from the model's configuration."""
-    config: Any = model.config
-    return config.num_attention_heads * config.attention_head_dim
-
-
-def names(model: nn.Module, blocks: str) -> list[str]:
-    """The module names of the blocks in the list of this name."""
-    return [f"{blocks}.{index}" for index in range(len(model.get_submodule(blocks)._modules))]
+        parts = read_modules(self.model, known | dict(beside))
+        sizes, folds = parts.sizes, parts.folds
+        for norm in parts.bare_norms:
+            folds[norm] = self.modulations.get(norm.module) or Refused(shared)
+        for site, linear in self.outputs.items():
+            sizes[site] = self.width
+            folds[site] = folds[replace(site, module=linear, index=None)]
+        for block in self.blocks:
+            sizes |= {block.taps[name]: self.width for name in ("block.in", "block.out")}
+            for position in block.positions.values():
+                sizes |= dict.fromkeys((position.read, *position.writes), position.size)
+        parts.linears = list(with_rows(parts.linears, self.rows))
+        final = taps["final.out"].module
+        return parts.host(blocks=tuple(self.blocks), taps=taps, final=final, half=True, **facts)
 
 
 def model_taps(patch: Site, time: str, norm: str) -> dict[str, Site]:
@@ -278,22 +262,3 @@ def model_taps(patch: Site, time: str, norm: str) -> dict[str, Site]:
         "norm.out": Site(norm),
         "final.out": Site("proj_out"),
     }
-
-
-def _projections(attention: str) -> dict[str, Site]:
-    return {
-        "attn.q.out": Site(f"{attention}.to_q"),
-        "attn.k.out": Site(f"{attention}.to_k"),
-        "attn.v.out": Site(f"{attention}.to_v"),
-        "attn.proj.out": Site(f"{attention}.to_out.0"),
-    }
-
-
-def _with_rows(
-    linears: Iterable[Linear], rows: Mapping[str, tuple[tuple[str, int, int], ...]]
-) -> Iterator[Linear]:
-    """Every linear and, behind one that does several things, each of them."""
-    for linear in linears:
-        yield linear
-        for role, start, stop in rows.get(linear.module, ()):
-            yield replace(linear, role=role, size_out=stop - start, rows=(start, stop))

@@ -92,20 +92,14 @@ def host(model: nn.Module) -> Host:
     for block, module in named:
         sizes |= _sizes(block)
         folds |= _folds(block, module, folds)
-    return Host(
+    return parts.host(
         family="unet",
         blocks=blocks,
         taps={name: site for name, site in TAPS.items() if site in parts.sizes},
-        biases=tuple(parts.biases),
-        norms=tuple(parts.norms),
-        bare_norms=tuple(parts.bare_norms),
-        linears=tuple(parts.linears),
         sizes=sizes,
         folds=folds,
-        fixed=frozenset(),
         final="conv_out",
         half=False,
-        untouched=tuple(parts.untouched),
     )
 
 

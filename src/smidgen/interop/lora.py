@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +29,11 @@ from smidgen.interop.lora_files import LoraFile, TextEncoder, read_lora_file
 from smidgen.interop.lora_keys import TEXT, bare_names, parse_key
 from smidgen.interop.lora_names import CONVOLUTIONS, Names
 from smidgen.interop.modelspec import file_of
+from smidgen.models.base import Base
 
 LoraFormat = Literal["peft", "kohya"]
 
 MOST_SCALE = 1e6
-
-
-class Target(Protocol):
-    """What is read of a base; `models.base.Base` is one."""
-
-    @property
-    def denoiser(self) -> nn.Module: ...
-    @property
-    def host(self) -> Host: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
 
 
 def write_lora(
@@ -85,7 +73,7 @@ def write_lora(
     return path
 
 
-def read_lora(path: Path | str, base: Target, text_encoder: TextEncoder = "refuse") -> Delta:
+def read_lora(path: Path | str, base: Base, text_encoder: TextEncoder = "refuse") -> Delta:
     """The delta of a LoRA file of PEFT, diffusers, kohya or ComfyUI on `base`; `path` may be the
     folder of a PEFT adapter. `text_encoder` "leave-out": without those of text encoders, which
     `training.left_out` then counts.
@@ -256,7 +244,7 @@ def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypa
     )
     conv, axis = None, -1
     if isinstance(module, CONVOLUTIONS):
-        conv, axis = _geometry(module), 1
+        conv, axis = Conv.of(module), 1
         size_in, kernel = module.in_channels, tuple(module.kernel_size)
         if module.groups > 1:
             raise SmidgenError(f"{path} has a LoRA of {factors.module}, a grouped convolution")
@@ -279,15 +267,6 @@ def _edit(factors: Factors, module: nn.Module, repeats: int, path: Path) -> Bypa
     read = Site(factors.module, "in", axis=axis, repeats=repeats)
     write = Site(factors.module, axis=axis, repeats=repeats)
     return Bypass(read, (write,), body, scale=factors.scale, rows=factors.rows)
-
-
-def _geometry(module: Any) -> Conv:
-    return Conv(
-        kernel=tuple(module.kernel_size),
-        stride=tuple(module.stride),
-        padding=module.padding,
-        dilation=tuple(module.dilation),
-    )
 
 
 def _edit_name(factors: Factors, host: Host) -> str:

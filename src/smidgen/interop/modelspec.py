@@ -8,15 +8,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
 from smidgen.core.delta import Delta, Provenance
-from smidgen.diffusion.process import Process
 from smidgen.hosts.host import families
 from smidgen.interop.lora_names import Names
+from smidgen.models.base import Base
 
 PREFIX = "modelspec."
 VERSION = "1.0.0"
@@ -25,23 +25,13 @@ MOST_PROMPTS = 8
 DIFFUSERS = "diffusers"
 
 
-class Described(Protocol):
-    """What is read of a base; `models.base.Base` is one."""
-
-    @property
-    def denoiser(self) -> Any: ...
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def process(self) -> Process: ...
-
-
-def modelspec(delta: Delta, base: Described, format: str) -> dict[str, str]:
+def modelspec(delta: Delta, base: Base, format: str) -> dict[str, str]:
     """The fields for a LoRA file of this delta in this format (`lora.LoraFormat`).
 
     No date and no path, so that equal deltas are equal files.
     """
-    network, process = base.denoiser, base.process
+    network: Any = base.denoiser
+    process = base.process
     names, family = Names(network), families().get(type(network).__name__)
     original = format == "kohya" and (names.kohya_is_original or names.ours is not None)
     found, code = None, None

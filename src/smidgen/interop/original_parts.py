@@ -58,9 +58,7 @@ def original_vae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _vae_name(name: str, last: int) -> str | None:
-    """The original name of a module of the codec; blocks on the way up count backwards from
-    `last`.
-    """
+    """The original name of a module of the codec; blocks on the way up count back from `last`."""
     match name.split("."):
         case ["quant_conv" | "post_quant_conv"] | ["encoder" | "decoder", "conv_in" | "conv_out"]:
             return name

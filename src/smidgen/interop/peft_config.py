@@ -19,52 +19,25 @@ from smidgen.errors import SmidgenError
 from smidgen.files.reading import Unreadable, fit
 from smidgen.interop.factors import Start
 
-HARMLESS = frozenset(  # to the output of a trained LoRA; ranks and modules are those of the tensors
-    {
-        "task_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "r",
-        "rank_pattern",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "lora_dropout",
-        "megatron_core",
-        "qalora_group_size",
-        "runtime_config",
+# without a part in what a trained LoRA gives; ranks and modules are those of the tensors
+HARMLESS = frozenset(
+    (
+        *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "r", "rank_pattern", "target_modules", "exclude_modules"),
+        *("layers_to_transform", "layers_pattern", "lora_dropout", "megatron_core"),
+        *("qalora_group_size", "runtime_config"),
         # of the start alone, which `init_lora_weights` names
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-    }
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    )
 )
-READ = frozenset({"peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights"})
+READ = frozenset(("peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights"))
 REFUSED = frozenset(
-    {
-        "fan_in_fan_out",
-        "bias",
-        "modules_to_save",
-        "megatron_config",
-        "trainable_token_indices",
-        "use_dora",
-        "velora_config",
-        "alora_invocation_tokens",
-        "use_qalora",
-        "monteclora_config",
-        "layer_replication",
-        "lora_bias",
-        "target_parameters",
-        "use_bdlora",
-        "arrow_config",
-        "kasa_config",
-        "ensure_weight_tying",
-    }
+    (
+        *("fan_in_fan_out", "bias", "modules_to_save", "megatron_config", "use_dora"),
+        *("trainable_token_indices", "velora_config", "alora_invocation_tokens", "use_qalora"),
+        *("monteclora_config", "layer_replication", "lora_bias", "target_parameters"),
+        *("use_bdlora", "arrow_config", "kasa_config", "ensure_weight_tying"),
+    )
 )
 UNSET = (None, False, "", [], {})
 DEFAULT_ALPHA = 8.0  # of LoraConfig
@@ -165,10 +138,7 @@ def read_config(config: Mapping[str, Any], source: Path) -> Scaling:
 
 
 def _start(value: bool | str | None, source: Path) -> Start | None:
-    """The start that took its own product out of the base's weights; None of one that did not.
-
-    Raises: SmidgenError for one that changed them in a way that cannot be computed again.
-    """
+    """The start that took its product out of the base's weights; None of one that did not."""
     if not isinstance(value, str) or value.lower() in PLAIN_STARTS:
         return None
     if value.lower() not in STARTS:

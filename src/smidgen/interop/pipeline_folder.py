@@ -17,20 +17,19 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
-from smidgen.files.writing import write_json
+from smidgen.files.writing import write_json, writing
 from smidgen.hosts.host import Host
 from smidgen.interop.single_file import original_of, single_file
 from smidgen.models.files import (
     read_json,
-    read_shards,
     read_tensors,
-    refuse_pickles,
+    weight_files,
     write_safetensors_file,
 )
 
 INDEX = "model_index.json"
 DENOISERS = ("unet", "transformer")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # of diffusers, transformers
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 SKIPPED = frozenset({".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".pb", ".h5"})
 
 
@@ -78,7 +77,7 @@ def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path)
     for name in present:
         _remove_weights(output / name)
         _copy_component(pipeline.folder / name, output / name, weights=name != pipeline.denoiser)
-    write_safetensors_file(folded, output / pipeline.denoiser / WEIGHTS[0])
+    write_safetensors_file(folded, output / pipeline.denoiser / WEIGHTS)
     index = {
         key: [None, None] if _is_class(value) and key not in present else value
         for key, value in pipeline.index.items()
@@ -114,18 +113,8 @@ def fold_into_single_file(delta: Delta, pipeline: Pipeline, host: Host, output: 
 
 
 def component_state(folder: Path) -> dict[str, Tensor]:
-    """The weights of one component, from one file or several.
-
-    Raises: SmidgenError if there are none, or only as a pickle.
-    """
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return read_tensors(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return {k: t for file in read_shards(index) for k, t in read_tensors(file).items()}
-    refuse_pickles(folder)
-    raise SmidgenError(f"{folder} holds none of {', '.join(WEIGHTS)}; get the folder again")
+    """The weights of one component. Raises: SmidgenError as `weight_files`."""
+    return {k: t for file in weight_files(folder) for k, t in read_tensors(file).items()}
 
 
 def _copy_component(source: Path, target: Path, *, weights: bool) -> None:
@@ -136,21 +125,17 @@ def _copy_component(source: Path, target: Path, *, weights: bool) -> None:
         if not path.is_file() or path.suffix in skipped or is_index:
             continue
         place = target / path.relative_to(source)
-        try:
+        with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-        except OSError as error:
-            raise SmidgenError(f"cannot write {place}: {error.strerror or error}") from error
 
 
 def _remove_weights(folder: Path) -> None:
     """An index of shards that is left there would be read in the place of the new weights."""
     for path in sorted(folder.glob("*")):
         if path.suffix in SKIPPED | {".safetensors"} or path.name.endswith(".index.json"):
-            try:
+            with writing(path):
                 path.unlink()
-            except OSError as error:
-                raise SmidgenError(f"cannot replace {path}: {error.strerror}") from error
 
 
 def check_apart(source: Path, output: Path) -> None:

@@ -83,7 +83,8 @@ def _refuse(host: Host, role: str, place: str) -> NoReturn:
     """Raises: SmidgenError that says that this host has no such input or output."""
     known = list(dict.fromkeys(place for block in host.blocks for place in block.positions))
     if role == "output":
-        known = [p for p in known if any(_writable(block, p) for block in host.blocks)]
+        places = [place for block in host.blocks for place in block.positions.items()]
+        known = [name for name in known if any(p.writes for place, p in places if place == name)]
     if not known:
         raise SmidgenError(f"adapter has no positions in a {host.family} base; use another method")
     why = "no cross-attention" if place.startswith("CA_") else "no such place"
@@ -91,10 +92,6 @@ def _refuse(host: Host, role: str, place: str) -> NoReturn:
         f"{role} {place} has no block: a {host.family} base has {why}; "
         f"choose the {role} from: {', '.join(known)}"
     )
-
-
-def _writable(block: Block, place: str) -> bool:
-    return place in block.positions and bool(block.positions[place].writes)
 
 
 def nearest_width(host: Host, places: tuple[str, str], config: AdapterConfig, target: float) -> int:

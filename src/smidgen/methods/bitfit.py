@@ -12,10 +12,7 @@ from smidgen.methods.method import Tunable
 
 
 def build(base: Tunable, config: NoOptions, generator: torch.Generator) -> dict[str, Shift]:
-    """A shift for every bias of the base.
-
-    Raises: SmidgenError for a base without a bias.
-    """
+    """A shift for every bias of the base. Raises: SmidgenError for a base without a bias."""
     if not base.host.biases:
         raise SmidgenError(
             f"bitfit trains biases and a {base.host.family} base has none; choose another method"

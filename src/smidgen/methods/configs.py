@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from smidgen.errors import UsageError
-from smidgen.files.checks import check_choice
+from smidgen.files.settings import check_choices
 from smidgen.methods.method import check_scale, check_size, range_ends
 
 # DiffFit
@@ -101,8 +101,7 @@ class AdaptFormerConfig:
     """What the bottleneck adds is multiplied by this fixed number."""
 
     def __post_init__(self) -> None:
-        check_choice("form", self.form, get_args(Form))
-        check_choice("read", self.read, get_args(Read))
+        check_choices(self)
         if (self.form, self.read) == ("sequential", "stream"):
             raise UsageError(
                 'read is "stream", but the sequential form reads what the feed-forward returns; '
@@ -128,7 +127,7 @@ class VPTConfig:
     """Train the final layer as well."""
 
     def __post_init__(self) -> None:
-        check_choice("depth", self.depth, get_args(Depth))
+        check_choices(self)
         check_size("tokens", self.tokens)
         if self.blocks not in VPT_BLOCKS:
             range_ends(self.blocks, *VPT_BLOCKS)
@@ -183,10 +182,7 @@ class AdapterConfig:
     authors do."""
 
     def __post_init__(self) -> None:
-        check_choice("input_position", self.input_position, (*get_args(Place), "auto"))
-        check_choice("output_position", self.output_position, (*get_args(Output), "auto"))
-        check_choice("activation", self.activation, get_args(Activation))
-        check_choice("up_init", self.up_init, get_args(Init))
+        check_choices(self)
         if self.width is not None and self.share is not None:
             raise UsageError("width and share both say how wide the adapters are; give one")
         if self.width is not None:

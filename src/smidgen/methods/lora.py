@@ -48,13 +48,7 @@ def bypass_beside(model: nn.Module, linear: Linear, rank: int, scale: float) -> 
     """
     axis, conv = -1, None
     if linear.conv:
-        axis, module = 1, cast(nn.Conv2d, model.get_submodule(linear.module))
-        conv = Conv(
-            kernel=module.kernel_size,
-            stride=module.stride,
-            padding=cast(tuple[int, ...], module.padding),
-            dilation=module.dilation,
-        )
+        axis, conv = 1, Conv.of(model.get_submodule(linear.module))
     body = Bottleneck(
         linear.size_in, rank, linear.size_out, activation="identity", bias=False, conv=conv
     )

@@ -4,18 +4,16 @@ weights. The configurations of known architectures are in architectures/.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
-from smidgen.models.components import class_of
+from smidgen.models.components import class_of, quiet
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
 from smidgen.models.names import ARCHITECTURES, on_hub
@@ -39,10 +37,9 @@ def meta_network(name: str | Path, num_classes: int | None = None) -> nn.Module:
     from the hub nothing else is fetched.
     `num_classes` is for a network that has labels; None: those of the base.
 
-    Raises:
-        UsageError: an unknown name, or fewer than one class.
-        SmidgenError: a configuration that cannot be read, `num_classes` for one without labels, or
-            the hub does not answer.
+    Raises: UsageError for an unknown name, or fewer than one class; SmidgenError for a
+        configuration that cannot be read, `num_classes` for one without labels, or if the hub does
+        not answer.
     """
     if on_hub(name):
         name = download(str(name), patterns=FILES)
@@ -68,25 +65,15 @@ def build_meta(config: Mapping[str, Any]) -> nn.Module:
     found = class_of(str(kind))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SmidgenError(f"{kind} is no network; expected the configuration of a denoiser")
-    noisy = logging.getLogger("diffusers")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
+    # what is only about the file would be a warning or, for a quantised one, a missing package
+    facts = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            network = _from_config(found, config)
+        with quiet(), torch.device("meta"):
+            network = cast(Any, found).from_config(facts)
     except Exception as error:  # a damaged configuration gives whatever it leads diffusers to
         reason = in_one_line(error)
         raise SmidgenError(f"the configuration does not fit a {kind}: {reason}") from error
-    finally:
-        noisy.setLevel(level)
     return network.requires_grad_(False).eval()
-
-
-def _from_config(kind: Any, config: Mapping[str, Any]) -> nn.Module:
-    # what is only about the file would be a warning or, for a quantised one, a missing package
-    facts = {key: value for key, value in config.items() if key != "quantization_config"}
-    return kind.from_config(facts)
 
 
 def _config_of(name: str | Path) -> dict[str, Any] | None:

@@ -80,9 +80,8 @@ class Base:
         """What labels mean to the denoiser: themselves, or the prompts that they count, the label
         behind the last prompt meaning the `negative` one.
 
-        Raises:
-            UsageError: prompts for a base that knows classes, or none for one that reads them.
-            SmidgenError: as `Conditioner.encode`.
+        Raises: UsageError for prompts for a base that knows classes, or none for one that reads
+            them; SmidgenError as `Conditioner.encode`.
         """
         if self.conditioner is None:
             if prompts:

@@ -23,6 +23,9 @@ from smidgen.models.codec_kinds import CODECS
 from smidgen.models.files import check_safetensors, read_json, refuse_pickles
 from smidgen.models.schemas import Autoencoder, check_sizes
 
+Images = Float[Tensor, "B 3 H W"]
+Latents = Float[Tensor, "B C h w"]
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENCODE_PIXELS = (
     2**19
@@ -47,13 +50,11 @@ class Codec(Protocol):
         """The same only for a codec that gives the same latents."""
         ...
 
-    def encode(
-        self, images: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+    def encode(self, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of the latents of images in [-1, 1], in the base's scale."""
         ...
 
-    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+    def decode(self, latents: Latents) -> Images:
         """Images in [-1, 1] of latents in the base's scale."""
         ...
 
@@ -65,9 +66,8 @@ class AutoencoderCodec:
     `load` turns the folder into the network, in float32, at the first image: a command that fails
     before does not pay for it. Files and configuration are checked at once.
 
-    Raises:
-        SmidgenError: the folder lacks a file, a file is truncated, or it holds another kind of
-            codec.
+    Raises: SmidgenError if the folder lacks a file, a file is truncated, or it holds another kind
+        of codec.
     """
 
     def __init__(self, folder: Path, load: Callable[[Path], nn.Module]) -> None:
@@ -117,13 +117,10 @@ class AutoencoderCodec:
         return self
 
     @torch.no_grad()
-    def encode(
-        self, images: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]:
+    def encode(self, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of q(latent | image in [-1, 1]) in the scale of the base.
 
-        Raises:
-            SmidgenError: the sides of the images are no multiples of `factor`.
+        Raises: SmidgenError if the sides of the images are no multiples of `factor`.
         """
         height, width = images.shape[2:]
         if height % self.factor or width % self.factor:
@@ -139,11 +136,10 @@ class AutoencoderCodec:
         return torch.cat(means), torch.cat(stds)
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+    def decode(self, latents: Latents) -> Images:
         """Images in [-1, 1]; the same for a latent, bit for bit, whatever else is in the batch.
 
-        Raises:
-            SmidgenError: another number of latent channels.
+        Raises: SmidgenError for another number of latent channels.
         """
         if latents.shape[1] != self.latent_channels:
             raise SmidgenError(
@@ -186,8 +182,7 @@ class AutoencoderCodec:
 def save_codec(codec: Codec, folder: Path) -> None:
     """Writes a codec as a diffusers `vae` folder.
 
-    Raises:
-        SmidgenError: a codec that did not come from such a folder, or the disk refuses.
+    Raises: SmidgenError for a codec that did not come from such a folder, or if the disk refuses.
     """
     if not isinstance(codec, AutoencoderCodec):
         raise SmidgenError(f"a {type(codec).__name__} has no files to write as a diffusers vae")

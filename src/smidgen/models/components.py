@@ -31,12 +31,11 @@ def load_encoders(
     """A pipeline of this class, which is beside that of its network, with these components instead
     of the folder's, None for without.
 
-    Raises:
-        SmidgenError: it cannot be loaded, or has weights that are not finite.
+    Raises: SmidgenError if it cannot be loaded, or has weights that are not finite.
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True} | dict(parts)
     bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
-    with bars, _quiet(), _readable(folder, "no pipeline"):
+    with bars, quiet(), _readable(folder, "no pipeline"):
         found = class_of(kind, beside=network)
         pipeline = found.from_pretrained(str(folder), torch_dtype=dtype, **options)
     for name, part in pipeline.components.items():
@@ -49,8 +48,7 @@ def class_of(name: str, beside: str | None = None) -> Any:
     """A class by its name: from where HOSTS says that it is, or the one that it is `beside`, and of
     diffusers if that says nothing.
 
-    Raises:
-        SmidgenError: there is none of this name, or its library cannot be imported.
+    Raises: SmidgenError if there is none of this name, or its library cannot be imported.
     """
     library = library_of(beside or name)
     with warnings.catch_warnings():
@@ -68,8 +66,7 @@ def class_of(name: str, beside: str | None = None) -> Any:
 def load_network(folder: Path, kind: str, dtype: torch.dtype) -> nn.Module:
     """A network from a checked folder, without the notices of diffusers.
 
-    Raises:
-        SmidgenError: it cannot be loaded, or weights are missing, unknown or not finite.
+    Raises: SmidgenError if it cannot be loaded, or weights are missing, unknown or not finite.
     """
     return _load_complete(class_of(kind), folder, f"no {kind}", dtype)
 
@@ -81,7 +78,7 @@ def load_autoencoder(folder: Path) -> nn.Module:
 
 
 def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn.Module:
-    with _quiet(), _readable(folder, what):
+    with quiet(), _readable(folder, what):
         loaded: Any = kind.from_pretrained(
             str(folder),
             use_safetensors=True,
@@ -100,7 +97,7 @@ def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the notices of diffusers and transformers."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]

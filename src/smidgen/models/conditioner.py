@@ -49,9 +49,8 @@ class Conditioner:
         Every prompt is encoded by itself, so that what it becomes does not depend on the others;
         texts of fewer tokens are filled up with zeros that their mask leaves out.
 
-        Raises:
-            SmidgenError: no prompts, encoders that cannot be loaded, that fail or give numbers that
-                are not finite, or texts of different lengths that have no mask.
+        Raises: SmidgenError for no prompts, encoders that cannot be loaded, that fail or give
+            numbers that are not finite, or texts of different lengths that have no mask.
         """
         if not prompts:
             raise SmidgenError("no prompts to encode; give at least one")
@@ -86,11 +85,7 @@ class Conditioner:
     def conditions(
         self, prompts: Sequence[str], device: torch.device, dtype: torch.dtype
     ) -> Conditions:
-        """Label i as the condition of prompt i.
-
-        Raises:
-            SmidgenError: as `encode`.
-        """
+        """Label i as the condition of prompt i. Raises: SmidgenError as `encode`."""
         rows = {
             name: value.to(device, dtype if value.is_floating_point() else None)
             for name, value in self.encode(prompts).items()

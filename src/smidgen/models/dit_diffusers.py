@@ -60,8 +60,8 @@ def to_diffusers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
 def from_diffusers(state: Mapping[str, Tensor], depth: int, source: Path) -> dict[str, Tensor]:
     """A complete state dict of diffusers under our names, without the position table.
 
-    Raises:
-        SmidgenError: the embedders differ between blocks, so that no single one can stand for them.
+    Raises: SmidgenError if the embedders differ between blocks, so that no single one can stand for
+        them.
     """
     renamed = {}
     for ours, theirs in REPEATED.items():
@@ -85,8 +85,7 @@ def pad_classes(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tens
     """Our state dict with a label table of `num_classes` classes: what is missing are copies of the
     null row, which stays last. DiTPipeline finds its null there.
 
-    Raises:
-        SmidgenError: the table has more classes than that.
+    Raises: SmidgenError if the table has more classes than that.
     """
     table = state[TABLE]
     missing = num_classes + 1 - len(table)
@@ -107,8 +106,7 @@ def strip_classes(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Te
 def padded_classes(config: Mapping[str, Any], source: Path) -> int | None:
     """Rows of classes in the files of a padded `transformer/`, None: it is not padded.
 
-    Raises:
-        SmidgenError: the record does not fit the table's size.
+    Raises: SmidgenError if the record does not fit the table's size.
     """
     if "_num_classes" not in config:
         return None
@@ -132,8 +130,8 @@ def config_from_diffusers(config: Mapping[str, Any], source: Path) -> DiTConfig:
     released weights, and so is the number of classes of a padded table. `norm_eps` is ignored: 1e-6
     as in training.
 
-    Raises:
-        SmidgenError: not a DiT, or a variant of it that this architecture does not have.
+    Raises: SmidgenError for what is no DiT, or a variant of it that this architecture does not
+        have.
     """
     for key, value in REQUIRED.items():
         if config.get(key, value) != value:
@@ -168,8 +166,8 @@ def config_to_diffusers(config: DiTConfig, num_rows: int | None = None) -> dict[
 
     `num_rows`: classes of the table as padded, of which the true number is recorded likewise.
 
-    Raises:
-        SmidgenError: a feed-forward that is not 4 times as wide, which diffusers cannot express.
+    Raises: SmidgenError for a feed-forward that is not 4 times as wide, which diffusers cannot
+        express.
     """
     if config.mlp_ratio != 4:
         raise SmidgenError(
@@ -201,8 +199,7 @@ def config_to_diffusers(config: DiTConfig, num_rows: int | None = None) -> dict[
 def schedule_from_diffusers(config: Mapping[str, Any], source: Path) -> Schedule:
     """The training schedule behind a scheduler's configuration.
 
-    Raises:
-        SmidgenError: the network does not predict noise, or betas of an unknown kind.
+    Raises: SmidgenError if the network does not predict noise, or for betas of an unknown kind.
     """
     kind = config.get("beta_schedule", "linear")
     predicted = config.get("prediction_type", "epsilon")

@@ -25,8 +25,8 @@ def infer_config(
 ) -> DiTConfig:
     """The configuration that fits an original state dict's shapes; heads by the family's table.
 
-    Raises:
-        SmidgenError: not a DiT's tensors, or a width outside the family without `num_heads`.
+    Raises: SmidgenError for tensors that are not a DiT's, or a width outside the family without
+        `num_heads`.
     """
     try:
         width, in_channels, patch_size, _ = state[FIRST].shape
@@ -70,8 +70,7 @@ def without_prefix(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     """The state dict without what stands before all of its names, such as "model." where it was a
     part of something larger.
 
-    Raises:
-        SmidgenError: there are several DiTs under different prefixes, or tensors outside it.
+    Raises: SmidgenError if there are several DiTs under different prefixes, or tensors outside it.
     """
     stems = [name.removesuffix(FIRST) for name in state if name.endswith(f".{FIRST}")]
     if FIRST in state or not stems:
@@ -92,8 +91,7 @@ def fit_positions(
 
     Computed, unless the file's is not the fixed table: that is kept.
 
-    Raises:
-        SmidgenError: an impossible size, or another than that of a table that is not fixed.
+    Raises: SmidgenError for an impossible size, or another than that of a table that is not fixed.
     """
     if image_size is not None:
         try:

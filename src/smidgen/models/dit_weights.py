@@ -1,7 +1,7 @@
 """Files of DiT weights <-> our state dict: the original `.pt`, our folder, the diffusers folder.
 
 D width, N tokens. Reading keeps the file's precision and maps the file instead of copying it. Class
-names, schedules and codecs of a whole base are read in pretrained.py; here they are only written.
+names and schedule are those that its folder says; whole bases are read in pretrained.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from smidgen.models.dit import DiT, DiTConfig
 from smidgen.models.dit_diffusers import (
     DIFFUSERS_SHIFT,
     PIPELINE_CLASSES,
+    class_names_of_index,
     config_from_diffusers,
     config_to_diffusers,
     diffusers_shapes,
@@ -32,6 +33,7 @@ from smidgen.models.dit_diffusers import (
     pad_classes,
     padded_classes,
     pipeline_index,
+    schedule_from_diffusers,
     schedule_to_diffusers,
     strip_classes,
     to_diffusers,
@@ -44,14 +46,13 @@ from smidgen.models.dit_shapes import (
 )
 from smidgen.models.files import (
     read_json,
-    read_shards,
     read_tensors,
     recorded,
-    refuse_pickles,
+    weight_files,
     write_pickle,
     write_safetensors_file,
 )
-from smidgen.models.schemas import DiffusersDiT, Folder
+from smidgen.models.schemas import DiffusersDiT, Folder, Scheduler
 
 FORMAT = "smidgen-base"
 WEIGHTS = "dit.safetensors"
@@ -72,9 +73,8 @@ def read_dit(
     `frequency_shift` None: what was recorded, else 0, that of the released weights. `num_heads` is
     needed only for a lone file of another program and of a width outside the family.
 
-    Raises:
-        SmidgenError: nothing readable there, a pickle with more than tensors, a truncated file,
-            missing, unknown or mis-shaped tensors.
+    Raises: SmidgenError if nothing there can be read, for a pickle with more than tensors, a
+        truncated file, or missing, unknown or mis-shaped tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -105,8 +105,7 @@ def read_dit(
 def read_config(path: str | Path, *, num_heads: int | None = None) -> DiTConfig:
     """The configuration alone, as `read_dit` would give it; of a file the shapes tell it.
 
-    Raises:
-        SmidgenError: as `read_dit`, as far as the configuration shows it.
+    Raises: SmidgenError as `read_dit`, as far as the configuration shows it.
     """
     path = Path(path)
     transformer = diffusers_folder(path)
@@ -140,6 +139,44 @@ def config_of_folder(folder: Path) -> DiTConfig:
         raise SmidgenError(f"{folder}/config.json: {error.reason}") from error
 
 
+def class_names_of(
+    described: Mapping[str, Any], config: DiTConfig, source: Path
+) -> tuple[str, ...]:
+    """One name for each class, from our config.json or a pipeline's index.
+
+    Raises: SmidgenError for names that do not fit the number of classes.
+    """
+    if described.get("format") != FORMAT or "class_names" not in described:
+        return class_names_of_index(described, config.num_classes)
+    names = tuple(described["class_names"])
+    if len(names) != config.num_classes or len(set(names)) != len(names):
+        raise SmidgenError(
+            f"{source}/config.json lists {len(set(names))} different class names for "
+            f"{config.num_classes} classes"
+        )
+    return names
+
+
+def schedule_of(described: Mapping[str, Any], source: Path) -> Schedule:
+    """The schedule that the folder describes, else the linear one of the released models.
+
+    Raises: SmidgenError for a schedule of an unknown kind.
+    """
+    scheduler = source / "scheduler" / "scheduler_config.json"
+    if described.get("format") == FORMAT:
+        fields: dict[str, Any] = dict(described.get("schedule") or {"kind": "linear"})
+        kind = fields.pop("kind", None)
+        try:
+            if kind == "linear":
+                return Schedule.linear(**fields)
+        except (TypeError, ValueError) as error:
+            raise SmidgenError(f"{source}/config.json: schedule: {error}") from error
+        raise SmidgenError(f'{source}/config.json: schedule "{kind}"; expected linear')
+    if scheduler.is_file():
+        return schedule_from_diffusers(read_json(scheduler, Scheduler), scheduler)
+    return Schedule.linear()
+
+
 def build_dit(
     config: DiTConfig,
     state: Mapping[str, Tensor],
@@ -165,37 +202,6 @@ def write_original_pt(model: DiT, path: str | Path) -> list[str]:
     return _notes_on_shift(model.config, 0.0, "the original code")
 
 
-def write_safetensors(
-    model: DiT,
-    folder: str | Path,
-    *,
-    codec: Codec | None = None,
-    class_names: Sequence[str] = (),
-    schedule: Schedule | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Writes our folder: config.json, dit.safetensors and, with a codec, vae/.
-
-    `dtype` None keeps the model's.
-
-    Raises:
-        SmidgenError: a schedule that is not linear, or the disk refuses.
-    """
-    folder = Path(folder)
-    document: dict[str, Any] = {"format": FORMAT, "dit": dataclasses.asdict(model.config)}
-    if class_names:
-        document["class_names"] = list(class_names)
-    if codec is not None:
-        document["image_size"] = model.config.image_size * codec.factor
-    if schedule is not None:
-        document["schedule"] = _schedule_spec(schedule)
-    state = {k: t if dtype is None else t.to(dtype) for k, t in model.state_dict().items()}
-    write_safetensors_file(state, folder / WEIGHTS)
-    if codec is not None:
-        save_codec(codec, folder / "vae")
-    write_json(document, folder / "config.json")
-
-
 def write_diffusers(
     model: DiT,
     folder: str | Path,
@@ -211,9 +217,8 @@ def write_diffusers(
     training. Returns, and logs as a warning, what will differ there: diffusers computes the
     timestep frequencies with shift 1.
 
-    Raises:
-        SmidgenError: a feed-forward, positions or, in a pipeline, a number of classes that
-            diffusers cannot express, or the disk refuses.
+    Raises: SmidgenError for a feed-forward, positions or, in a pipeline, a number of classes that
+        diffusers cannot express, or if the disk refuses.
     """
     folder, config = Path(folder), model.config
     ours: Mapping[str, Tensor] = model.state_dict()
@@ -245,23 +250,13 @@ def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
     num_rows = padded_classes(document, folder / "config.json")
     stored = config if num_rows is None else dataclasses.replace(config, num_classes=num_rows)
     state: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         state |= read_tensors(path)
     # Early versions of diffusers also stored the fixed table.
     state.pop("pos_embed.pos_embed", None)
     check_shapes(diffusers_shapes(stored), state, folder)
     ours = from_diffusers(state, config.depth, folder)
     return config, ours if num_rows is None else strip_classes(ours, config.num_classes)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / f"{DIFFUSERS_WEIGHTS}.index.json"
-    if (folder / DIFFUSERS_WEIGHTS).is_file():
-        return [folder / DIFFUSERS_WEIGHTS]
-    if index.is_file():
-        return read_shards(index)
-    refuse_pickles(folder)
-    raise SmidgenError(f"{folder} holds no {DIFFUSERS_WEIGHTS}; get the folder again")
 
 
 def _config_of_file(state: Mapping[str, Tensor], path: Path, num_heads: int | None) -> DiTConfig:
@@ -295,11 +290,3 @@ def _notes_on_shift(config: DiTConfig, shift: float, reader: str) -> list[str]:
     )
     logger.warning(note)
     return [note]
-
-
-def _schedule_spec(schedule: Schedule) -> dict[str, Any]:
-    start, end = float(schedule.betas[0]), float(schedule.betas[-1])
-    linear = Schedule.linear(len(schedule.betas), start, end).betas
-    if not torch.allclose(schedule.betas, linear, rtol=1e-9):
-        raise SmidgenError("only a linear schedule can be written in smidgen's own folder")
-    return {"kind": "linear", "num_steps": len(linear), "beta_start": start, "beta_end": end}

@@ -25,6 +25,7 @@ from smidgen.files import reading
 from smidgen.files.writing import whole_file
 from smidgen.models.schemas import Shards
 
+WEIGHTS = ("diffusion_pytorch_model", "model")  # stems of the files of diffusers and transformers
 PICKLE_SUFFIXES = (".pt", ".pth")
 RECORD = "smidgen"
 HOLDERS = ("ema", "model", "state_dict", "model_state_dict", "module")  # of tensors, in a `.pt`
@@ -42,9 +43,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     A training checkpoint gives the dict under its key "ema", else "model", as the released sampling
     code reads it, else the first of the other `HOLDERS`.
 
-    Raises:
-        SmidgenError: no such file, another format, truncated, or a pickle that holds more than
-            tensors.
+    Raises: SmidgenError for no such file, one of another format or truncated, or a pickle with more
+        than tensors.
     """
     reading.size_of(path)
     if path.suffix == ".safetensors":
@@ -61,8 +61,7 @@ def plain_names(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     """The tensors under the names that their module gave them before it was wrapped: without
     `AROUND`, wherever that stands, and without "module." before all of them.
 
-    Raises:
-        SmidgenError: only some begin with "module.", or two would have one name.
+    Raises: SmidgenError if only some begin with "module.", or two would have one name.
     """
     plain: dict[str, str] = {}  # -> the name in the file
     for name in tensors:
@@ -88,8 +87,7 @@ def plain_names(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
 def check_safetensors(path: Path) -> None:
     """Reads the header only: existence, format and length of a safetensors file.
 
-    Raises:
-        SmidgenError: the file is missing, foreign or truncated.
+    Raises: SmidgenError if the file is missing, foreign or truncated.
     """
     with open_safetensors(path):
         pass
@@ -98,8 +96,7 @@ def check_safetensors(path: Path) -> None:
 def read_shards(index: Path) -> list[Path]:
     """The files beside an index of weights in several files.
 
-    Raises:
-        SmidgenError: it is no such index, or names files elsewhere.
+    Raises: SmidgenError if it is no such index, or names files elsewhere.
     """
     names = sorted(set(read_json(index, Shards)["weight_map"].values()))
     if any(Path(name).name != name for name in names):
@@ -107,11 +104,29 @@ def read_shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a component's weights as diffusers or transformers writes them: those that an
+    index names, or one.
+
+    Raises: SmidgenError if there are none, or only pickles.
+    """
+    for stem in WEIGHTS:
+        if (index := folder / f"{stem}.safetensors.index.json").is_file():
+            return read_shards(index)
+        if (file := folder / f"{stem}.safetensors").is_file():
+            return [file]
+    refuse_pickles(folder)
+    variants = sorted(path.name for path in folder.glob("*.safetensors"))
+    hint = (
+        f"{variants[0]} is a variant: rename it to use it" if variants else "get the folder again"
+    )
+    raise SmidgenError(f"{folder} holds no {WEIGHTS[0]}.safetensors; {hint}")
+
+
 def refuse_pickles(folder: Path) -> None:
     """Explains that weights which are there only as `.bin` are not read.
 
-    Raises:
-        SmidgenError: the folder holds such a file.
+    Raises: SmidgenError if the folder holds such a file.
     """
     if list(folder.glob("*.bin")):
         raise SmidgenError(
@@ -123,8 +138,7 @@ def refuse_pickles(folder: Path) -> None:
 def read_json(path: Path, schema: type = dict) -> dict[str, Any]:
     """The object in a JSON file; the values that `schema` (a TypedDict) names are of its types.
 
-    Raises:
-        SmidgenError: missing, not JSON, not an object, or a value of another type.
+    Raises: SmidgenError if it is missing, not JSON, no object, or has a value of another type.
     """
     value = reading.read_json(path, dict[str, Any])
     try:
@@ -145,8 +159,7 @@ def write_safetensors_file(tensors: Mapping[str, Tensor], path: Path) -> None:
 def write_pickle(tensors: Mapping[str, Tensor], path: Path, record: Mapping[str, Any]) -> None:
     """Writes a dict of tensors with torch.save, and `record` where `recorded` finds it.
 
-    Raises:
-        SmidgenError: the disk refuses.
+    Raises: SmidgenError if the disk refuses.
     """
     # A slice of a larger tensor would be saved with all of its storage.
     dense = OrderedDict((name, _own_storage(t.detach().cpu())) for name, t in tensors.items())

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
 from smidgen.models.files import read_json
 from smidgen.models.pipelines import INDEX, is_pipeline, wanted
 from smidgen.models.schemas import Folder
+
+T = TypeVar("T")
 
 PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickle
     *(f"{folder}*.json" for folder in ("", "transformer/", "vae/", "scheduler/")),
@@ -30,9 +34,8 @@ def download(
     `patterns` names the files wanted (None: those of a base, of a pipeline as its index says, which
     is read before anything large comes), `revision` a branch, tag or commit (None: the main one).
 
-    Raises:
-        SmidgenError: the hub does not answer and there is no copy, there is no such public model,
-            the download breaks, or it is a pipeline that cannot be trained.
+    Raises: SmidgenError if the hub does not answer and there is no copy, there is no such public
+        model, the download breaks, or it is a pipeline that cannot be trained.
     """
     problem = _why_unreachable(repo_id)
     if patterns is None:
@@ -74,18 +77,30 @@ def _snapshot(
 
 
 def _why_unreachable(repo_id: str) -> str | None:
-    """Asks the hub once whether it has the model; None if so.
+    """Asks the hub once whether it has the model; None if so."""
+    try:
+        return in_time(lambda: _ask(repo_id), DEADLINE_SECONDS)
+    except TimeoutError:
+        return f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds"
 
-    In a thread, because neither the resolution of names nor a trickle of bytes obeys the client's
-    timeouts.
+
+def in_time(work: Callable[[], T], seconds: float) -> T:
+    """What `work` gives or raises, in a thread: neither the resolution of names nor a trickle of
+    bytes obeys the timeouts of a client. Raises: TimeoutError.
     """
-    outcome: list[str | None] = []
-    thread = threading.Thread(target=lambda: outcome.append(_ask(repo_id)), daemon=True)
-    thread.start()
-    thread.join(DEADLINE_SECONDS)
-    return (
-        outcome[0] if outcome else f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds"
-    )
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:g} seconds") from error
 
 
 def _ask(repo_id: str) -> str | None:

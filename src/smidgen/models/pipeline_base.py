@@ -46,19 +46,20 @@ def load_pipeline(
     Everything is checked before the network is loaded. A base of a class that no host calls has no
     conditioner, and asking for its family is an error.
 
-    Raises:
-        UsageError: an image size that does not fit.
-        SmidgenError: a pipeline that is not known, files that are missing, damaged or pickles, or
-            transformers is not installed.
+    Raises: UsageError for an image size that does not fit; SmidgenError for a pipeline that is not
+        known, files that are missing, damaged or pickles, or if transformers is not installed.
     """
     network, pipeline = pipeline_of(index, source)
-    if pipeline.prompts:
-        _check_transformers(name)
+    if pipeline.prompts and find_spec("transformers") is None:
+        raise SmidgenError(
+            f'base "{name}" reads prompts with transformers, which is not installed: '
+            'pip install "smidgen[features]"'
+        )
     check_files(source, index, pipeline)
     autoencoder = codec()
     config = read_json(source / pipeline.denoiser / "config.json")
     pixels = image_size or trained_pixels(config, autoencoder.factor)
-    _check_size(pixels, autoencoder.factor * pipeline.patch)
+    check_size(pixels, autoencoder.factor * pipeline.patch)
     _check_channels(config, autoencoder, name)
     denoiser = load_network(source / pipeline.denoiser, network, dtype)
     denoiser.to(device).requires_grad_(False).eval()
@@ -111,9 +112,7 @@ def _process(source: Path, pipeline: Pipeline, family: Family | None, num_tokens
 
 
 def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: Base) -> Any:
-    """The pipeline with what reads prompts, and the base's own transformer, of which some ask for
-    sizes; nothing else.
-    """
+    """The pipeline with what reads prompts and the transformer, of which some ask for sizes."""
     parts: dict[str, Any] = dict.fromkeys(beside_prompts(index, pipeline))
     if pipeline.denoiser == "transformer":
         parts["transformer"] = base.denoiser
@@ -122,15 +121,8 @@ def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: 
     return load_encoders(source, kind, network, dtype, parts).to(base.device)
 
 
-def _check_transformers(name: str) -> None:
-    if find_spec("transformers") is None:
-        raise SmidgenError(
-            f'base "{name}" reads prompts with transformers, which is not installed: '
-            'pip install "smidgen[features]"'
-        )
-
-
-def _check_size(pixels: int, multiple: int) -> None:
+def check_size(pixels: int, multiple: int) -> None:
+    """Raises: UsageError for a side of images that is no multiple of what the base reduces by."""
     if pixels < 1 or pixels % multiple:
         raise UsageError(
             f"image size {pixels} does not fit this base; give a multiple of {multiple}"

@@ -13,12 +13,11 @@ from typing import Any
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Pipeline
 from smidgen.hosts.host import HOSTS, families
-from smidgen.models.files import check_safetensors, read_json, read_shards, refuse_pickles
+from smidgen.models.files import WEIGHTS, check_safetensors, read_json, weight_files
 from smidgen.models.schemas import Scheduler, check_sizes
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
-WEIGHTS = ("diffusion_pytorch_model", "model")  # stems of the files of diffusers and transformers
 DEFAULT_PIXELS = 1024  # of the pipelines whose network does not say what it was trained at
 
 
@@ -33,9 +32,8 @@ def pipeline_of(index: Mapping[str, Any], source: Path) -> tuple[str, Pipeline]:
 
     Of an unknown pipeline of an unknown network, which nobody here can call, prompts are not read.
 
-    Raises:
-        SmidgenError: an unknown pipeline of a known network, a network of another class, or a
-            component that is missing or comes with code of its own.
+    Raises: SmidgenError for an unknown pipeline of a known network, a network of another class, or
+        a component that is missing or comes with code of its own.
     """
     kind = str(index.get("_class_name"))
     known = {
@@ -83,42 +81,22 @@ def _unknown(index: Mapping[str, Any]) -> tuple[str, Pipeline] | None:
 def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> None:
     """Whether all of a pipeline's files are there, by their headers; weights as safetensors only.
 
-    Raises:
-        SmidgenError: naming what is missing, truncated or a pickle.
+    Raises: SmidgenError naming what is missing, truncated or a pickle.
     """
     scheduler = source / "scheduler" / "scheduler_config.json"
     check_sizes(read_json(config := source / pipeline.denoiser / "config.json"), config)
     read_json(scheduler, Scheduler)
-    check_weights(source / pipeline.denoiser)
+    weights = weight_files(source / pipeline.denoiser)
     for name in pipeline.prompts:
         if _entry(index, name)[1] is None:
             continue
         if not (source / name).is_dir():
             raise SmidgenError(f"{source} has no {name}, which its {INDEX} names; get it again")
         if name in pipeline.encoders:
-            check_weights(source / name)
+            weights += weight_files(source / name)
             check_sizes(read_json(config := source / name / "config.json"), config)
-
-
-def check_weights(folder: Path) -> None:
-    """Whether a component's weights are whole safetensors files, in one or in several parts.
-
-    Raises:
-        SmidgenError: naming what is missing, truncated or a pickle.
-    """
-    for stem in WEIGHTS:
-        parts = folder / f"{stem}.safetensors.index.json"
-        if parts.is_file():
-            for path in read_shards(parts):
-                check_safetensors(path)
-            return
-        if (folder / f"{stem}.safetensors").is_file():
-            check_safetensors(folder / f"{stem}.safetensors")
-            return
-    refuse_pickles(folder)
-    variants = sorted(path.name for path in folder.glob("*.safetensors"))
-    hint = f"; {variants[0]} is a variant: rename it to use it" if variants else ""
-    raise SmidgenError(f"{folder} has no {WEIGHTS[0]}.safetensors{hint}")
+    for path in weights:
+        check_safetensors(path)
 
 
 def beside_prompts(index: Mapping[str, Any], pipeline: Pipeline) -> list[str]:
@@ -131,8 +109,7 @@ def beside_prompts(index: Mapping[str, Any], pipeline: Pipeline) -> list[str]:
 def wanted(index: Mapping[str, Any], source: Path) -> list[str]:
     """Patterns of the files that a base needs of a pipeline on the hub; never a pickle.
 
-    Raises:
-        SmidgenError: as `pipeline_of`.
+    Raises: SmidgenError as `pipeline_of`.
     """
     _, pipeline = pipeline_of(index, source)
     folders = (pipeline.denoiser, "vae", "scheduler", *pipeline.prompts)

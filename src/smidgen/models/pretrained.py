@@ -17,19 +17,20 @@ from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.components import load_autoencoder
 from smidgen.models.dit import DiT, DiTConfig, preset
-from smidgen.models.dit_folder import class_names_of, schedule_of
 from smidgen.models.dit_shapes import fit_positions
 from smidgen.models.dit_weights import (
     DIFFUSERS_CLASSES,
     build_dit,
+    class_names_of,
     config_of_folder,
     read_config,
     read_dit,
+    schedule_of,
 )
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
 from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_names
-from smidgen.models.pipeline_base import load_pipeline
+from smidgen.models.pipeline_base import check_size, load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
 from smidgen.models.schemas import Folder
 from smidgen.processes import is_main
@@ -57,10 +58,9 @@ def load_base(
     weights. `num_classes` is checked against the file. `num_heads` is for a file of a width outside
     the DiT family.
 
-    Raises:
-        UsageError: an architecture's name instead of weights, a file without codec, a size or a
-            number of classes that does not fit.
-        SmidgenError: nothing readable there, or the hub does not answer (within ten seconds).
+    Raises: UsageError for an architecture's name instead of weights, a file without codec, a size
+        or a number of classes that does not fit; SmidgenError if nothing there can be read, or the
+        hub does not answer (within ten seconds).
     """
     _check_device(device)
     source = _locate(name)
@@ -82,7 +82,9 @@ def load_base(
     if codec is None and not (source / "vae" / "config.json").is_file():
         read_config(source, num_heads=num_heads)  # which says so if this is no base at all
     autoencoder = load_codec(_codec_source(name, source, codec), device=device)
-    latent_size = None if image_size is None else _latent_size(image_size, autoencoder.factor)
+    if image_size is not None:
+        check_size(image_size, autoencoder.factor)
+    latent_size = None if image_size is None else image_size // autoencoder.factor
     config, state = read_dit(source, frequency_shift=frequency_shift, num_heads=num_heads)
     _check_fits(config, autoencoder, num_classes, str(name))
     trained = config.image_size * autoencoder.factor
@@ -107,9 +109,8 @@ def load_base(
 def load_codec(source: str | Path, *, device: str | torch.device = "cpu") -> AutoencoderCodec:
     """The codec in a diffusers vae folder, a base's folder, a shipped base or a hub id.
 
-    Raises:
-        UsageError: an unknown name or a missing folder.
-        SmidgenError: no codec there, or one that cannot be read.
+    Raises: UsageError for an unknown name or a missing folder; SmidgenError for no codec there, or
+        one that cannot be read.
     """
     folder = _locate(source)
     if (folder / "vae" / "config.json").is_file():
@@ -127,9 +128,7 @@ def architecture(name: str | Path, num_classes: int | None = None) -> DiTConfig:
 
     `num_classes` None: those of the base, 1000 for an architecture's name.
 
-    Raises:
-        UsageError: an unknown name, or fewer than one class.
-        SmidgenError: as `load_base`.
+    Raises: UsageError for an unknown name, or fewer than one class; SmidgenError as `load_base`.
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"{num_classes} classes; expected at least 1")
@@ -250,15 +249,6 @@ def _check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         raise UsageError(f'device "{device}" cannot be used here; try cpu') from error
-
-
-def _latent_size(image_size: int, factor: int) -> int:
-    if image_size < 1 or image_size % factor:
-        raise UsageError(
-            f"image size {image_size} does not fit a codec that reduces by {factor}; "
-            f"give a multiple of {factor}"
-        )
-    return image_size // factor
 
 
 def _check_fits(

@@ -34,9 +34,8 @@ UNKNOWN_SIGMAS = (
 def diffusion_of(config: Mapping[str, Any], source: Path) -> Diffusion:
     """The process of a model that predicts noise or v.
 
-    Raises:
-        SmidgenError: another prediction, betas of an unknown kind, or ones rescaled to end in pure
-            noise, where epsilon says nothing of the image.
+    Raises: SmidgenError for another prediction, betas of an unknown kind, or ones rescaled to end
+        in pure noise, where epsilon says nothing of the image.
     """
     predicted = config.get("prediction_type", "epsilon")
     if predicted not in PREDICTIONS:
@@ -65,8 +64,7 @@ def flow_of(
     A pipeline either gives its scheduler even steps down to 1 / n itself (`even_to_fraction`) or
     leaves them to it. `fitted_shift`: it takes the shift of FLUX.2 where that depends on the image.
 
-    Raises:
-        SmidgenError: a scheduler of another kind, or with sigmas of an unknown kind.
+    Raises: SmidgenError for a scheduler of another kind, or with sigmas of an unknown kind.
     """
     kind = config.get("_class_name")
     for name in UNKNOWN_SIGMAS:

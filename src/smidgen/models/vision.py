@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
-from smidgen.files.reading import in_one_line
+from smidgen.files.reading import in_one_line, sha256_of
 from smidgen.models.files import read_json
 from smidgen.models.schemas import check_sizes
 
@@ -105,10 +105,7 @@ def hash_weights(folder: Path) -> str:
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise SmidgenError(f"no .safetensors in {folder}; pickled weights are not read")
-    hashes = []
-    for path in paths:
-        with path.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    hashes = [sha256_of(path) for path in paths]
     if len(paths) == 1:
         return hashes[0]
     lines = (f"{path.name} {value}\n" for path, value in zip(paths, hashes, strict=True))
@@ -145,10 +142,7 @@ def _load(kind: Any, folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _transformers() -> Iterator[None]:
-    """Inside, transformers may be imported and says nothing.
-
-    Raises: SmidgenError if it is not installed.
-    """
+    """Inside, transformers may be imported, and says nothing. Raises: SmidgenError without it."""
     try:
         from transformers.utils import logging
     except ImportError as error:

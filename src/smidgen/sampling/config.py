@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from smidgen.diffusion.names import Channels, Sampler
 from smidgen.errors import UsageError, closest
-from smidgen.files.checks import check_choice, check_integer, check_number
-from smidgen.files.settings import NO_FLAG
+from smidgen.files.checks import check_integer, check_number
+from smidgen.files.settings import NO_FLAG, check_choices
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -26,10 +26,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """What to draw, and how.
-
-    Raises: UsageError for a value that makes no sense.
-    """
+    """What to draw, and how. Raises: UsageError for a value that makes no sense."""
 
     classes: str | tuple[str, ...] = "all"
     """Class names with commas between them, or all."""
@@ -62,9 +59,7 @@ class SamplingConfig:
             check_integer(name, getattr(self, name))
         check_integer("seed", self.seed, least=0)
         check_number("guidance", self.guidance)
-        check_choice("sampler", self.sampler, get_args(Sampler))
-        check_choice("guidance_channels", self.guidance_channels, get_args(Channels))
-        check_choice("precision", self.precision, get_args(Precision))
+        check_choices(self)
         if self.negative_prompt and self.guidance == 1:
             raise UsageError(
                 "negative_prompt acts through guidance, which is 1: that is without; give more"

@@ -137,10 +137,7 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
 
 
 def _placed(delta: Delta, base: Base) -> Delta:
-    """The delta where the base is; the caller's own one is never moved.
-
-    Raises: SmidgenError if it belongs to another base.
-    """
+    """The delta where the base is; the caller's own one is never moved."""
     delta.check_base(base.fingerprint, base.name)
     dtype = dtype_of(base.denoiser)
     weights = [edit for edit in delta.edits.values() if isinstance(edit, Weight)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,9 +117,3 @@ def remove_images(folder: Path) -> None:
 def image_name(number: int, shown: str) -> str:
     """The file of an image: its number and what it shows, as a name on any system."""
     return f"{number:06d}-{file_part(shown)}.png"
-
-
-def sha256_of(path: Path) -> str:
-    """What tells one delta's file from another."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

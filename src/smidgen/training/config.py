@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from smidgen.data.names import LayoutName
 from smidgen.errors import UsageError
-from smidgen.files.checks import check_choice, check_integer, check_number
-from smidgen.files.settings import NO_FLAG
+from smidgen.files.checks import check_integer, check_number
+from smidgen.files.settings import NO_FLAG, check_choices
 from smidgen.models.prompts import CLASS
 from smidgen.sampling.config import Precision
 
@@ -115,9 +115,7 @@ class TrainingConfig:
             raise UsageError(
                 "validation_share is 1.0; expected less, or nothing is left to train on"
             )
-        check_choice("precision", self.precision, get_args(Precision))
-        check_choice("lr_schedule", self.lr_schedule, get_args(Schedule))
-        check_choice("timestep_sampling", self.timestep_sampling, get_args(TimestepSampling))
+        check_choices(self)
         if self.prompt is not None and (
             not isinstance(self.prompt, str) or CLASS not in self.prompt
         ):
@@ -181,8 +179,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_number("max_bad_share", self.max_bad_share, most=1.0)
-        check_choice("layout", self.layout, get_args(LayoutName))
-        check_choice("resize", self.resize, ("crop", "resize"))
+        check_choices(self)
 
     def resolved(self) -> RunConfig:
         """With the split, the method's options and the learning rate that are their defaults.

@@ -105,9 +105,9 @@ def run_steps(session: Session) -> None:
             indices.append(taken[own_rows(config)])
             batch = draw_batch(session.latents, taken, state.streams, session.task, config)
             batch = batch.to(device)
-            with runtime.autocast(accelerator):
+            with accelerator.autocast():
                 losses.append(batch_loss(session.network, batch, session.task, config, dtype))
-            runtime.backward(accelerator, losses[-1].mean() / config.gradient_accumulation)
+            accelerator.backward(losses[-1].mean() / config.gradient_accumulation)
 
         # judge before anything changes
         loss = torch.stack([part.detach().mean() for part in losses]).mean().item()
@@ -191,7 +191,7 @@ def train_delta(
                 run_folder,
                 first_step,
                 config,
-                lambda *line: runtime.track(accelerator, *line),
+                lambda values, step: accelerator.log(dict(values), step=step),
                 progress=progress,
             )
         )
@@ -272,7 +272,7 @@ def _validate(session: Session) -> None:
     if session.validation is not None:
         dtype = dtype_of(base.denoiser)
         network = calling(base.family, base.denoiser, session.config.embedded_guidance)
-        with averaged(state), runtime.autocast(session.accelerator):
+        with averaged(state), session.accelerator.autocast():
             loss = session.validation.loss(network, base.device, dtype)
         session.journal.note(state.step, {"validation_loss": loss})
         if not state.best or loss < state.best["loss"]:

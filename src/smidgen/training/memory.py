@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
 from smidgen.hosts.host import find_family
-from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES, calling, dtype_of
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import Example, example_of
@@ -61,21 +58,12 @@ class MemoryEstimate:
         return asdict(self) | {"total": self.total}
 
 
-def estimate_training_bytes(base: Base, delta: Delta, config: TrainingConfig) -> int:
-    """The peak of what training `delta` on `base` allocates, the base's weights included.
-
-    Python, its libraries and the codec are not.
-    """
-    example = example_of(base.denoiser, base)
-    return estimate_memory(base.denoiser, delta, config, example).total
-
-
 def estimate_memory(
     denoiser: nn.Module, delta: Delta, config: TrainingConfig, example: Example | None = None
 ) -> MemoryEstimate:
     """The parts of the estimate; network and delta may be on the meta device. `example` None: of
-    the size that the network was trained at. Eager execution: what compilation saves is not known
-    beforehand.
+    the size that the network was trained at. Python, its libraries and the codec are not in it, nor
+    what compilation saves, which is not known beforehand.
     """
     size = _bytes(delta.parameters())
     on_cpu = next(denoiser.parameters()).device.type in ("cpu", "meta")
@@ -102,7 +90,7 @@ def step_bytes(
         with (
             checkpointing(network, config.gradient_checkpointing),
             Delta(copies, delta.provenance).attach(network),
-            _peak() as peak,
+            Peak() as peak,
         ):
             task = example.with_rows(count)
             batch = Batch(
@@ -138,7 +126,7 @@ def _fake_copy(network: nn.Module) -> Any:
     return copy.deepcopy(network, memo)
 
 
-class _Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):
     """Counts the bytes of all tensors that live at once."""
 
     def __init__(self) -> None:
@@ -165,12 +153,6 @@ class _Peak(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
-
-
-@contextmanager
-def _peak() -> Iterator[_Peak]:
-    with _Peak() as peak:
-        yield peak
 
 
 def _bytes(tensors: Any) -> int:

@@ -7,9 +7,7 @@ reads as a recipe of the command line: a key a line, "none" for None.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_toml
 from smidgen.files.standing import Standing, standing
 from smidgen.files.toml import NONE, toml
-from smidgen.files.writing import write_text
+from smidgen.files.writing import try_writing, write_text
 from smidgen.methods import resolve
 from smidgen.training.state import AGAIN, checkpoints, read_position, writing
 
@@ -56,7 +54,12 @@ def check_recipe(
     Raises: UsageError if the folder holds a run with other settings and not `force`, naming them,
         or if nothing can be written there.
     """
-    _check_writable(folder)
+    try:
+        try_writing(folder)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror or error}; give another output"
+        ) from error
     before = read_recipe(folder)
     if before is None:
         # without a recipe nothing says that these are ours: not even force may remove them
@@ -125,23 +128,6 @@ def begin_run(folder: Path, settings: Mapping[str, Any], *, force: bool = False)
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
     write_text(recipe_text(settings), folder / RECIPE, AGAIN)
-
-
-def _check_writable(folder: Path) -> None:
-    """Try it, and leave everything as it was."""
-    absent = [part for part in (folder, *folder.parents) if not part.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"cannot write to {folder}: {error.strerror or error}; give another output"
-        ) from error
-    finally:
-        for part in absent:
-            with contextlib.suppress(OSError):
-                part.rmdir()
 
 
 def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:

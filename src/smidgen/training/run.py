@@ -10,9 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from smidgen.data.folder import check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.protocol import version_of
 from smidgen.files.lock import held
 from smidgen.files.settings import settings_of
 from smidgen.files.standing import Standing
@@ -84,7 +84,10 @@ def fine_tune(
             return _finished(base, config, latents)
         delta = fresh_delta(base, config, latents)
         if config.init is not None:
-            delta = begun_with(delta, _beginning(base, config, config.init, standing, read_init))
+            # whatever became of it since: a run that goes on has the edits of its own last delta
+            goes_on = standing == "begun" and (folder / DELTA).is_file()
+            init = read_delta(folder / DELTA, base) if goes_on else read_init(config.init, base)
+            delta = begun_with(delta, init)
         task = Task(process=base.process, labels=labels_of(base, delta))
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
@@ -105,30 +108,11 @@ def fine_tune(
 
 
 def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
-    """The delta of a finished run, if it is of these images and this base.
-
-    Raises: UsageError if not, SmidgenError if it is damaged.
-    """
+    """The delta of a finished run, if it is of these images and this base."""
     folder = config.output
     check_identity(folder, read_position(checkpoints(folder)[-1]), identity_of(base, latents))
     logger.info("%s is finished: %d steps", folder, config.training.steps)
-    delta = Delta.load(folder / DELTA)
-    delta.check_base(base.fingerprint, base.name)
-    return delta
-
-
-def _beginning(
-    base: Base,
-    config: RunConfig,
-    init: Path,
-    standing: Standing,
-    read_init: Callable[[Path, Base], Delta],
-) -> Delta:
-    """What the run began from; of a run that goes on its own last delta tells which edits it has,
-    whatever became of `init` since.
-    """
-    own = config.output / DELTA
-    return read_delta(own, base) if standing == "begun" and own.is_file() else read_init(init, base)
+    return read_delta(folder / DELTA, base)
 
 
 def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) -> None:
@@ -138,18 +122,16 @@ def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) ->
         logger.info("%s", latents.report())
 
 
-class Named(Protocol):
-    """What a recipe says of a base; `models.base.Base` is one."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a recipe says of a base, known without its weights."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def given(self) -> Mapping[str, Any]: ...
-    @property
-    def image_size(self) -> int | None: ...
+    name: str
+    given: Mapping[str, Any]
+    image_size: int | None
 
 
-def recipe_of(base: Named, config: RunConfig) -> dict[str, Any]:
+def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
     """All settings of a run in one flat table; `config` is resolved."""
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
@@ -245,7 +227,7 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
             "resize": config.resize,
             "flip": config.flip,
         },
-        "versions": {name: _version(name) for name in ("smidgen", "torch")},
+        "versions": {name: version_of(name) for name in ("smidgen", "torch")},
     }
     if base.conditioner is not None:
         template = config.training.prompt or DEFAULT_PROMPT
@@ -281,10 +263,3 @@ def _report(base: Base, latents: LatentSet, result: TrainingResult, begun: float
         "device": str(base.device),
         "num_threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from the source tree
-        return None

@@ -6,7 +6,7 @@ accelerate is imported when a training starts, no earlier: that takes a second.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,16 +88,6 @@ def open_runtime(
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
-    """The forward pass in the run's precision."""
-    return accelerator.autocast()
-
-
-def backward(accelerator: Accelerator, loss: Tensor) -> None:
-    """Add the gradients of `loss`, scaled where fp16 needs it."""
-    accelerator.backward(loss)
-
-
 def clipped_norm(
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
@@ -133,11 +123,6 @@ def restore_scaler(accelerator: Accelerator, state: Mapping[str, Any]) -> None:
     """Go on from `scaler_state`."""
     if accelerator.scaler is not None and state:
         accelerator.scaler.load_state_dict(dict(state))
-
-
-def track(accelerator: Accelerator, values: Mapping[str, float], step: int) -> None:
-    """Send numbers to the trackers."""
-    accelerator.log(dict(values), step=step)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ data position and random generators, never the base. It gets its name only when 
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from smidgen.training.randomness import Shuffle, Streams
 
 FORMAT_VERSION = 2  # 1 knew images by the latents of a part of them
 STATE, TENSORS = "state.json", "state.safetensors"
-AGAIN = (  # what to do where the disk refused
+AGAIN = (  # what to do where the disk refused: what was saved before is never touched by it
     "make room and run the same command again: it resumes at the last checkpoint, which is intact"
 )
+writing = functools.partial(writing_files, remedy=AGAIN)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps for each tensor
 STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -174,16 +175,6 @@ def step_of(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line; what was saved before is never touched by it.
-
-    Raises: SmidgenError.
-    """
-    with writing_files(path, AGAIN):
-        yield
-
-
 def check_identity(folder: Path, position: Position, current: Mapping[str, str]) -> None:
     """Raises: UsageError naming what is not the same as when the run in `folder` was started; what
     one of the two does not know is not compared.
@@ -219,10 +210,7 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def _check_tensors(checkpoint: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
-    """Every tensor that the state needs is there, finite, in its shape and type, and no other.
-
-    Raises: UsageError if edits are others, SmidgenError if the file is damaged.
-    """
+    """Every tensor that the state needs is there, finite, in its shape and type, and no other."""
     expected = {f"rng/{name}": value for name, value in state.streams.state().items()}
     optional: dict[str, Tensor] = {}
     for name, parameter in state.delta.named_parameters():

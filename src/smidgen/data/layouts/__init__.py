@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from smidgen.data.folder import ImageFolder, Progress, check_classes, check_root, decode_all, scan
+from smidgen.data.folder import ImageFolder, Progress, check_classes, check_root, look_at_all, scan
 from smidgen.data.hub_images import HF
 from smidgen.data.layout import Layout
 from smidgen.data.layouts.folder_sets import ARTBENCH_10, CALTECH_101
@@ -58,9 +58,8 @@ def open_images(
     `progress(done, total)` called for each. For the layout hf `root` may be a hub id. The bytes of
     an image come from `ImageFile.read`, as some lie in shards or tables.
 
-    Raises:
-        UsageError: an unknown layout or split.
-        SmidgenError: `root` is not such a data set, or a class has no usable image.
+    Raises: UsageError for an unknown layout or split; SmidgenError if `root` is not such a data
+        set, or a class has no usable image.
     """
     split = resolve_split(layout, split)
     check_root(Path(root))
@@ -68,14 +67,13 @@ def open_images(
     listed = known.read(known.find(Path(root)), split)
     listed = dataclasses.replace(listed, layout=layout, split=split, min_size=min_size)
     check_classes(listed)
-    return decode_all(listed, progress) if decode else listed
+    return look_at_all(listed, progress)[0] if decode else listed
 
 
 def resolve_split(layout: str, split: str | None) -> str | None:
     """The split that is read: the given one, or the layout's default.
 
-    Raises:
-        UsageError: an unknown layout, or a split that the layout does not have.
+    Raises: UsageError for an unknown layout, or a split that the layout does not have.
     """
     if layout not in LAYOUTS:
         raise UsageError(f'unknown layout "{layout}"{closest(layout, LAYOUTS)}')

@@ -40,8 +40,7 @@ STYLES = {
 def class_folders(root: Path, folders: Iterable[tuple[Path, str]]) -> ImageFolder:
     """Every image in each of the folders, named by the second of the pair.
 
-    Raises:
-        SmidgenError: a folder cannot be read, or does not lie below `root`.
+    Raises: SmidgenError if a folder cannot be read, or does not lie below `root`.
     """
     names: list[str] = []
     files: list[ImageFile] = []

@@ -49,8 +49,8 @@ def read_matlab(path: Path) -> dict[str, Any]:
     Numbers become arrays of their shape, text a string (rows joined by line breaks), a cell array a
     list of its cells, a struct array a list of dicts.
 
-    Raises:
-        SmidgenError: it cannot be read, is no MATLAB 5 file, is damaged, or holds something else.
+    Raises: SmidgenError if it cannot be read, is no MATLAB 5 file, is damaged, or holds something
+        else.
     """
     data = read_bytes(path, MOST_BYTES)
     mark = data[126:128]

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from smidgen.data.folder import ImageFolder
-from smidgen.data.layout import Layout, first_of, listed
-from smidgen.data.layouts.flower_names import FLOWERS
+from smidgen.data.layout import Layout, first_of, listed, read_lines
 from smidgen.data.layouts.matlab import read_matlab
 from smidgen.errors import SmidgenError
 
+# the names on the data set's page, in the order of the labels: the archives hold numbers only
+FLOWERS = Path(__file__).with_name("flowers.txt")
 FLOWER_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
@@ -20,14 +21,15 @@ def _read_flowers(root: Path, split: str | None) -> ImageFolder:
     """imagelabels.mat has the class of image i, setid.mat the images of a split; both from 1."""
     labels = _numbers(root / "imagelabels.mat", "labels")
     kept = _numbers(root / "setid.mat", FLOWER_SPLITS[str(split)])
+    names = read_lines(FLOWERS)
     if kept.min(initial=1) < 1 or kept.max(initial=1) > len(labels):
         raise SmidgenError(f"setid.mat in {root} names images that imagelabels.mat does not")
-    if labels.min(initial=1) < 1 or labels.max(initial=1) > len(FLOWERS):
-        raise SmidgenError(f"imagelabels.mat in {root} has classes outside 1 to {len(FLOWERS)}")
+    if labels.min(initial=1) < 1 or labels.max(initial=1) > len(names):
+        raise SmidgenError(f"imagelabels.mat in {root} has classes outside 1 to {len(names)}")
     items = (
         (root / "jpg" / f"image_{number:05d}.jpg", int(labels[number - 1]) - 1) for number in kept
     )
-    return listed(root, FLOWERS, items)
+    return listed(root, names, items)
 
 
 def _numbers(path: Path, name: str) -> np.ndarray:
