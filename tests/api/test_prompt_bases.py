@@ -126,11 +126,13 @@ def test_the_memory_of_a_base_with_prompts_is_that_of_a_real_step_at_its_image_s
     task = Task(process=base.process, labels=labels_of(base, prompts=("a bee",)))
     with delta.attach(base), Peak() as peak:
         latents = torch.randn(2, count, *base.latent_shape)
+        labels = torch.zeros(count, dtype=torch.long)
         batch = Batch(
+            images=labels,
             latents=latents[0],
             noise=latents[1],
             timesteps=torch.zeros(count, dtype=torch.long),
-            labels=torch.zeros(count, dtype=torch.long),
+            labels=labels,
         )
         network = calling(base.family, base.denoiser)
         batch_loss(network, batch, task, config, torch.float32).mean().backward()

@@ -29,8 +29,9 @@ def test_nonsense_is_refused_by_name(name, value):
 
 
 def test_none_means_a_default_where_it_is_allowed():
-    config = TrainingConfig(lr=None, max_grad_norm=None, ema_decay=None, validate_every=None)
-    assert config.validation_steps == config.checkpoint_every
+    names = ("lr", "max_grad_norm", "ema_decay", "validate_every", "min_snr", "num_threads")
+    config = TrainingConfig(**dict.fromkeys(names))
+    assert all(getattr(config, name) is None for name in names)
 
 
 def test_a_list_of_trackers_is_taken():

@@ -34,11 +34,13 @@ def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, sav
             conditions=lambda labels: {k: v.expand(4, *v.shape[1:]) for k, v in found.items()},
         ),
     )
+    labels = torch.zeros(4, dtype=torch.long)
     batch = Batch(
+        images=labels,
         latents=torch.randn(4, *base.latent_shape),
         noise=torch.randn(4, *base.latent_shape),
         timesteps=task.process.times(torch.full((4,), 0.5, dtype=torch.float64)),
-        labels=torch.zeros(4, dtype=torch.long),
+        labels=labels,
     )
     with delta.attach(base), Peak() as peak:
         network = calling(base.family, base.denoiser)

@@ -54,7 +54,8 @@ def build(base, method="difffit", seed=0) -> Delta:
 
 def run(folder, method="difffit", latents=None, on_step=None, evaluators=(), **settings):
     base = tiny_base()
-    config = TrainingConfig(**(SHORT | settings))
+    config = TrainingConfig(**(SHORT | settings)).resolved(method)
+    runtime.check_runtime(config, base.device)
     return train_delta(
         base,
         build(base, method),
@@ -156,7 +157,7 @@ def test_the_delta_file_is_the_average_not_the_last_values(tmp_path):
     base = tiny_base()
     delta = build(base)
     start = [p.detach().clone() for p in delta.parameters()]
-    config = TrainingConfig(**(SHORT | {"steps": 2, "ema_decay": 0.05}))
+    config = TrainingConfig(**(SHORT | {"steps": 2, "ema_decay": 0.05, "lr": 1e-3}))
     train_delta(
         base,
         delta,
@@ -216,7 +217,9 @@ def test_bf16_passes_leave_the_delta_in_float32(tmp_path):
 def test_a_delta_that_would_be_trained_in_half_precision_is_refused(tmp_path):
     base = tiny_base().to(dtype=torch.bfloat16)
     with pytest.raises(UsageError, match="load the base in float32"):
-        train_delta(base, build(base, "full"), latent_set(), TrainingConfig(**SHORT), tmp_path)
+        train_delta(
+            base, build(base, "full"), latent_set(), TrainingConfig(**SHORT, lr=1e-4), tmp_path
+        )
 
 
 def test_a_non_finite_loss_names_its_image_and_keeps_the_checkpoint(tmp_path):
@@ -363,7 +366,7 @@ def test_evaluators_see_the_average_and_do_not_disturb_the_training(tmp_path):
         seen.append((step, [p.detach().clone() for p in delta.parameters()]))
         return {"metric": float(step)}
 
-    config = TrainingConfig(**SHORT)
+    config = TrainingConfig(**SHORT, lr=1e-3)
     evaluator = Evaluator(every=6, run=look)
     train_delta(base, delta, latent_set(), config, tmp_path / "a", evaluators=[evaluator])
     run(tmp_path / "b")

@@ -26,11 +26,13 @@ def real_step(base, delta, batch_size):
     base.denoiser.requires_grad_(False)
     config = TrainingConfig(batch_size=batch_size)
     with delta.attach(base), Peak() as peak:
+        labels = torch.zeros(batch_size, dtype=torch.long)
         batch = Batch(
+            images=labels,
             latents=torch.randn(batch_size, 4, 4, 4),
             noise=torch.randn(batch_size, 4, 4, 4),
             timesteps=torch.zeros(batch_size, dtype=torch.long),
-            labels=torch.zeros(batch_size, dtype=torch.long),
+            labels=labels,
         )
         network = calling(base.family, base.denoiser)
         batch_loss(

@@ -38,7 +38,8 @@ def bases(tmp_path_factory):
 def fixed_batch(base, times) -> Batch:
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 3, *base.latent_shape, generator=generator)
-    return Batch(latents=x0, noise=noise, timesteps=times, labels=torch.tensor([0, 1, 2]))
+    labels = torch.tensor([0, 1, 2])
+    return Batch(images=labels, latents=x0, noise=noise, timesteps=times, labels=labels)
 
 
 def task_on(base, prompts=("an ant", "a bee")) -> Task:

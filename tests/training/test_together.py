@@ -16,7 +16,7 @@ from tests.launch import finish, start
 from tests.training.test_loop import build, latent_set
 from tests.training.tiny import tiny_base, write_images
 
-SETTINGS = {"steps": 6, "checkpoint_every": 3, "validation_share": 0.2, "trackers": ()}
+SETTINGS = {"steps": 6, "checkpoint_every": 3, "validation_share": 0.2, "trackers": (), "lr": 1e-3}
 EQUAL = """
 import sys
 from tests.training.test_together import train_methods

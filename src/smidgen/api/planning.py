@@ -105,7 +105,7 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
         validation_share=0.0,
         trackers=(),
     )
-    count = max(num_classes, training.images_per_step)
+    count = max(num_classes, training.batch_size * training.gradient_accumulation)
     noise = torch.randn((count, 1, *base.latent_shape), generator=torch.Generator().manual_seed(0))
     names = tuple(f"{number}" for number in range(count))
     labels = torch.arange(count) % num_classes

@@ -135,16 +135,6 @@ class TrainingConfig:
 
         return replace(self, lr=resolve(method).default_lr)
 
-    @property
-    def images_per_step(self) -> int:
-        """Images of one optimizer step."""
-        return self.batch_size * self.gradient_accumulation
-
-    @property
-    def validation_steps(self) -> int:
-        """Steps between validations."""
-        return self.validate_every or self.checkpoint_every
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

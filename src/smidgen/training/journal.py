@@ -29,8 +29,11 @@ Track = Callable[[Mapping[str, float], int], None]
 class Journal:
     """Numbers of each step; a line of the file is a JSON object: `step`, then what there is."""
 
-    def __init__(self, path: Path, first_step: int, bar: tqdm, track: Track) -> None:
+    def __init__(
+        self, path: Path, first_step: int, images_per_step: int, bar: tqdm, track: Track
+    ) -> None:
         self.path = path
+        self.images_per_step = images_per_step  # of all processes together
         self._forget_after(first_step)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
         self._bar = bar
@@ -38,10 +41,10 @@ class Journal:
         self._loss: float | None = None
         self._last = time.perf_counter()
 
-    def step(self, step: int, num_images: int, values: Mapping[str, float]) -> None:
+    def step(self, step: int, values: Mapping[str, float]) -> None:
         """One training step."""
         now = time.perf_counter()
-        rate = num_images / max(now - self._last, 1e-9)
+        rate = self.images_per_step / max(now - self._last, 1e-9)
         self._last = now
         values = {**values, "images_per_second": round(rate, 3)}
         self._write(step, values)
@@ -50,7 +53,7 @@ class Journal:
         loss = values["loss"]
         self._loss = loss if self._loss is None else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
         self._bar.set_postfix_str(f"loss {self._loss:.4f}", refresh=False)
-        self._bar.update(num_images)
+        self._bar.update(self.images_per_step)
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers that come now and then: a validation, metrics. Their time counts for no step."""
@@ -87,7 +90,7 @@ def open_journal(
     """A journal whose bar counts images: loss, images per second and the time left. Of several
     processes the main one keeps it.
     """
-    images_per_step = config.images_per_step * world_size()
+    images_per_step = config.batch_size * config.gradient_accumulation * world_size()
     with tqdm(
         total=config.steps * images_per_step,
         initial=first_step * images_per_step,
@@ -100,7 +103,7 @@ def open_journal(
         smoothing=0.05,
     ) as bar:
         path = folder / "log.jsonl" if is_main() else Path(os.devnull)
-        journal = Journal(path, first_step, bar, track)
+        journal = Journal(path, first_step, images_per_step, bar, track)
         try:
             yield journal
         except BaseException:

@@ -30,7 +30,7 @@ from smidgen.training.ema import decay_after, update_average
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
 from smidgen.training.network import averaged, training_network
-from smidgen.training.objective import Task, batch_loss, draw_batch, own_rows
+from smidgen.training.objective import Task, batch_loss, draw_batch
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
 from smidgen.training.state import TrainingState, writing
@@ -102,9 +102,9 @@ def run_steps(session: Session) -> None:
         losses, indices = [], []  # (B,) each
         for _ in range(config.gradient_accumulation):
             taken = state.order.take(config.batch_size * world_size())
-            indices.append(taken[own_rows(config)])
             batch = draw_batch(session.latents, taken, state.streams, session.task, config)
             batch = batch.to(device)
+            indices.append(batch.images)
             with accelerator.autocast():
                 losses.append(batch_loss(session.network, batch, session.task, config, dtype))
             accelerator.backward(losses[-1].mean() / config.gradient_accumulation)
@@ -122,12 +122,12 @@ def run_steps(session: Session) -> None:
         state.step = step
         state.seconds += time.perf_counter() - started
         values = {"loss": loss, "lr": lr, "grad_norm": norm, "epoch": state.order.epoch}
-        session.journal.step(step, config.images_per_step * world_size(), values)
+        session.journal.step(step, values)
         if session.on_step is not None:
             session.on_step(step, loss)
 
         # look and save
-        if _due(step, config.validation_steps, config.steps):
+        if _due(step, config.validate_every or config.checkpoint_every, config.steps):
             _validate(session)
         for evaluator in session.evaluators:
             if _due(step, evaluator.every, config.steps):
@@ -154,16 +154,15 @@ def train_delta(
     task: Task | None = None,
 ) -> TrainingResult:
     """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
-    it is. `task` says for what, None: the base's own process and what labels mean with this delta.
+    it is. `config` is resolved and fits this machine (`runtime.check_runtime`). `task` says for
+    what, None: the base's own process and what labels mean with this delta.
     Files are written below `run_folder`, where the newest checkpoint is gone on from if `resume`.
     `on_step(step, loss)` is called after each step.
 
-    Raises: UsageError for settings that this machine or base cannot serve, or a checkpoint of other
-        data; SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after
-        a SIGINT or SIGTERM. What was saved before stays.
+    Raises: UsageError for settings that this base cannot serve, or a checkpoint of other data;
+        SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after a
+        SIGINT or SIGTERM. What was saved before stays.
     """
-    runtime.check_runtime(config, base.device)
-    config = config.resolved(delta.provenance.method)
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
     trained, held_out = hold_out(
@@ -213,7 +212,7 @@ def train_delta(
             )
         )
     saver.finish()
-    num_images = (config.steps - first_step) * config.images_per_step * world_size()
+    num_images = (config.steps - first_step) * journal.images_per_step
     return TrainingResult(
         delta=state.average,
         steps=config.steps,

@@ -93,11 +93,13 @@ def step_bytes(
             Peak() as peak,
         ):
             task = example.with_rows(count)
+            labels = torch.zeros(count, dtype=torch.long)
             batch = Batch(
+                images=labels,
                 latents=torch.empty(count, *shape),
                 noise=torch.empty(count, *shape),
                 timesteps=task.process.times(torch.zeros(count, dtype=torch.float64)),
-                labels=torch.zeros(count, dtype=torch.long),
+                labels=labels,
             )
             reduced = DTYPES[config.precision]
             called = calling(find_family(denoiser), network)

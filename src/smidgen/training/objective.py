@@ -31,8 +31,11 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One forward pass: clean latents, noise, timesteps and labels (null where dropped)."""
+    """One forward pass: the images' numbers, clean latents, noise, timesteps and labels (null where
+    dropped).
+    """
 
+    images: Tensor
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
@@ -56,19 +59,20 @@ def draw_batch(
     Of several processes each draws for the images of all, and returns its own rows: together they
     train on what one process with their batches as one would.
     """
-    own = own_rows(config)
+    own = slice(rank() * config.batch_size, (rank() + 1) * config.batch_size)
     x0, labels = latents.draw(indices, streams.latents, own)
     labels = drop_labels(labels, task.labels.null, config.label_dropout, streams.labels)
     times = task.process.draw_times(
         len(indices), streams.timesteps, config.timestep_sampling, config.timestep_shift
     )
     noise = torch.randn((len(indices), *x0.shape[1:]), generator=streams.noise)
-    return Batch(latents=x0, labels=labels[own], timesteps=times[own], noise=noise[own])
-
-
-def own_rows(config: TrainingConfig) -> slice:
-    """This process's rows of a batch of all processes."""
-    return slice(rank() * config.batch_size, (rank() + 1) * config.batch_size)
+    return Batch(
+        images=indices[own],
+        latents=x0,
+        labels=labels[own],
+        timesteps=times[own],
+        noise=noise[own],
+    )
 
 
 def batch_loss(

@@ -35,6 +35,7 @@ class Validation:
         self._task = task
         self._config = config
         self._draws = Batch(
+            images=chosen,
             latents=x0,
             labels=labels,
             timesteps=task.process.times(
