@@ -19,7 +19,7 @@ from smidgen.data.images import (
     strict_pillow,
 )
 from smidgen.errors import SmidgenError
-from tests.data.making import noise, write_image
+from tests.tiny.images import noise, write_image
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -15,14 +15,15 @@ from tests.fuzzing import (
     each,
     refused,
 )
-from tests.interop import tiny
-from tests.interop.test_lora import base_of, lora
-from tests.models.conftest import TINY, inputs, random_dit
+from tests.models.conftest import inputs
+from tests.tiny.bases import base_of
+from tests.tiny.deltas import lora
+from tests.tiny.networks import DIT, dit, network
 
 
 @pytest.fixture(scope="module")
 def base():
-    return base_of(random_dit(TINY))
+    return base_of(dit())
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def adapter(tmp_path, base):
     tensors = {}
     for name in ("blocks.0.attn.qkv", "blocks.1.attn.proj"):
         size = base.denoiser.get_submodule(name).out_features
-        for part, shape in (("A", (4, TINY.width)), ("B", (size, 4))):
+        for part, shape in (("A", (4, DIT.width)), ("B", (size, 4))):
             key = f"base_model.model.{name}.lora_{part}.weight"
             tensors[key] = torch.randn(shape, generator=generator)
     save_file(tensors, tmp_path / "adapter_model.safetensors")
@@ -143,7 +144,7 @@ def test_a_changed_pickle_is_refused_in_one_line_or_harmless(tmp_path, base, del
 
 
 def test_a_unets_convolutions_are_tried_too(tmp_path):
-    base = base_of(tiny.unet())
+    base = base_of(network("sd"))
     path = write_lora(
         lora(base.denoiser, share=0.3), tmp_path / "l.safetensors", base.denoiser, format="kohya"
     )

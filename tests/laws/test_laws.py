@@ -16,15 +16,9 @@ from smidgen.errors import SmidgenError
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from tests.laws.refusals import NOT_AT_THE_BASE, NOT_COMPILED, NOT_FOLDED, REFUSED, reason
-from tests.laws.tiny import (
-    KNOWN_CLASSES,
-    NEW_CLASSES,
-    TINY_HOSTS,
-    all_labels,
-    tiny_base,
-    tiny_delta,
-    trained_tensors,
-)
+from tests.tiny.bases import KNOWN_CLASSES, NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 ROUNDING = 1e-12  # float64, a few dozen operations on numbers of size one
 
@@ -293,7 +287,7 @@ def test_removing_the_label_table_changes_the_output(case):
 @pytest.mark.parametrize(("method", "host"), REFUSED)
 def test_a_refused_pair_says_why(method, host):
     with pytest.raises(SmidgenError, match=REFUSED[method, host]):
-        tiny_delta(tiny_base(host), method)
+        tiny_delta(law_base(host), method)
 
 
 def test_what_does_not_fold_says_why(case):
@@ -306,7 +300,7 @@ def test_what_does_not_fold_says_why(case):
 @pytest.mark.parametrize("host", NOT_COMPILED)
 def test_what_does_not_compile_is_the_base_itself(host):
     torch._dynamo.reset()
-    tiny, model = TINY_HOSTS[host], tiny_base(host).denoiser
+    tiny, model = TINY_HOSTS[host], law_base(host).denoiser
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad(), pytest.raises(TorchDynamoException, match=NOT_COMPILED[host]):
         tiny.call(compiled, *tiny.inputs(all_labels(KNOWN_CLASSES)))

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from smidgen import api
-from tests.training.tiny import tiny_base, write_images
+from tests.tiny.bases import tiny_base
+from tests.tiny.images import write_photos
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -24,7 +25,7 @@ SETTINGS = {
 PROGRAM = f"""
 import sys
 from smidgen import api
-from tests.training.tiny import tiny_base
+from tests.tiny.bases import tiny_base
 api.train(tiny_base(), sys.argv[1], output=sys.argv[2], cache_dir=sys.argv[3], progress=False,
           flip=True, **{SETTINGS!r})
 """
@@ -47,7 +48,7 @@ def checkpoints(folder):
 
 
 def test_a_killed_run_goes_on_and_ends_bit_equal(tmp_path):
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     train(tmp_path, "whole")
     run = tmp_path / "killed"
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])

@@ -23,7 +23,7 @@ from smidgen.training.config import TrainingConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.loop import Evaluator, learning_rate, train_delta
 from smidgen.training.validation import Validation
-from tests.training.tiny import tiny_base
+from tests.tiny.bases import tiny_base
 
 CLASSES = ("bee", "dog")
 SHORT = {

@@ -13,8 +13,9 @@ from smidgen.methods import METHODS
 from smidgen.training.config import TrainingConfig
 from smidgen.training.loop import train_delta
 from tests.launch import finish, start
+from tests.tiny.bases import tiny_base
+from tests.tiny.images import write_photos
 from tests.training.test_loop import build, latent_set
-from tests.training.tiny import tiny_base, write_images
 
 SETTINGS = {"steps": 6, "checkpoint_every": 3, "validation_share": 0.2, "trackers": ()}
 EQUAL = """
@@ -93,7 +94,7 @@ def test_two_processes_equal_one_with_twice_the_batch_for_every_method(tmp_path)
 
 
 def test_a_run_of_two_writes_once_and_is_found_finished(tmp_path):
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     places = [str(photos), str(tmp_path / "run"), str(tmp_path / "cache")]
     for _ in range(2):
         outcomes = finish(start(["-c", RUN, *places], 2))
@@ -110,7 +111,7 @@ def test_a_run_of_two_writes_once_and_is_found_finished(tmp_path):
 
 
 def test_a_process_that_dies_ends_the_run_and_the_same_command_resumes_bit_equal(tmp_path):
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     places = [str(photos), str(tmp_path / "run"), str(tmp_path / "cache")]
     main, other = finish(start(["-c", RUN, *places, "8"], 2))
     assert other[0] == -signal.SIGKILL
