@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from functools import partial
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -120,6 +121,26 @@ def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):
     lines = read_log(tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert [line["step"] for line in lines if "validation_loss" in line] == [4, 8, 12]
+
+
+def test_a_kill_while_the_log_is_shortened_loses_no_line(tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(7))
+    log, replace = tmp_path / "log.jsonl", Path.replace
+    before = log.read_bytes()
+
+    def dying(path, target):
+        if Path(target) == log:
+            raise Killed
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    assert log.read_bytes() == before
+    run(tmp_path)
+    assert [line["step"] for line in read_log(tmp_path) if "loss" in line] == list(range(1, 13))
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
