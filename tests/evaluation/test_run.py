@@ -228,7 +228,7 @@ def test_metrics_of_features_are_those_of_the_two_folders(tmp_path):
         drawn = kid(a, b).value
         assert document["metrics"]["kid"] == drawn
         assert "kid" not in document["notes"]  # subsets of 12 of 15
-        expected = prdc(a, b)
+        expected = prdc(a, b).value
         assert {name: document["metrics"][name] for name in expected} == expected
         assert "fd" not in document["metrics"]
 
