@@ -167,10 +167,11 @@ def test_the_images_do_not_depend_on_the_batch_size(smidgen, base, tmp_path):
         folder = tmp_path / f"by-{size}"
         arguments = ("--num-images", 4, "--batch-size", size, "--output", folder, *SAMPLE)
         assert smidgen("sample", "--base", base, *arguments).code == 0
-        sampled.append({n: np.asarray(Image.open(folder / n)) for n in pictures(folder)})
+        sampled.append({n: np.asarray(Image.open(folder / n), int) for n in pictures(folder)})
     assert sampled[0].keys() == sampled[1].keys()
     for name, image in sampled[0].items():
-        np.testing.assert_array_equal(image, sampled[1][name])
+        # batches of other sizes may run other kernels, whose last bit may turn a level
+        assert np.abs(image - sampled[1][name]).max() <= 1
 
 
 def test_sample_again_is_finished_repairs_or_refuses(smidgen, base, tmp_path):
