@@ -38,16 +38,6 @@ def _gradients(case, delta, model=None):
     return output.detach(), gradients
 
 
-def _alive(case, name: str, tensor: Tensor) -> Tensor:
-    """Which elements have a gradient by mathematics (`TinyHost.without_gradient`)."""
-    alive = torch.ones(tensor.numel(), dtype=torch.bool)
-    for dead, bounds in case.tiny.without_gradient.items():
-        # as a trained copy of a module's or of all parameters, as a shift, as a scale
-        if name in (dead, f"root.{dead}", f"{dead}.offset", f"{dead}.gain"):
-            alive[slice(*bounds)] = False
-    return alive
-
-
 def _resting(delta: Delta, gradients: dict[str, Tensor], name: str) -> Tensor:
     """Which elements belong to hidden units that ReLU keeps at zero for all inputs: few, and with
     everything that reads or writes them.
@@ -118,7 +108,7 @@ def test_training_leaves_the_base_bit_for_bit(case):
     for name, tensor in values_after.items():
         assert torch.equal(tensor.view(torch.uint8), values[name].view(torch.uint8)), name
     for name, tensor in trained_tensors(case.delta).items():
-        if _alive(case, name, tensor).any():
+        if case.tiny.alive(name, tensor).any():
             assert not torch.equal(tensor, start[name]), f"{name} did not train"
 
 
@@ -128,7 +118,7 @@ def test_every_trained_element_gets_a_gradient_and_the_base_none(case):
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, gradient in gradients.items():
         flat = gradient.flatten()
-        alive = _alive(case, name, gradient) & ~_resting(case.delta, gradients, name).flatten()
+        alive = case.tiny.alive(name, gradient) & ~_resting(case.delta, gradients, name).flatten()
         assert (flat[~alive].abs() < ROUNDING * largest).all(), name
         scale = flat.abs().max()
         assert not alive.any() or flat[alive].abs().min() > 0.01 * ROUNDING * scale, (
@@ -233,7 +223,7 @@ def test_a_bf16_base_works(case):
         output, gradients = _gradients(case, delta)
     assert output.dtype == torch.bfloat16
     for name, gradient in gradients.items():
-        assert gradient.abs().max() > 0 or not _alive(case, name, gradient).any(), name
+        assert gradient.abs().max() > 0 or not case.tiny.alive(name, gradient).any(), name
     # 8 bits of mantissa through a few layers: within a tenth of the spread; or, where the base
     # alone loses more (a time in 8 bits), within what it loses
     assert _error(output, expected) < max(0.1, 2 * own_error)
@@ -266,7 +256,7 @@ def test_removing_any_edit_changes_the_output(case):
             continue
         edits = {key: edit for key, edit in case.delta.edits.items() if key != name}
         less = case.attached(Delta(edits, case.delta.provenance))
-        if any(_alive(case, key, tensor).any() for key, tensor in tensors.items()):
+        if any(case.tiny.alive(key, tensor).any() for key, tensor in tensors.items()):
             assert (less - output).abs().max() > 1e-6, f"{name} does nothing"
         else:
             assert torch.allclose(less, output, rtol=0, atol=1e-9), f"{name} does something"

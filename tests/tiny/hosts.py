@@ -92,6 +92,15 @@ class TinyHost:
         within = getattr(model, "_orig_mod", model)  # of a compiled one
         return find_family(within).predict(model, x, t, named)
 
+    def alive(self, name: str, tensor: Tensor) -> Tensor:
+        """Which elements of this trained tensor have a gradient by mathematics."""
+        alive = torch.ones(tensor.numel(), dtype=torch.bool)
+        for dead, bounds in self.without_gradient.items():
+            # as a trained copy of a module's or of all parameters, as a shift, as a scale
+            if name in (dead, f"root.{dead}", f"{dead}.offset", f"{dead}.gain"):
+                alive[slice(*bounds)] = False
+        return alive
+
     def checkpoint(self, model: Any) -> None:
         """Turns gradient checkpointing on."""
         if self.family == "dit":
