@@ -4,9 +4,11 @@ networks are too small for several, which on a loaded machine wait for each othe
 
 import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
+import pytest
 from jaxtyping import install_import_hook
 
 CORE = ("arithmetic", "bank", "bodies", "bypass", "edit", "edits", "fingerprint", "fold", "mixed")
@@ -23,3 +25,11 @@ install_import_hook([f"smidgen.{name}" for name in CHECKED], "beartype.beartype"
 def pytest_collection_finish() -> None:
     """What is imported by then stays; no later search for garbage goes through it."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_of_this_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's cache, nor that of a worker beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMIDGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

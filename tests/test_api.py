@@ -16,7 +16,8 @@ from smidgen.methods import METHODS, configure
 from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT
 from smidgen.sampling.config import SamplingConfig
-from tests.training.tiny import CLASSES, tiny_base, write_images
+from tests.tiny.bases import KNOWN_CLASSES, tiny_base
+from tests.tiny.images import write_photos
 
 SHORT = {"steps": 4, "batch_size": 4, "trackers": (), "progress": False}
 
@@ -43,7 +44,7 @@ def pixels(images):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, base):
     folder = tmp_path_factory.mktemp("api")
-    photos = write_images(folder / "photos")
+    photos = write_photos(folder / "photos")
     before = {name: value.clone() for name, value in base.denoiser.state_dict().items()}
     delta = smidgen.train(base, photos, output=folder / "run", cache_dir=folder / "cache", **SHORT)
     after = base.denoiser.state_dict()
@@ -90,7 +91,7 @@ def test_the_same_call_finds_the_run_finished_and_another_is_refused(trained, ba
 
 
 def test_force_removes_the_old_run_only_once_the_new_one_can_start(tmp_path, base):
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     places = {"output": tmp_path / "run", "cache_dir": tmp_path / "cache", "force": True}
     smidgen.train(base, photos, **places, **SHORT)
     old = (tmp_path / "run" / "delta.safetensors").read_bytes()
@@ -107,7 +108,7 @@ def test_force_removes_the_old_run_only_once_the_new_one_can_start(tmp_path, bas
 
 def test_without_an_output_runs_get_folders_of_their_own(tmp_path, monkeypatch, base):
     monkeypatch.chdir(tmp_path)
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     for steps in (2, 3, 2):
         settings = SHORT | {"steps": steps, "cache_dir": tmp_path / "cache"}
         smidgen.train(base, photos, **settings)
@@ -140,7 +141,7 @@ def test_an_output_among_the_images_is_refused(trained, base):
 
 
 def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     monkeypatch.setattr("smidgen.training.previews.METRIC_IMAGES", 6)
     seen = []
 
@@ -173,7 +174,7 @@ def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
 )
 def test_images_do_not_depend_on_the_batch_size(base, sampler, guidance):
     settings = {"steps": 4, "sampler": sampler, "guidance": guidance, "seed": 3}
-    with delta_of(base, classes=CLASSES).attach(base):
+    with delta_of(base, classes=KNOWN_CLASSES).attach(base):
         expected = pixels(smidgen.sample(base, num_images=7, batch_size=32, **settings))
         assert len(np.unique(expected)) > 20
         for batch_size in (1, 3, 8):
@@ -210,7 +211,7 @@ def test_the_delta_acts_only_while_a_batch_is_drawn(base, tmp_path):
     delta = delta_of(base)
     delta.save(tmp_path / "delta.safetensors")
     plain = pixels(smidgen.sample(base, steps=4))
-    assert len(plain) == len(CLASSES)
+    assert len(plain) == len(KNOWN_CLASSES)
     batches = api.sample_arrays(base, delta=tmp_path / "delta.safetensors", batch_size=1, steps=4)
     _, image, _ = next(batches)
     assert np.array_equal(pixels(smidgen.sample(base, steps=4)), plain)
@@ -218,7 +219,7 @@ def test_the_delta_acts_only_while_a_batch_is_drawn(base, tmp_path):
 
 
 def test_what_is_attached_by_hand_is_sampled(base):
-    delta = delta_of(base, classes=CLASSES)
+    delta = delta_of(base, classes=KNOWN_CLASSES)
     with delta.attach(base):
         by_hand = pixels(smidgen.sample(base, steps=4))
     assert np.array_equal(by_hand, pixels(smidgen.sample(base, delta=delta, steps=4)))

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import smidgen
-from smidgen.hosts.host import find_host
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
-from tests.laws.tiny import TinyBase
+from smidgen.models.base import Base
+from tests.tiny.bases import base_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "unet.md"
 SD_14 = 859_520_964
@@ -28,10 +28,8 @@ PAIRS = [
 
 
 @functools.cache
-def _base() -> TinyBase:
-    network = meta_network("sd-1.4")
-    host = find_host(network)
-    return TinyBase(denoiser=network, host=host, class_names=(), name="sd-1.4", fingerprint="")
+def _base() -> Base:
+    return base_of(meta_network("sd-1.4"))
 
 
 def _trainable(method: str, **values) -> int:

@@ -14,7 +14,8 @@ from smidgen.methods.build import build_delta
 from smidgen.processes import own_device
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
-from tests.training.tiny import tiny_base, write_images
+from tests.tiny.bases import tiny_base
+from tests.tiny.images import write_photos
 
 DRAW = SamplingConfig(num_images=7, steps=3, guidance=2.0, seed=4)
 
@@ -43,7 +44,7 @@ def delta(base, tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    return write_images(tmp_path / "photos")
+    return write_photos(tmp_path / "photos")
 
 
 def test_the_parts_of_all_processes_are_the_batches_of_one(base, delta):

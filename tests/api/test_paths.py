@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import smidgen
-from tests.training.tiny import tiny_base, write_images
+from tests.tiny.bases import tiny_base
+from tests.tiny.images import write_photos
 
 SHORT = {"steps": 2, "batch_size": 4, "trackers": (), "progress": False}
 TAKERS = {name: getattr(smidgen, name) for name in smidgen.__all__} | {
@@ -40,7 +41,7 @@ def base():
 
 def test_text_does_what_a_path_does(base, tmp_path, monkeypatch):
     monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "cache"))
-    photos, run = str(write_images(tmp_path / "photos")), str(tmp_path / "run")
+    photos, run = str(write_photos(tmp_path / "photos")), str(tmp_path / "run")
     caches = str(tmp_path / "latents"), str(tmp_path / "statistics")
     smidgen.train(base, photos, method="lora", output=run, cache_dir=caches[0], **SHORT)
     delta = f"{run}/delta.safetensors"
@@ -53,7 +54,8 @@ def test_text_does_what_a_path_does(base, tmp_path, monkeypatch):
     smidgen.Delta.load(delta).save(str(tmp_path / "copy.safetensors"))
     theirs, plain, ours = (str(tmp_path / f"{n}.safetensors") for n in ("theirs", "plain", "ours"))
     key = "lora_unet_blocks_0_attn_qkv"
-    shapes = {"lora_down": (4, 32), "lora_up": (96, 4)}
+    width = base.denoiser.config.width
+    shapes = {"lora_down": (4, width), "lora_up": (3 * width, 4)}
     save_file({f"{key}.{n}.weight": torch.ones(shape) for n, shape in shapes.items()}, theirs)
     smidgen.import_lora(theirs, base).save(plain)
     smidgen.export_lora(plain, base, format="kohya", output=ours)
@@ -66,8 +68,8 @@ def test_text_does_what_a_path_does(base, tmp_path, monkeypatch):
 def test_text_names_the_weights_of_features(tmp_path):
     with pytest.raises(smidgen.SmidgenError, match=r"no such file: .*nothing\.pt"):
         smidgen.evaluate(
-            str(write_images(tmp_path / "a")),
-            str(write_images(tmp_path / "b")),
+            str(write_photos(tmp_path / "a")),
+            str(write_photos(tmp_path / "b")),
             features="inception",
             weights=str(tmp_path / "nothing.pt"),
         )

@@ -20,8 +20,8 @@ from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import Peak, estimate_memory, step_bytes
 from smidgen.training.objective import Batch, Task, batch_loss
-from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
-from tests.training.tiny import write_images
+from tests.tiny.images import write_photos
+from tests.tiny.pipelines import TINY_PIPELINES
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_stable_diffusion(tmp_path_factory.mktemp("pipelines") / "sd")
+    return TINY_PIPELINES["sd"].save(tmp_path_factory.mktemp("pipelines") / "sd")
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def lora(base):
 
 
 def test_a_flow_is_measured_by_the_prompts_of_the_classes_that_it_was_trained_on(tmp_path):
-    base = api.load_base(save_stable_diffusion_3(tmp_path / "sd3"))
-    photos = write_images(tmp_path / "photos")
+    base = api.load_base(TINY_PIPELINES["sd3"].save(tmp_path / "sd3"))
+    photos = write_photos(tmp_path / "photos")
     run = tmp_path / "run"
     short = {"steps": 1, "batch_size": 2, "validation_share": 0.0, "trackers": ()}
     smidgen.train(
@@ -78,7 +78,7 @@ def test_a_delta_without_classes_is_not_measured_by_itself(base, tmp_path):
     path = tmp_path / "delta.safetensors"
     lora(base).save(path)
     with pytest.raises(UsageError, match="trained on none: draw images"):
-        smidgen.evaluate(path, write_images(tmp_path / "photos"), base=base)
+        smidgen.evaluate(path, write_photos(tmp_path / "photos"), base=base)
 
 
 def test_a_base_of_a_relative_name_folds_from_another_directory(folder, tmp_path, monkeypatch):

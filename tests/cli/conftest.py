@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
 
 from smidgen.cli.main import main
-from smidgen.models.dit import DiT, DiTConfig
-
-CLASSES = ("ant", "bee", "cat")
-CONFIG = DiTConfig(image_size=4, width=16, depth=2, num_heads=2, num_classes=len(CLASSES))
-IMAGE_SIZE = 8
+from smidgen.models.pretrained import load_codec
+from tests.tiny.bases import IMAGE_SIZE, KNOWN_CLASSES
+from tests.tiny.codecs import autoencoder
+from tests.tiny.images import write_photos
+from tests.tiny.networks import dit
+from tests.tiny.own_folder import write_safetensors
 
 
 @dataclass(frozen=True)
@@ -62,33 +59,10 @@ def _own_cache(tmp_path, monkeypatch):
 
 def write_base(folder: Path, seed: int) -> Path:
     """A base folder of random weights with a random codec that reduces by two."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    folder.mkdir(parents=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = DiT(CONFIG)
-        for name, parameter in model.named_parameters():
-            if name != "pos_embed":
-                torch.nn.init.normal_(parameter, std=0.2)
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            mid_block_add_attention=False,
-            sample_size=IMAGE_SIZE,
-        ).save_pretrained(folder / "vae")
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "dit.safetensors")
-    description = {
-        "format": "smidgen-base",
-        "dit": asdict(CONFIG),
-        "class_names": list(CLASSES),
-        "image_size": IMAGE_SIZE,
-        "schedule": {"kind": "linear", "num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02},
-    }
-    (folder / "config.json").write_text(json.dumps(description))
+    denoiser = dit(seed=seed)
+    autoencoder(sample_size=IMAGE_SIZE).save_pretrained(folder / "vae")
+    codec = load_codec(folder / "vae")
+    write_safetensors(denoiser, folder, codec=codec, class_names=KNOWN_CLASSES)
     return folder
 
 
@@ -108,13 +82,7 @@ def other_base(tmp_path_factory) -> Path:
 def photos(tmp_path_factory) -> Path:
     """Four images in each of two classes."""
     root = tmp_path_factory.mktemp("data") / "photos"
-    generator = np.random.default_rng(0)
-    for name in ("dog", "elk"):
-        (root / name).mkdir(parents=True)
-        for number in range(4):
-            pixels = generator.integers(0, 255, size=(IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number}.png")
-    return root
+    return write_photos(root, ("dog", "elk"), per_class=4)
 
 
 @pytest.fixture(scope="session")

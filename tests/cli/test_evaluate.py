@@ -1,8 +1,6 @@
 """`smidgen evaluate` and `smidgen compare`: what is measured, written, refused and shown."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 
@@ -13,6 +11,7 @@ from PIL import Image
 from smidgen.cli.compare import names
 from smidgen.cli.main import main
 from smidgen.files.standing import START_OVER
+from tests.launch import finish, start
 
 from .conftest import train_arguments
 
@@ -319,18 +318,9 @@ def test_statistics_are_written_once_and_a_finished_request_leaves_them(smidgen,
 
 def test_several_processes_write_the_statistics_too(photos, tmp_path):
     folder = foreign_images(tmp_path / "made")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "smidgen.cli", "evaluate", folder, "--reference", photos]
-    command += ["--device", "cpu", "--statistics", tmp_path / "photos.npz"]
-    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    environments = [os.environ | places | {"RANK": str(rank)} for rank in range(2)]
-    started = [
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for env in environments
-    ]
-    outcomes = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0, 0], outcomes
+    arguments = ["evaluate", folder, "--reference", photos, "--device", "cpu"]
+    arguments += ["--statistics", tmp_path / "photos.npz"]
+    for code, _, error in finish(start(["-m", "smidgen.cli", *map(str, arguments)], 2)):
+        assert code == 0, error
     assert (tmp_path / "photos.npz").is_file()
     assert (folder / "result.json").is_file()

@@ -4,7 +4,8 @@ import pytest
 
 from smidgen.cli.inspect import table
 from tests.cli.test_misuse import assert_refused
-from tests.laws.tiny import TINY_HOSTS, make_unet
+from tests.tiny.hosts import TINY_HOSTS
+from tests.tiny.networks import network
 
 ADAPTER = ("--method", "adapter", "--input-position", "CA_out", "--output-position", "FFN_in")
 
@@ -29,7 +30,7 @@ def test_a_weights_file_that_is_not_there_is_no_architecture(smidgen):
 
 
 def test_the_table_and_the_facts_are_printed(smidgen, tmp_path):
-    make_unet().save_config(tmp_path / "unet")
+    network("unet").save_config(tmp_path / "unet")
     printed = smidgen("inspect", tmp_path / "unet", "--method", "bitfit").out.splitlines()
     assert printed[0].split() == ["site", "edit", "shape", "times", "count"]
     assert "conv_in.out  " in printed[1]

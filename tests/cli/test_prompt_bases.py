@@ -2,7 +2,6 @@
 
 import json
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,9 +10,8 @@ from PIL import Image
 from smidgen.cli.main import main
 from smidgen.core.delta import Delta
 from smidgen.diffusion.sampler import draw_noise, sample_generator
-from tests.interop.test_folding import _widths_of
-from tests.models.tiny_pipelines import save_stable_diffusion_3
-from tests.models.tiny_prompt_pipelines import TINY_PIPELINES, lively
+from tests.tiny.pipelines import TINY_PIPELINES
+from tests.tiny.weights import moved
 
 from .conftest import train_arguments
 
@@ -21,49 +19,31 @@ PROMPTS = ("a red fox", "an owl")
 DRAW = {"steps": 4, "guidance": 2.0, "seed": 7}
 SIZE = 16
 ROUNDING = 1  # of 256 levels, of values that differ by float32 alone
-# what diffusers wants to be told of that is not there
-ABSENT = {"sd3": {"text_encoder_3": None, "tokenizer_3": None}, "flux": {}}
-ENCODERS = ("text_encoder", "text_encoder_2")  # which a single file does not have
 
 
-@pytest.fixture(scope="module", params=ABSENT)
-def family(request):
-    return request.param
+@pytest.fixture(scope="module", params=["sd3", "flux"])
+def tiny(request):
+    return TINY_PIPELINES[request.param]
 
 
 @pytest.fixture(scope="module")
-def folder(family, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipelines") / family
-    if family == "flux":
-        TINY_PIPELINES["flux"].save(folder)
-    else:
-        save_stable_diffusion_3(folder, shift=3.0)
-    for name in ("transformer", "vae"):
-        lively(getattr(stock(folder, family), name)).save_pretrained(folder / name)
-    return folder
-
-
-def stock(folder, family):
-    """The pipeline of diffusers in a folder."""
-    return diffusers.DiffusionPipeline.from_pretrained(folder, **ABSENT[family])
+def folder(tiny, tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("pipelines") / "pipeline")
 
 
 def pictures(images) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).int()
 
 
-def stock_images(pipeline) -> torch.Tensor:
+def stock_images(tiny, pipeline) -> torch.Tensor:
     """By diffusers, from the noise that smidgen draws."""
-    pipeline.set_progress_bar_config(disable=True)
     shape = (pipeline.vae.config.latent_channels, SIZE // 2, SIZE // 2)
     images = []
     for number, prompt in enumerate(PROMPTS):
         noise = draw_noise(shape, [sample_generator(DRAW["seed"], number)])
-        if isinstance(pipeline, diffusers.FluxPipeline):
-            noise = TINY_PIPELINES["flux"].latents(pipeline, noise)
         images += pipeline(
             prompt=prompt,
-            latents=noise,
+            latents=tiny.latents(pipeline, noise),
             num_inference_steps=DRAW["steps"],
             guidance_scale=DRAW["guidance"],
             height=SIZE,
@@ -93,7 +73,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def delta(folder, photos, tmp_path_factory):
-    """A trained LoRA, its tensors then set to known numbers: a few large steps of training multiply
+    """A trained LoRA, then moved far away by known numbers: a few large steps of training multiply
     the rounding of the processor's kernels, and nothing sure could be said of the pixels.
     """
     run = tmp_path_factory.mktemp("runs") / "run"
@@ -102,16 +82,12 @@ def delta(folder, photos, tmp_path_factory):
         patch.setenv("SMIDGEN_CACHE", str(run.parent / "cache"))
         assert main(train_arguments(folder, photos, run, *settings)) == 0
     path = run / "delta.safetensors"
-    trained, generator = Delta.load(path), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            parameter.normal_(generator=generator)
-    trained.save(path)
+    moved(Delta.load(path), 1.0).save(path)
     return path
 
 
 def test_a_trained_delta_folds_into_what_stock_diffusers_draws(
-    smidgen, drawn, family, folder, delta, tmp_path, monkeypatch
+    smidgen, drawn, tiny, folder, delta, tmp_path
 ):
     expected = drawn(folder, "--delta", delta)
     assert (expected - drawn(folder)).abs().max() > 5 * ROUNDING, "the delta is seen in the images"
@@ -121,21 +97,13 @@ def test_a_trained_delta_folds_into_what_stock_diffusers_draws(
         outcome = smidgen(*common, form, "--output", output)
         assert (outcome.code, outcome.out.splitlines()[-1]) == (0, str(output))
     close(drawn(out), expected)
-    read = stock(out, family)
-    close(stock_images(read), expected)
-
-    if family == "flux":
-        _widths_of(read.transformer, monkeypatch)
-    beside = ABSENT[family] | {name: getattr(read, name) for name in ENCODERS}
-    single = type(read).from_single_file(
-        str(file), config=str(folder), local_files_only=True, **beside
-    )
-    close(stock_images(single), expected)
+    close(stock_images(tiny, tiny.load(out)), expected)
+    close(stock_images(tiny, tiny.load_file(file, folder)), expected)
 
 
 @pytest.mark.parametrize("form", ["peft", "kohya"])
 def test_a_trained_lora_goes_to_other_programs_and_back(
-    smidgen, drawn, family, folder, delta, tmp_path, form
+    smidgen, drawn, tiny, folder, delta, tmp_path, form
 ):
     there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
     common = ("convert", "--base", folder)
@@ -144,9 +112,9 @@ def test_a_trained_lora_goes_to_other_programs_and_back(
     expected = drawn(folder, "--delta", delta)
     close(drawn(folder, "--delta", back), expected)
     if form == "peft":
-        read = stock(folder, family)
+        read = tiny.load(folder)
         read.load_lora_weights(str(there))
-        close(stock_images(read), expected)
+        close(stock_images(tiny, read), expected)
 
 
 def test_a_run_is_measured_with_the_sampler_of_its_base(smidgen, delta, photos, tmp_path):

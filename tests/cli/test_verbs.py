@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from smidgen import api
 from smidgen.core.delta import Delta
+from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
 from smidgen.models.dit_weights import write_original_pt
 from smidgen.models.pretrained import load_base
+from tests.tiny.deltas import lora
 
 from .conftest import train_arguments
 
@@ -139,16 +142,36 @@ def test_sample_writes_exactly_one_png_an_image(smidgen, base, trained, tmp_path
     assert record["finished"] is True
 
 
+def test_a_lora_without_classes_draws_those_of_its_base_as_in_python(smidgen, base, tmp_path):
+    whole = load_base(base)
+    path = tmp_path / "imported.safetensors"
+    lora(whole.denoiser, fingerprint=whole.fingerprint).save(path)
+    common = ("sample", "--base", base, "--delta", path, "--steps", 2, "--num-images", 2)
+    outcome = smidgen(*common, "--classes", "cat,ant", "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    settings = {"classes": ("cat", "ant"), "num_images": 2, "steps": 2}
+    expected = api.sample(whole, delta=path, **settings)
+    for place, image in zip(sorted((tmp_path / "out").glob("*.png")), expected, strict=True):
+        assert np.array_equal(np.asarray(Image.open(place)), np.asarray(image))
+
+    unknown = {"classes": ("dog",), "num_images": 2, "steps": 2}
+    with pytest.raises(UsageError, match='unknown class "dog"') as caught:
+        api.sample(whole, delta=path, **unknown)
+    refused = smidgen(*common, "--classes", "dog", "--output", tmp_path / "none")
+    assert (refused.code, refused.complaint) == (2, [f"smidgen: {caught.value}"])
+
+
 def test_the_images_do_not_depend_on_the_batch_size(smidgen, base, tmp_path):
     sampled = []
     for size in (1, 4):
         folder = tmp_path / f"by-{size}"
         arguments = ("--num-images", 4, "--batch-size", size, "--output", folder, *SAMPLE)
         assert smidgen("sample", "--base", base, *arguments).code == 0
-        sampled.append({n: np.asarray(Image.open(folder / n)) for n in pictures(folder)})
+        sampled.append({n: np.asarray(Image.open(folder / n), int) for n in pictures(folder)})
     assert sampled[0].keys() == sampled[1].keys()
     for name, image in sampled[0].items():
-        np.testing.assert_array_equal(image, sampled[1][name])
+        # batches of other sizes may run other kernels, whose last bit may turn a level
+        assert np.abs(image - sampled[1][name]).max() <= 1
 
 
 def test_sample_again_is_finished_repairs_or_refuses(smidgen, base, tmp_path):

@@ -12,7 +12,9 @@ from smidgen.core.fingerprint import fingerprint
 from smidgen.core.sites import Site
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
-from tests.core.networks import NUM_OLD_ROWS, WIDTH, Network, inputs, provenance, randomise
+from tests.tiny.deltas import provenance
+from tests.tiny.handmade import NUM_OLD_ROWS, WIDTH, Network, inputs
+from tests.tiny.weights import lively
 
 ORIGIN = (3, 0, 4)
 X, Y = inputs(3)
@@ -58,7 +60,7 @@ def edits():
 
 def delta(named=None, seed=1, **facts):
     facts = {"classes": ("a", "b"), "fingerprint": BASE} | facts
-    return randomise(Delta(named or edits(), provenance(**facts)).double(), seed)
+    return lively(Delta(named or edits(), provenance(**facts)).double(), seed)
 
 
 def run(attached, model, labels=Y, strength=1.0):
@@ -117,7 +119,7 @@ def test_a_strength_leaves_the_delta_as_it_is(model):
 
 
 def test_a_strength_is_rounded_once_to_the_precision_of_the_delta():
-    one = randomise(Delta({"a": Scale(Site("head"), 3)}, provenance()), 1).half()
+    one = lively(Delta({"a": Scale(Site("head"), 3)}, provenance()), 1).half()
     gain = 1 + 0.3 * (one.edits["a"].gain.double() - 1)
     assert torch.equal(scaled(one, 0.3).edits["a"].gain, gain.half())
 

@@ -12,17 +12,9 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import Scale, Shift, Table, Weight
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
-from tests.core.networks import (
-    NUM_OLD_ROWS,
-    WIDTH,
-    Network,
-    by_hand,
-    delta_of,
-    edits,
-    inputs,
-    provenance,
-    randomise,
-)
+from tests.tiny.deltas import provenance
+from tests.tiny.handmade import NUM_OLD_ROWS, WIDTH, Network, by_hand, delta_of, edits, inputs
+from tests.tiny.weights import lively
 
 X, Y = inputs()
 OLD_Y = Y % NUM_OLD_ROWS
@@ -243,8 +235,8 @@ def test_two_deltas_act_together_where_nothing_is_replaced_twice():
     network = nn.Linear(2, 2)
     x = torch.ones(1, 2)
     y = network(x)
-    one = randomise(Delta({"a": Scale(Site(""), 2)}, provenance()), 1)
-    two = randomise(Delta({"a": Shift(Site(""), 2)}, provenance()), 2)
+    one = lively(Delta({"a": Scale(Site(""), 2)}, provenance()), 1)
+    two = lively(Delta({"a": Shift(Site(""), 2)}, provenance()), 2)
     first, second = one.attach(network), two.attach(network)
     together = y * one.edits["a"].gain + two.edits["a"].offset
     torch.testing.assert_close(network(x), together)

@@ -14,7 +14,9 @@ from smidgen.core.fingerprint import fingerprint
 from smidgen.core.sites import Site
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
-from tests.core.networks import NUM_OLD_ROWS, WIDTH, Network, provenance, randomise
+from tests.tiny.deltas import provenance
+from tests.tiny.handmade import NUM_OLD_ROWS, WIDTH, Network
+from tests.tiny.weights import lively
 
 NUM_ROWS = (9, 4, 6)
 STEM = Site("stem", "in", axis=1), (Site("stem", axis=1),)
@@ -56,7 +58,7 @@ def deltas():
     """Three, of other widths and numbers of classes."""
     cases = zip((2, 3, 1), NUM_ROWS, strict=True)
     return [
-        randomise(Delta(edits(*case), provenance()).double(), seed)
+        lively(Delta(edits(*case), provenance()).double(), seed)
         for seed, case in enumerate(cases, start=5)
     ]
 
@@ -140,7 +142,7 @@ def test_the_slots_are_repeated_where_guidance_stacks_batches_and_nothing_else_p
 
 def test_entries_that_belong_to_one_image_use_its_slot():
     layer, site = nn.Identity(), Site("", repeats=2)
-    each = [randomise(Delta({"a": Shift(site, 3)}, provenance()), seed) for seed in (1, 2)]
+    each = [lively(Delta({"a": Shift(site, 3)}, provenance()), seed) for seed in (1, 2)]
     bank, x = Bank(each), torch.zeros(8, 3)
     with bank.attach(layer), torch.no_grad():
         bank.choose(torch.tensor([1, 0]))
@@ -237,7 +239,7 @@ class Sequence(nn.Module):
 def test_each_image_gets_its_own_tokens_and_none_may_go_without():
     model, x = Sequence(), images(4).flatten(2)  # (B, N, C)
     each = [
-        randomise(Delta({"p": Tokens(Site("block", "in"), Site("block"), 2, 16)}, provenance()), s)
+        lively(Delta({"p": Tokens(Site("block", "in"), Site("block"), 2, 16)}, provenance()), s)
         for s in (1, 2)
     ]
     bank = Bank(each)

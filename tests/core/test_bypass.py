@@ -14,7 +14,8 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
-from tests.core.networks import provenance, randomise
+from tests.tiny.deltas import provenance
+from tests.tiny.weights import lively
 
 ACTIVATIONS = {
     "relu": lambda z: z.clamp(min=0),
@@ -30,12 +31,12 @@ def normal(*shape, seed=0):
 
 
 def layers():
-    return randomise(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), seed=1)
+    return lively(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double(), seed=1)
 
 
 def bypass(read, writes, body=None, **arguments):
     body = body or Bottleneck(3, 2, 4, activation="relu", bias=True)
-    return randomise(Bypass(read, writes, body, **arguments), seed=2).double()
+    return lively(Bypass(read, writes, body, **arguments), seed=2).double()
 
 
 def attach(edit, network):
@@ -110,7 +111,7 @@ def test_an_image_is_added_to_tokens_row_by_row():
             z = self.conv(as_image(x))
             return self.head(torch.stack([z[:, :, i, j] for i in (0, 1) for j in (0, 1, 2)], 1))
 
-    network, x = randomise(Network().double(), seed=1), normal(5, 6, 3)
+    network, x = lively(Network().double(), seed=1), normal(5, 6, 3)
     edit = bypass(Site("conv", "in", axis=1), (Site("head"),))
     p = dict(edit.named_parameters())
     z = (x @ p["down.weight"].T + p["down.bias"]).clamp(min=0)
@@ -130,7 +131,7 @@ def test_tokens_are_added_to_an_image_row_by_row(width):
             z = self.norm(x)[:, : 2 * width]
             return self.conv(z.reshape(5, 2, width, 3).permute(0, 3, 1, 2))
 
-    network, x = randomise(Network().double(), seed=1), normal(5, 6, 3)
+    network, x = lively(Network().double(), seed=1), normal(5, 6, 3)
     edit = bypass(Site("norm", "in"), (Site("conv", axis=1),))
     if width == 2:  # 6 tokens beside 4 pixels
         with attach(edit, network), pytest.raises(SmidgenError, match=r"\(5, 4, 2, 2\) at conv"):

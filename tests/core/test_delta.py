@@ -11,16 +11,9 @@ from smidgen.core.edits import Scale, Shift, Table, Weight
 from smidgen.core.fingerprint import fingerprint
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError
-from tests.core.networks import (
-    NUM_OLD_ROWS,
-    Network,
-    by_hand,
-    delta_of,
-    edits,
-    inputs,
-    provenance,
-    randomise,
-)
+from tests.tiny.deltas import provenance
+from tests.tiny.handmade import NUM_OLD_ROWS, Network, by_hand, delta_of, edits, inputs
+from tests.tiny.weights import lively
 
 X, Y = inputs()
 OLD_Y = Y % NUM_OLD_ROWS
@@ -68,7 +61,7 @@ def test_every_edit_changes_the_output(name):
 
 def test_edits_at_one_site_act_in_their_order():
     network = nn.Linear(2, 2)
-    scale, shift = randomise(Scale(Site(""), 2), 1), randomise(Shift(Site(""), 2), 2)
+    scale, shift = lively(Scale(Site(""), 2), 1), lively(Shift(Site(""), 2), 2)
     x = torch.ones(1, 2)
     y = network(x)
     with Delta({"scale": scale, "shift": shift}, provenance()).attach(network):
@@ -217,7 +210,7 @@ def test_a_deep_copy_of_an_attached_delta_is_a_delta_of_its_own():
     delta = delta_of(network)
     with delta.attach(network):
         twin = copy.deepcopy(delta)
-    randomise(twin, seed=9)
+    lively(twin, seed=9)
     expected = by_hand(network, twin, X, Y)
     with twin.attach(network):
         torch.testing.assert_close(network(X, Y), expected)

@@ -12,7 +12,7 @@ from smidgen.core.edits import EDITS, Scale, Shift, Table, Weight, edit_from_spe
 from smidgen.core.sites import Site
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
-from tests.core.networks import randomise
+from tests.tiny.weights import lively
 
 SHAPES = [((2, 3), -1), ((2, 5, 3), -1), ((2, 3, 5, 4), 1), ((2, 3, 5, 4), -3), ((3, 2), 0)]
 
@@ -36,8 +36,8 @@ def attached(edit, network):
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_shift_adds_and_scale_multiplies_along_the_axis(shape, axis):
-    shift = randomise(Shift(Site("", axis=axis), 3), seed=1)
-    scale = randomise(Scale(Site("", axis=axis), 3), seed=2)
+    shift = lively(Shift(Site("", axis=axis), 3), seed=1)
+    scale = lively(Scale(Site("", axis=axis), 3), seed=2)
     y = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     network = nn.Identity()
     attached(shift, network)
@@ -56,7 +56,7 @@ def test_a_fresh_shift_and_scale_change_nothing():
 
 @pytest.mark.parametrize("kind", [Shift, Scale])
 def test_float32_weights_keep_the_precision_of_a_bfloat16_base(kind):
-    edit = randomise(kind(Site(""), 3), seed=1)
+    edit = lively(kind(Site(""), 3), seed=1)
     y = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
     vector = next(edit.parameters())
     network = nn.Identity()
@@ -140,7 +140,7 @@ def test_a_weight_runs_the_module_with_its_copies_and_gives_back_the_very_same_o
     edit = Weight(module, {name: target.get_parameter(name) for name in names})
     handles = attached(edit, network)
     assert torch.equal(network(x), two_layers_by_hand(before, x)), "copies start as the base's"
-    randomise(edit, seed=1)
+    lively(edit, seed=1)
     changed = before | edit.replaced()
     assert set(edit.replaced()) == {f"{module}.{name}".strip(".") for name in names}
     assert torch.equal(network(x), two_layers_by_hand(changed, x))

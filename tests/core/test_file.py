@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from smidgen.core.delta import Delta, read_header
 from smidgen.core.file import write_file
 from smidgen.errors import SmidgenError
-from tests.core.networks import Network, delta_of, provenance
+from tests.tiny.deltas import provenance
+from tests.tiny.handmade import Network, delta_of
 
 
 @pytest.fixture

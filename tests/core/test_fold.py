@@ -13,21 +13,14 @@ from smidgen.core.fold import IntoLinear, IntoTable, Refused, fold
 from smidgen.core.sites import Site
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
-from tests.core.networks import (
-    NUM_ROWS,
-    TARGETS,
-    WIDTH,
-    Network,
-    foldable_edits,
-    inputs,
-    provenance,
-    randomise,
-)
+from tests.tiny.deltas import provenance
+from tests.tiny.handmade import NUM_ROWS, TARGETS, WIDTH, Network, foldable_edits, inputs
+from tests.tiny.weights import lively
 
 
 def double_network():
     network = Network().double()
-    delta = randomise(Delta(foldable_edits(network), provenance()).double(), seed=1)
+    delta = lively(Delta(foldable_edits(network), provenance()).double(), seed=1)
     x, y = inputs()
     return network, delta, x.double(), y
 
@@ -91,7 +84,7 @@ def test_folding_rounds_once_to_the_precision_of_the_base(dtype):
 def test_a_linear_without_bias_takes_a_gain_and_no_offset():
     layer = nn.Linear(3, 2, bias=False)
     targets = {Site(""): IntoLinear("weight", None)}
-    scale, shift = randomise(Scale(Site(""), 2), 1), randomise(Shift(Site(""), 2), 1)
+    scale, shift = lively(Scale(Site(""), 2), 1), lively(Shift(Site(""), 2), 1)
     folded = fold(Delta({"a": scale}, provenance()), layer.state_dict(), targets)
     torch.testing.assert_close(folded, {"weight": layer.weight * scale.gain[:, None]})
     with pytest.raises(SmidgenError, match=r'"a" does not fold: shift at root.out'):
@@ -100,7 +93,7 @@ def test_a_linear_without_bias_takes_a_gain_and_no_offset():
 
 def test_an_offset_of_a_table_goes_into_its_rows():
     layer = nn.Embedding(4, 3)
-    shift = randomise(Shift(Site(""), 3), 1)
+    shift = lively(Shift(Site(""), 3), 1)
     folded = fold(
         Delta({"a": shift}, provenance()), layer.state_dict(), {Site(""): IntoTable("weight")}
     )
@@ -166,14 +159,14 @@ def bypass_of(layer, *, bias, rows=None, width=4, **arguments):
 def test_a_linear_bypass_of_one_linear_folds_into_it(name, bias, rows):
     if name == "grouped":
         rows = None  # rows of a grouped convolution belong to some of its groups only
-    layer = randomise(copy.deepcopy(LAYERS[name]).double(), 3)
+    layer = lively(copy.deepcopy(LAYERS[name]).double(), 3)
     edits = {
         "before": Scale(OUT, 4),
         "lora": bypass_of(LAYERS[name], bias=bias, rows=rows),
         "more": bypass_of(LAYERS[name], bias=bias, rows=rows, width=2),
         "after": Scale(OUT, 4),
     }
-    delta = randomise(Delta(edits, provenance()).double(), 1)
+    delta = lively(Delta(edits, provenance()).double(), 1)
     x = torch.randn(2, 6, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = {"linear": x[..., 0, 0], "grouped": x[..., 0]}.get(name, x)
     with delta.attach(layer):
@@ -209,9 +202,9 @@ def test_what_is_no_linear_map_of_one_linear_is_refused_by_name(edit, why):
 
 
 def test_a_bypass_does_not_fold_into_a_norm_with_affine_but_a_gain_does():
-    norm = randomise(nn.LayerNorm(4).double(), 1)
+    norm = lively(nn.LayerNorm(4).double(), 1)
     targets = {OUT: IntoLinear("weight", "bias")}
-    gain = randomise(Scale(OUT, 4).double(), 2)
+    gain = lively(Scale(OUT, 4).double(), 2)
     folded = fold(Delta({"gain": gain}, provenance()), norm.state_dict(), targets)
     torch.testing.assert_close(folded["weight"], (norm.weight * gain.gain).detach())
     torch.testing.assert_close(folded["bias"], (norm.bias * gain.gain).detach())
@@ -245,7 +238,7 @@ def test_a_base_in_4_or_8_bit_is_refused_by_the_name_of_the_tensor(state):
 
 def test_a_fold_that_leaves_the_range_of_the_base_is_refused_by_name():
     network = Network().half()
-    huge = randomise(Delta(foldable_edits(network), provenance()), seed=1)
+    huge = lively(Delta(foldable_edits(network), provenance()), seed=1)
     with torch.no_grad():
         for parameter in huge.parameters():
             parameter.mul_(1e6)

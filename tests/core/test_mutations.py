@@ -9,7 +9,6 @@ from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck
 from smidgen.core.delta import Delta, read_header
 from smidgen.core.sites import Site
 from smidgen.core.tokens import Tokens
-from tests.core.networks import WIDTH, Network, edits, inputs, provenance, randomise
 from tests.fuzzing import (
     changed_bytes,
     changed_header,
@@ -18,6 +17,9 @@ from tests.fuzzing import (
     each,
     refused,
 )
+from tests.tiny.deltas import provenance
+from tests.tiny.handmade import WIDTH, Network, edits, inputs
+from tests.tiny.weights import lively
 
 X, Y = inputs()
 
@@ -45,7 +47,7 @@ def all_kinds(network: Network) -> Delta:
     }
     training = {"prompts": {"template": "a {class}", "classes": ["cat"]}, "data": {"images": 3}}
     delta = Delta(edits(network) | more, provenance(training=training))
-    return randomise(delta, 1)
+    return lively(delta, 1)
 
 
 def use(path):

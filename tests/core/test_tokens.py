@@ -11,7 +11,8 @@ from smidgen.core.edits import edit_from_spec
 from smidgen.core.sites import Site
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
-from tests.core.networks import provenance, randomise
+from tests.tiny.deltas import provenance
+from tests.tiny.weights import lively
 
 
 class Attention(nn.Module):
@@ -41,7 +42,7 @@ MASK = Site("block", "in", "mask", axis=1)
 
 
 def tokens(**arguments):
-    return randomise(Tokens(*SITES, 3, 4, **arguments), seed=1)
+    return lively(Tokens(*SITES, 3, 4, **arguments), seed=1)
 
 
 def normal(*shape):

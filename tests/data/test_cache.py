@@ -22,7 +22,8 @@ from smidgen.data.cache import LatentCache, default_cache_dir
 from smidgen.data.folder import scan
 from smidgen.data.latents import LatentSet, MappedRows
 from smidgen.errors import SmidgenError, UsageError
-from tests.data.making import LinearCodec, noise, snapshot, write_folder, write_image
+from tests.tiny.codecs import BoxCodec
+from tests.tiny.images import noise, snapshot, write_folder, write_image
 
 
 @pytest.fixture
@@ -30,9 +31,9 @@ def images(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "images")
 
 
-def build(images: Path, codec: LinearCodec | None = None, **options: object) -> LatentSet:
+def build(images: Path, codec: BoxCodec | None = None, **options: object) -> LatentSet:
     options = {"image_size": 16, "cache_dir": images.parent / "cache", **options}
-    return LatentCache.build(scan(images, decode=False), codec or LinearCodec(), **options)
+    return LatentCache.build(scan(images, decode=False), codec or BoxCodec(factor=4), **options)
 
 
 def shards(images: Path) -> list[Path]:
@@ -40,7 +41,7 @@ def shards(images: Path) -> list[Path]:
 
 
 def test_latents_are_those_of_the_images_with_labels_and_names(images: Path) -> None:
-    codec = LinearCodec(spread=0.25)
+    codec = BoxCodec(factor=4, spread=0.25)
     latents = build(images, codec)
     assert latents.names == ("a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png")
     assert latents.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -56,7 +57,7 @@ def test_latents_are_those_of_the_images_with_labels_and_names(images: Path) -> 
 
 def test_a_second_build_encodes_nothing_and_gives_the_same(images: Path) -> None:
     first = build(images)
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4)
     second = build(images, codec)
     assert codec.calls == []
     assert (first.num_encoded, second.num_encoded) == (6, 0)
@@ -88,7 +89,7 @@ def test_only_a_changed_file_is_encoded_again_even_with_its_old_time_and_size(
     Image.fromarray(noise(55)).save(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4)
     latents = build(images, codec)
     assert latents.num_encoded == 1
     torch.testing.assert_close(latents.mean[0, 0], codec.expected(noise(55)), atol=1e-6, rtol=1e-6)
@@ -97,7 +98,7 @@ def test_only_a_changed_file_is_encoded_again_even_with_its_old_time_and_size(
 @pytest.mark.parametrize(
     "change",
     [
-        {"codec": LinearCodec("another", scale=2.0)},
+        {"codec": BoxCodec("another", factor=4, scale=2.0)},
         {"image_size": 8},
         {"mode": "resize"},
         {"flip": True},
@@ -128,7 +129,7 @@ def test_crop_and_resize_reach_the_codec_as_named(tmp_path: Path) -> None:
 
 
 def test_flip_caches_the_mirror_image_as_second_view(images: Path) -> None:
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4, spread=0.5)
     latents = build(images, codec, flip=True)
     assert latents.mean.shape == (6, 2, 4, 4, 4)
     torch.testing.assert_close(
@@ -143,7 +144,7 @@ def test_flip_caches_the_mirror_image_as_second_view(images: Path) -> None:
 def test_equal_files_are_encoded_once(images: Path) -> None:
     for name in ("copy 1.png", "copy 2.png"):
         shutil.copy(images / "a" / "0.png", images / "b" / name)
-    latents = build(images, LinearCodec())
+    latents = build(images, BoxCodec(factor=4))
     assert len(latents) == 8
     assert latents.num_encoded == 6
     assert latents.report().endswith("\n6 encoded, 0 from the cache")
@@ -156,13 +157,13 @@ def test_equal_files_are_encoded_once(images: Path) -> None:
 
 
 def test_the_codec_sees_batches_of_one_size(images: Path) -> None:
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4)
     build(images, codec, batch_size=4)
     assert codec.calls == [4, 4]
 
 
 def test_large_images_make_small_batches(images: Path) -> None:
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4)
     latents = build(images, codec, image_size=256)
     assert codec.calls == [4, 4]
     assert latents.num_enlarged == 6
@@ -176,14 +177,14 @@ def test_an_interrupted_build_keeps_what_it_wrote(
     monkeypatch.setattr(cache_module, "SHARD_IMAGES", 2)
     whole = build(images, batch_size=2, cache_dir=images.parent / "uninterrupted")
 
-    class Dying(LinearCodec):
+    class Dying(BoxCodec):
         def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if len(self.calls) == 2:
                 raise KeyboardInterrupt
             return super().encode(images)
 
     with pytest.raises(KeyboardInterrupt):
-        build(images, Dying(), batch_size=2)
+        build(images, Dying(factor=4), batch_size=2)
     resumed = build(images, batch_size=2)
     assert resumed.num_encoded == 2
     assert torch.equal(resumed.mean, whole.mean)
@@ -210,7 +211,7 @@ def test_a_cached_image_is_judged_by_the_size_that_is_asked_now(images: Path) ->
     build(images)
     latents = LatentCache.build(
         scan(images, decode=False, min_size=16),
-        LinearCodec(),
+        BoxCodec(factor=4),
         image_size=16,
         cache_dir=images.parent / "cache",
         bad_limit=0.5,
@@ -223,10 +224,10 @@ def test_a_cached_image_is_judged_by_the_size_that_is_asked_now(images: Path) ->
 
 
 def test_too_many_bad_files_stop_the_codec_and_are_all_listed(tmp_path: Path) -> None:
-    images = write_folder(tmp_path / "images", ("a",), num_images=8)
+    images = write_folder(tmp_path / "images", ("a",), per_class=8)
     for number in range(3):
         (images / "a" / f" bad {number}.png").write_bytes(b"x")
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4)
     with pytest.raises(SmidgenError, match=r"(?s)3 of 11 .*27\.3%.*a/ bad 2\.png: unreadable"):
         build(images, codec, batch_size=2, bad_limit=0.1)
     assert codec.calls == []
@@ -245,7 +246,7 @@ def test_files_that_vanish_or_change_after_the_scan_are_judged_as_they_are(image
     (images / "a" / "0.png").unlink()
     (images / "a" / "1.png").write_bytes(b"now text")
     write_image(images / "a" / "2.png", seed=77)
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4)
     latents = LatentCache.build(
         folder, codec, image_size=16, cache_dir=images.parent / "cache", bad_limit=0.5
     )
@@ -348,7 +349,7 @@ def test_a_pipe_or_a_folder_in_the_cache_is_passed_over_with_a_log_line(
 
 
 def test_a_shard_of_another_codec_put_in_the_wrong_folder_is_not_used(images: Path) -> None:
-    build(images, LinearCodec("other", scale=3.0))
+    build(images, BoxCodec("other", factor=4, scale=3.0))
     (foreign,) = shards(images)
     expected = build(images)
     (own,) = (path for path in shards(images) if path != foreign)
@@ -418,14 +419,14 @@ def test_large_sets_stay_mapped_and_draw_the_same(
 
 
 def test_non_finite_latents_are_refused_by_name_and_not_cached(images: Path) -> None:
-    class Overflowing(LinearCodec):
+    class Overflowing(BoxCodec):
         def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             mean, std = super().encode(images)
             mean[1] = float("inf")
             return mean, std
 
     with pytest.raises(SmidgenError, match=r"non-finite latents for 1 of 6 .*a/1\.png"):
-        build(images, Overflowing())
+        build(images, Overflowing(factor=4))
     assert shards(images) == []
 
 
@@ -438,7 +439,7 @@ def test_impossible_requests_are_refused(images: Path) -> None:
 def test_a_cache_folder_that_cannot_be_is_one_clear_line(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        codec = LinearCodec()
+        codec = BoxCodec(factor=4)
         with pytest.raises(SmidgenError, match=r"cannot (read|write) the latent cache") as caught:
             build(images, codec, cache_dir=place)
         assert "\n" not in str(caught.value)
@@ -475,7 +476,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_behind(images: Path) -
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(SmidgenError, match=r"cannot write .*SMIDGEN_CACHE") as caught:
-            LatentCache.build(folder, LinearCodec(), image_size=16, cache_dir=cache_dir)
+            LatentCache.build(folder, BoxCodec(factor=4), image_size=16, cache_dir=cache_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
@@ -487,14 +488,14 @@ import sys
 from pathlib import Path
 from smidgen.data import cache
 from smidgen.data.folder import scan
-from tests.data.making import LinearCodec
+from tests.tiny.codecs import BoxCodec
 cache.SHARD_IMAGES = 3
 images, place = map(Path, sys.argv[1:])
 folder = scan(images, decode=False)
 print("ready", flush=True)
 sys.stdin.readline()
 latents = cache.LatentCache.build(
-    folder, LinearCodec(), image_size=16, cache_dir=place, batch_size=3
+    folder, BoxCodec(factor=4), image_size=16, cache_dir=place, batch_size=3
 )
 print(latents.mean.double().sum().item())
 """
@@ -504,7 +505,7 @@ def test_two_processes_build_one_cache_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "SHARD_IMAGES", 3)
-    images = write_folder(tmp_path / "images", num_images=60)
+    images = write_folder(tmp_path / "images", per_class=60)
     root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(root / "src"), str(root)])
     with subprocess.Popen(
@@ -530,7 +531,7 @@ def test_two_processes_build_one_cache_at_once(
 
 
 def test_two_threads_build_one_cache_and_encode_once(images: Path) -> None:
-    codec = LinearCodec()
+    codec = BoxCodec(factor=4)
     results: list[LatentSet] = []
     threads = [
         threading.Thread(target=lambda: results.append(build(images, codec))) for _ in range(2)

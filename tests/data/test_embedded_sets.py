@@ -21,7 +21,7 @@ from smidgen.data.embedded_sets import (
     unpack,
 )
 from smidgen.errors import SmidgenError, UsageError
-from tests.data.making import write_image
+from tests.tiny.images import write_image
 
 
 def make_set(num_images: int = 12) -> EmbeddedSet:

@@ -11,7 +11,8 @@ from smidgen.data.cache import LatentCache
 from smidgen.data.findings import Findings, findings_of, num_copies, survey
 from smidgen.data.folder import scan
 from smidgen.errors import SmidgenError
-from tests.data.making import LinearCodec, noise, write_folder, write_image
+from tests.tiny.codecs import BoxCodec
+from tests.tiny.images import noise, write_folder, write_image
 
 
 @pytest.fixture
@@ -49,12 +50,12 @@ def test_a_dry_run_and_a_training_say_the_same(images: Path) -> None:
     document = json.loads(json.dumps(found.as_json()))
     assert {name: document[name] for name in EXPECTED} == EXPECTED
     latents = LatentCache.build(
-        listed, LinearCodec(), image_size=32, cache_dir=images.parent / "cache", bad_limit=0.5
+        listed, BoxCodec(), image_size=32, cache_dir=images.parent / "cache", bad_limit=0.5
     )
     assert latents.findings == found
     assert latents.folder == folder
     again = LatentCache.build(
-        listed, LinearCodec(), image_size=32, cache_dir=images.parent / "cache", bad_limit=0.5
+        listed, BoxCodec(), image_size=32, cache_dir=images.parent / "cache", bad_limit=0.5
     )
     assert again.findings == found
 

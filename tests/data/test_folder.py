@@ -11,7 +11,7 @@ from PIL import Image
 
 from smidgen.data.folder import ImageFolder, check_bad_share, look_at_all, scan
 from smidgen.errors import SmidgenError, shown
-from tests.data.making import noise, snapshot, write_folder, write_image
+from tests.tiny.images import noise, snapshot, write_folder, write_image
 
 
 def reasons(folder: ImageFolder) -> dict[str, str]:
@@ -19,7 +19,7 @@ def reasons(folder: ImageFolder) -> dict[str, str]:
 
 
 def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("zeta", "Alpha", "beta 2", "Ωmega"), num_images=2)
+    write_folder(tmp_path, ("zeta", "Alpha", "beta 2", "Ωmega"), per_class=2)
     folder = scan(tmp_path)
     assert folder.classes == ("Alpha", "beta 2", "zeta", "Ωmega")
     assert folder.labels == (0, 0, 1, 1, 2, 2, 3, 3)
@@ -47,7 +47,7 @@ def test_decomposed_and_composed_names_are_the_same_class_name(tmp_path: Path) -
 
 
 def test_every_bad_file_is_named_with_its_reason(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a",), num_images=2)
+    write_folder(tmp_path, ("a",), per_class=2)
     good = (tmp_path / "a" / "0.png").read_bytes()
     jpeg = write_image(tmp_path / "a" / "good.jpg").read_bytes()
     frames = [Image.fromarray(noise(seed)) for seed in range(2)]
@@ -92,7 +92,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_images_are_known_by_their_bytes_whatever_their_suffix(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a",), num_images=2)
+    write_folder(tmp_path, ("a",), per_class=2)
     for form, names in {
         "PNG": ("really.jpg", "hidden image.txt"),
         "JPEG": ("nameless", "phone.heic", "dot."),
@@ -113,7 +113,7 @@ def test_images_are_known_by_their_bytes_whatever_their_suffix(tmp_path: Path) -
 
 
 def test_what_has_neither_suffix_nor_first_bytes_of_an_image_is_a_side_file(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a", "b"), num_images=1)
+    write_folder(tmp_path, ("a", "b"), per_class=1)
     side = {
         "0.xmp": b"<x:xmpmeta/>",
         "0.pt": b"PK\3\4archive",
@@ -142,7 +142,7 @@ def test_what_has_neither_suffix_nor_first_bytes_of_an_image_is_a_side_file(tmp_
 def test_a_side_file_is_opened_once_and_an_image_never_to_list_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_folder(tmp_path, ("a",), num_images=3)
+    write_folder(tmp_path, ("a",), per_class=3)
     (tmp_path / "a" / "0.xmp").write_text("x")
     opened: list[str] = []
     open_file = Path.open
@@ -156,7 +156,7 @@ def test_a_side_file_is_opened_once_and_an_image_never_to_list_them(
 
 
 def test_names_only_scan_defers_what_is_inside_files(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a",), num_images=2)
+    write_folder(tmp_path, ("a",), per_class=2)
     (tmp_path / "a" / "cut.png").write_bytes(b"\x89PNG")
     assert len(scan(tmp_path, decode=False).files) == 3
     assert len(scan(tmp_path).files) == 2
@@ -191,7 +191,7 @@ def test_images_on_another_level_are_listed_not_ignored(tmp_path: Path) -> None:
 
 
 def test_links_to_files_are_used_and_loops_are_not_followed(tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "data", ("a", "b"), num_images=1)
+    root = write_folder(tmp_path / "data", ("a", "b"), per_class=1)
     elsewhere = write_image(tmp_path / "elsewhere" / "x.png", seed=5)
     (root / "a" / "linked.png").symlink_to(elsewhere)
     (root / "c").symlink_to(elsewhere.parent)
@@ -242,7 +242,7 @@ def test_what_is_no_ordinary_file_is_never_opened(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX")
 def test_a_file_that_turned_into_a_pipe_after_the_scan_is_a_bad_file(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a",), num_images=2)
+    write_folder(tmp_path, ("a",), per_class=2)
     listed = scan(tmp_path, decode=False)
     (tmp_path / "a" / "0.png").unlink()
     os.mkfifo(tmp_path / "a" / "0.png")
@@ -250,7 +250,7 @@ def test_a_file_that_turned_into_a_pipe_after_the_scan_is_a_bad_file(tmp_path: P
 
 
 def test_hidden_files_and_system_folders_are_no_data(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a", ".git", "__MACOSX"), num_images=1)
+    write_folder(tmp_path, ("a", ".git", "__MACOSX"), per_class=1)
     write_image(tmp_path / "a" / "._0.png")
     (tmp_path / "a" / ".DS_Store").write_bytes(b"x")
     folder = scan(tmp_path)
@@ -286,7 +286,7 @@ def test_a_name_of_arbitrary_bytes_can_be_printed(tmp_path: Path) -> None:
 def test_a_class_has_its_folders_own_name_and_messages_have_it_shown(
     tmp_path: Path, name: str
 ) -> None:
-    write_folder(tmp_path, (name,), num_images=1)
+    write_folder(tmp_path, (name,), per_class=1)
     assert scan(tmp_path).classes == (name,)
     (tmp_path / name / "0.png").write_bytes(b"")
     with pytest.raises(SmidgenError) as caught:
@@ -301,10 +301,10 @@ def test_a_folder_name_that_is_not_utf8_is_refused_in_one_line(
 ) -> None:
     raw = Path(os.fsdecode(b"caf\xe9"))
     try:
-        write_folder(tmp_path / "as class" / raw, ("",), num_images=1)
+        write_folder(tmp_path / "as class" / raw, ("",), per_class=1)
     except OSError:
         pytest.skip("this file system takes only Unicode names")
-    write_folder(tmp_path / "as root" / raw, ("a", "b"), num_images=1)
+    write_folder(tmp_path / "as root" / raw, ("a", "b"), per_class=1)
     refused = r'the folder ".*caf\\udce9" has a name that is not UTF-8.*rename it'
     for place in (tmp_path / "as class", tmp_path / "as class" / raw, tmp_path / "as root" / raw):
         with pytest.raises(SmidgenError, match=refused) as caught:
@@ -334,7 +334,7 @@ def test_folders_without_images_are_refused_by_name(tmp_path: Path, decode: bool
 
 
 def test_a_class_of_bad_files_only_is_refused_with_their_reasons(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a", "b"), num_images=1)
+    write_folder(tmp_path, ("a", "b"), per_class=1)
     (tmp_path / "b" / "0.png").write_bytes(b"")
     with pytest.raises(SmidgenError, match=r'class folder "b".*b/0\.png: unreadable: empty file'):
         scan(tmp_path)
@@ -348,7 +348,7 @@ def test_a_folder_one_level_too_high_points_to_the_right_one(tmp_path: Path) -> 
 
 
 def test_more_than_the_stated_share_of_bad_files_is_refused(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a",), num_images=19)
+    write_folder(tmp_path, ("a",), per_class=19)
     (tmp_path / "a" / "bad 1.png").write_bytes(b"x")
     (tmp_path / "a" / "caption.txt").write_text("captions do not count")
     at_limit = scan(tmp_path)
@@ -373,6 +373,6 @@ def test_a_scan_reports_progress_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_scan_with_many_threads_keeps_the_order(tmp_path: Path) -> None:
-    write_folder(tmp_path, ("a", "b"), num_images=70)
+    write_folder(tmp_path, ("a", "b"), per_class=70)
     folder = scan(tmp_path)
     assert [file.path for file in folder.files] == sorted(tmp_path.rglob("*.png"))

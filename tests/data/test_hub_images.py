@@ -12,7 +12,8 @@ from smidgen.data.hub_images import TableRow
 from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
-from tests.data.making import LinearCodec, write_image
+from tests.tiny.codecs import BoxCodec
+from tests.tiny.images import write_image
 
 datasets = pytest.importorskip("datasets", reason="the layout hf is optional")
 
@@ -68,7 +69,7 @@ def test_latents_are_those_of_the_same_files(tmp_path: Path, pictures: list[Path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     labelled(pictures, [0, 0, 0, 2, 2, 2]).save_to_disk(tmp_path / "set")
-    codec = LinearCodec()
+    codec = BoxCodec()
     expected = LatentCache.build(
         open_images(tmp_path / "plain", decode=False),
         codec,

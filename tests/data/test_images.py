@@ -16,7 +16,7 @@ from smidgen.data.images import (
     fit,
     strict_pillow,
 )
-from tests.data.making import noise
+from tests.tiny.images import noise
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -17,7 +17,8 @@ from smidgen.data.findings import survey
 from smidgen.data.folder import ImageFolder
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
-from tests.data.making import LinearCodec, write_folder, write_image
+from tests.tiny.codecs import BoxCodec
+from tests.tiny.images import write_folder, write_image
 
 Files = Mapping[str, bytes | str]
 
@@ -63,12 +64,12 @@ def test_images_are_read_in_place_byte_for_byte(
 
 
 def test_latents_are_those_of_the_same_files_in_a_folder(tmp_path: Path) -> None:
-    plain = write_folder(tmp_path / "plain", ("a", "b"), num_images=3)
+    plain = write_folder(tmp_path / "plain", ("a", "b"), per_class=3)
     files = {}
     for path in sorted(plain.rglob("*.png")):
         files[f"{path.parent.name}/{path.stem}.png"] = path.read_bytes()
     write_shard(tmp_path / "shards" / "0.tar", files)
-    codec, progress = LinearCodec(), []
+    codec, progress = BoxCodec(), []
     kept = tmp_path / "cache"
     expected = LatentCache.build(
         open_images(plain, decode=False), codec, image_size=16, cache_dir=kept

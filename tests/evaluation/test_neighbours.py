@@ -47,7 +47,8 @@ def test_all_four_are_their_equations(block, k_precision, k_density):
     assert all(value > 0 for value in expected.values())
     assert max(expected[name] for name in ("precision", "recall", "coverage")) < 1
     found = prdc(fake, real, k_precision=k_precision, k_density=k_density, block=block)
-    assert same(found, expected)
+    assert same(found.value, expected)
+    assert found.notes == []
 
 
 @pytest.mark.parametrize("block", [13, 64])
@@ -59,21 +60,29 @@ def test_ties_and_copies_count_as_they_should_far_from_zero_too(block, copies):
     # turned into 30 dimensions and moved, so that equal distances differ in their last digits
     turn = torch.linalg.qr(points(30, 30, seed=4).double()).Q[:2]
     found = prdc(fake.double() @ turn + 1000, real.double() @ turn + 1000, block=block)
-    assert same(found, by_definition(real, fake))
+    assert same(found.value, by_definition(real, fake))
 
 
 @pytest.mark.parametrize("block", [7, 100])
 def test_a_set_against_itself_has_all_of_them_one(block):
     real = points(50, 300, seed=4) + 3
-    assert prdc(real.clone(), real, block=block) == pytest.approx(
+    assert prdc(real.clone(), real, block=block).value == pytest.approx(
         {"precision": 1, "recall": 1, "density": 1, "coverage": 1}, rel=1e-12
     )
 
 
+def test_copies_of_a_picture_that_leave_density_and_coverage_nothing_are_counted():
+    real = torch.cat([points(10, 4, seed=7), points(1, 4, seed=8).repeat(6, 1)])
+    found = prdc(real.clone(), real)
+    assert found.value["coverage"] == pytest.approx(10 / 16)
+    assert found.notes == ["6 of 16 of the reference have 5 copies: nothing is near them"]
+    assert prdc(real[:-1], real[:-1]).notes == [], "five pictures have four copies each"
+
+
 def test_sets_apart_have_none_and_a_narrow_one_is_precise_but_covers_little():
     real = points(80, 4, seed=5)
-    assert set(prdc(real + 100, real).values()) == {0.0}
-    narrow = prdc(0.01 * points(80, 4, seed=6), real)
+    assert set(prdc(real + 100, real).value.values()) == {0.0}
+    narrow = prdc(0.01 * points(80, 4, seed=6), real).value
     assert narrow["precision"] == 1
     assert narrow["density"] > 1
     assert narrow["recall"] < 0.2
@@ -82,7 +91,7 @@ def test_sets_apart_have_none_and_a_narrow_one_is_precise_but_covers_little():
 
 def test_sets_without_enough_neighbours_are_refused():
     real = points(6, 2, seed=7)
-    assert 0 <= prdc(real[:4], real)["recall"] <= 1
+    assert 0 <= prdc(real[:4], real).value["recall"] <= 1
     with pytest.raises(ValueError, match="5 real vectors have no neighbour number 5"):
         prdc(real, real[:5])
     with pytest.raises(ValueError, match="3 generated vectors have no neighbour number 3"):

@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +18,7 @@ from smidgen.evaluation.neighbours import prdc
 from smidgen.evaluation.reference import folder_statistics
 from smidgen.evaluation.statistics import write_statistics
 from tests.evaluation.calls import evaluate, measure_batches
+from tests.launch import finish, start
 
 from .conftest import COLOURS, class_folder, colour_extractor, write_image
 
@@ -228,7 +225,7 @@ def test_metrics_of_features_are_those_of_the_two_folders(tmp_path):
         drawn = kid(a, b).value
         assert document["metrics"]["kid"] == drawn
         assert "kid" not in document["notes"]  # subsets of 12 of 15
-        expected = prdc(a, b)
+        expected = prdc(a, b).value
         assert {name: document["metrics"][name] for name in expected} == expected
         assert "fd" not in document["metrics"]
 
@@ -402,28 +399,17 @@ if processes.is_main():
 """
 
 
-def test_two_processes_write_the_document_of_one(tmp_path):
+def test_two_processes_write_the_document_of_one(tmp_path, monkeypatch):
     folder, reference = class_folder(tmp_path / "a", 3), class_folder(tmp_path / "b", 4, seed=1)
     (folder / "red" / "torn.png").write_bytes((folder / "red" / "0.png").read_bytes()[:60])
     expected = [
         evaluate(folder, reference, features="colours", batch_size=2),
         measure_batches(drawn(20, 6), reference, sampling={}, features="colours"),
     ]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    root = Path(__file__).parents[2]
-    shared = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
-    shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": "1", "SMIDGEN_CACHE": str(tmp_path / "two")}
+    monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "two"))
     places = [str(path) for path in (folder, reference, tmp_path / "out.json")]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *places], env={**shared, "RANK": r, "LOCAL_RANK": r}
-        )
-        for r in ("0", "1")
-    ]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    for code, _, error in finish(start(["-c", WORKER, *places], 2)):
+        assert code == 0, error
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(expected))
 
 

@@ -11,6 +11,7 @@ import pytest
 from smidgen.errors import SmidgenError
 from smidgen.evaluation import weights
 from smidgen.evaluation.weights import PublishedFile, PublishedModel, model_folder, read_published
+from tests.launch import HANG
 
 CONTENT = b"weights of a network" * 1000
 MODEL = PublishedModel(
@@ -135,7 +136,7 @@ def test_a_file_out_of_reach_says_where_to_get_it_and_where_to_put_it(tmp_path, 
 def test_an_address_that_never_answers_ends_at_the_deadline(places, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(weights, "ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr(weights.urllib.request, "urlopen", lambda *_, **__: release.wait(30))
+    monkeypatch.setattr(weights.urllib.request, "urlopen", lambda *_, **__: release.wait(HANG))
     with pytest.raises(SmidgenError, match="no answer within"):
         read_published(published(), environment=places)
     release.set()

@@ -10,7 +10,9 @@ from smidgen.hosts.derived import host as derived_host
 from smidgen.hosts.host import find_host
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
-from tests.laws.tiny import TINY_HOSTS, all_labels, tiny_base, tiny_delta
+from tests.tiny.bases import law_base
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 DERIVED = ("auraflow", "lumina2")
 CLASSES = ("a", "b")
@@ -18,7 +20,7 @@ CLASSES = ("a", "b")
 
 @pytest.fixture(params=DERIVED)
 def base(request):
-    return tiny_base(request.param)
+    return law_base(request.param)
 
 
 def test_every_bias_norm_and_linear_is_listed(base):
@@ -34,12 +36,12 @@ def test_every_bias_norm_and_linear_is_listed(base):
 
 
 def test_parameters_without_a_site_are_listed():
-    assert set(tiny_base("auraflow").host.untouched) == {"register_tokens", "pos_embed.pos_embed"}
-    assert tiny_base("lumina2").host.untouched == ()
+    assert set(law_base("auraflow").host.untouched) == {"register_tokens", "pos_embed.pos_embed"}
+    assert law_base("lumina2").host.untouched == ()
 
 
 def test_blocks_are_the_modules_that_hold_an_attention():
-    aura, lumina = (tiny_base(name).host for name in DERIVED)
+    aura, lumina = (law_base(name).host for name in DERIVED)
     joint, single = aura.blocks
     assert joint.module == "joint_transformer_blocks.0"
     assert {

@@ -6,8 +6,8 @@ import torch
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import find_family, find_host
-from tests.hosts.documented import add_painter, painter_base
-from tests.laws.tiny import tiny_delta
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.painter import add_painter, painter_base
 
 
 @pytest.fixture

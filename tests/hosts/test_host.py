@@ -6,7 +6,7 @@ from torch import nn
 from smidgen.errors import SmidgenError
 from smidgen.hosts.dit import FAMILY as DIT
 from smidgen.hosts.host import HOSTS, class_path, find_family, find_host
-from tests.laws.tiny import TINY_HOSTS
+from tests.tiny.hosts import TINY_HOSTS
 
 
 def test_every_host_has_a_tiny_base_for_the_laws():

@@ -9,7 +9,9 @@ from torch import nn
 from smidgen.core.fold import IntoTable, fold
 from smidgen.core.sites import Site
 from smidgen.hosts.derived import host as derived
-from tests.laws.tiny import KNOWN_CLASSES, NEW_CLASSES, TinyBase, all_labels, tiny_delta
+from tests.tiny.bases import KNOWN_CLASSES, NEW_CLASSES, base_of
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.hosts import all_labels
 
 
 class Labelled(nn.Module):
@@ -38,9 +40,7 @@ def test_new_classes_are_trained_and_fold_into_a_table_of_their_number(method):
         sizes={**plain.sizes, label_out: 8},
         folds={**plain.folds, label_in: table, label_out: table},
     )
-    base = TinyBase(
-        denoiser=model, host=host, class_names=KNOWN_CLASSES, name="labelled", fingerprint=""
-    )
+    base = base_of(model, KNOWN_CLASSES, host=host)
     delta, labels = tiny_delta(base, method), all_labels(NEW_CLASSES)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(len(labels), 4, 2, 2, generator=generator, dtype=torch.float64)

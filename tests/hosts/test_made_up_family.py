@@ -15,10 +15,11 @@ import smidgen
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import HOSTS
-from tests.hosts.documented import add_painter
-from tests.models.tiny_pipelines import clip_text_model, clip_tokenizer, tiny_vae
-from tests.models.tiny_prompt_pipelines import lively
-from tests.training.tiny import write_images
+from tests.tiny.codecs import autoencoder
+from tests.tiny.images import write_photos
+from tests.tiny.painter import add_painter
+from tests.tiny.text import clip_text, clip_tokenizer
+from tests.tiny.weights import lively
 
 TRAINING = {"method": "lora", "method_config": {"targets": ("ff1",)}}
 DRAWING = {"sampler": "ddim", "steps": 4, "guidance": 2.0, "seed": 3}
@@ -38,10 +39,10 @@ def folder(package, tmp_path):
     tokenizer = clip_tokenizer(folder / "tokenizer")
     package.PainterPipeline(
         transformer=lively(package.Painter()),
-        vae=tiny_vae(),
+        vae=autoencoder(),
         scheduler=DDIMScheduler(num_train_timesteps=20, clip_sample=False),
         tokenizer=tokenizer,
-        text_encoder=clip_text_model(tokenizer),
+        text_encoder=clip_text(tokenizer),
     ).save_pretrained(folder)
     return folder
 
@@ -54,7 +55,7 @@ def trained(base, folder):
     """A delta after one step on pictures of a bee and a dog."""
     return smidgen.train(
         base,
-        write_images(folder / "photos", per_class=2),
+        write_photos(folder / "photos", per_class=2),
         **TRAINING,
         output=folder / "run",
         steps=1,

@@ -13,7 +13,8 @@ from smidgen.core.sites import bind
 from smidgen.errors import SmidgenError
 from smidgen.hosts.unet import FAMILY, residual_block, transformer_block
 from smidgen.hosts.unet import host as unet_host
-from tests.laws.tiny import make_unet, randomise
+from tests.tiny.networks import network
+from tests.tiny.weights import moved
 
 TEXT = 6
 
@@ -21,8 +22,8 @@ TEXT = 6
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    unet = make_unet().double().requires_grad_(False)
-    randomise(unet, 0.1, seed=1)
+    unet = network("unet").double().requires_grad_(False)
+    moved(unet, 0.1, seed=1)
     return unet
 
 
@@ -30,7 +31,8 @@ def model():
 def sdxl():
     """SDXL's conditions and projections, with two transformer blocks in each attention."""
     torch.manual_seed(0)
-    return make_unet(
+    return network(
+        "unet",
         use_linear_projection=True,
         transformer_layers_per_block=2,
         addition_embed_type="text_time",
@@ -118,7 +120,7 @@ def test_a_sub_layer_folds_into_its_last_linear(model):
 def _transformer() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(3)
     block = BasicTransformerBlock(8, 2, 4, cross_attention_dim=TEXT).double().requires_grad_(False)
-    randomise(block, 0.3, seed=4)
+    moved(block, 0.3, seed=4)
     return nn.ModuleDict({"block": block}), block
 
 

@@ -1,39 +1,16 @@
 """A tiny pipeline of each family with a delta, and the images that stock diffusers draws of it."""
 
 import copy
+import logging
 
-import diffusers
 import torch
 
 from smidgen.hosts.host import find_host
 from smidgen.interop.pipeline_folder import open_pipeline
-from tests.interop import pipelines
-from tests.interop.deltas import foldable
+from tests.tiny.deltas import foldable
+from tests.tiny.pipelines import TINY_PIPELINES
 
-SD3 = diffusers.StableDiffusion3Pipeline
-WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
-WITHOUT_TEXT = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-
-
-def prompt():
-    return {"prompt": "a red cat", "negative_prompt": "a cat"}
-
-
-def embeddings():
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "prompt_embeds": torch.randn(1, 6, 32, generator=generator),
-        "pooled_prompt_embeds": torch.randn(1, 32, generator=generator),
-    }
-
-
-# how the folder is made, the class that reads it, what it must be told, how it is called
-CASES = {
-    "sd": (pipelines.stable_diffusion, diffusers.StableDiffusionPipeline, {}, prompt),
-    "sdxl": (pipelines.stable_diffusion_xl, diffusers.StableDiffusionXLPipeline, {}, prompt),
-    "sd3": (pipelines.stable_diffusion_3, SD3, WITHOUT_T5, prompt),
-    "flux": (pipelines.flux, diffusers.FluxPipeline, WITHOUT_TEXT, embeddings),
-}
+CASES = ("sd", "sdxl", "sd3", "flux")
 
 
 class Case:
@@ -42,9 +19,11 @@ class Case:
     """
 
     def __init__(self, family, root):
-        make, self.kind, self.absent, self.call = CASES[family]
-        self.folder = make(root)
-        self.pipeline = self.load(self.folder)
+        for name in ("diffusers", "transformers"):  # their notices are no part of what is tested
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self.tiny = TINY_PIPELINES[family]
+        self.folder = self.tiny.save(root / "pipeline")
+        self.pipeline = self.tiny.load(self.folder)
         self.denoiser = getattr(self.pipeline, open_pipeline(self.folder).denoiser)
         self.host = find_host(self.denoiser)
         self.delta = foldable(self.denoiser)
@@ -53,20 +32,17 @@ class Case:
             self.expected = self.draw(self.pipeline)
         assert (self.expected - self.stock).abs().max() > 0.02, "the delta must show"
 
-    def load(self, folder, **parts):
-        return pipelines.quiet(self.kind.from_pretrained(folder, **self.absent, **parts))
-
     def fresh(self):
         """A pipeline of its own, for tests that change it."""
         return copy.deepcopy(self.pipeline)
 
     def draw(self, pipeline):
         return pipeline(
+            "a red cat",
             height=16,
             width=16,
             num_inference_steps=2,
             guidance_scale=3.0,
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
-            **self.call(),
         ).images

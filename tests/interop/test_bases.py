@@ -6,8 +6,7 @@ import torch
 
 import smidgen
 from smidgen.errors import SmidgenError, UsageError
-from tests.interop.deltas import foldable
-from tests.interop.test_lora import changed, lora
+from tests.tiny.deltas import changed, foldable, lora
 
 
 @pytest.fixture(scope="module")
@@ -15,15 +14,8 @@ def base(cases):
     return smidgen.load_base(cases("sd").folder)
 
 
-def of(delta, base):
-    provenance = type(delta.provenance)(
-        **{**vars(delta.provenance), "fingerprint": base.fingerprint}
-    )
-    return smidgen.Delta(delta.edits, provenance)
-
-
 def test_a_base_of_diffusers_folds_into_both_of_its_formats(base, tmp_path):
-    delta = of(foldable(base.denoiser), base)
+    delta = foldable(base.denoiser, base.fingerprint)
     folder = smidgen.fold(base, delta, format="diffusers", output=tmp_path / "folder")
     path = smidgen.fold(base, delta, format="single-file", output=tmp_path / "f.safetensors")
     one = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
@@ -37,7 +29,7 @@ def test_a_base_of_diffusers_folds_into_both_of_its_formats(base, tmp_path):
 
 
 def test_lora_goes_out_and_comes_back_and_folds(base, tmp_path):
-    delta = of(lora(base.denoiser), base)
+    delta = lora(base.denoiser, fingerprint=base.fingerprint)
     path = smidgen.export_lora(delta, base, format="kohya", output=tmp_path / "l.safetensors")
     read = smidgen.import_lora(path, base)
     folder = smidgen.fold(base, read, format="diffusers", output=tmp_path / "folder")

@@ -15,26 +15,23 @@ from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
 from smidgen.interop.lora import write_lora
 from smidgen.models.pretrained import load_base, load_codec
-from tests.interop import tiny
-from tests.interop.test_lora import changed, lora
-from tests.models.conftest import TINY, random_dit
-from tests.models.own_folder import write_safetensors
+from tests.tiny.codecs import autoencoder
+from tests.tiny.deltas import changed, lora
+from tests.tiny.networks import DIT, dit
+from tests.tiny.own_folder import write_safetensors
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A base folder of ours with a LoRA delta beside it."""
     root = tmp_path_factory.mktemp("convert")
-    tiny.vae(block_out_channels=(8, 16), norm_num_groups=4).save_pretrained(root / "codec")
-    names = [f"class {number}" for number in range(TINY.num_classes)]
+    autoencoder().save_pretrained(root / "codec")
+    names = [f"class {number}" for number in range(DIT.num_classes)]
     codec = load_codec(root / "codec")
-    write_safetensors(random_dit(TINY), root / "base", codec=codec, class_names=names)
+    write_safetensors(dit(), root / "base", codec=codec, class_names=names)
     base = load_base(root / "base")
-    delta = lora(base.denoiser, chosen=lambda one: one.role in ("q", "v"))
-    provenance = type(delta.provenance)(
-        **{**vars(delta.provenance), "fingerprint": base.fingerprint}
-    )
-    Delta(delta.edits, provenance).save(root / "delta.safetensors")
+    facts = {"chosen": lambda one: one.role in ("q", "v"), "fingerprint": base.fingerprint}
+    lora(base.denoiser, **facts).save(root / "delta.safetensors")
     return root
 
 

@@ -11,8 +11,8 @@ from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError
 from smidgen.models.dit_weights import read_config, read_dit, write_diffusers
 from smidgen.models.pretrained import load_base, load_codec
-from tests.interop import tiny
-from tests.models.conftest import TINY, random_dit
+from tests.tiny.codecs import autoencoder
+from tests.tiny.networks import DIT, dit
 
 NAMES = ("one", "two, too", "three", "four", "five")
 
@@ -21,9 +21,9 @@ NAMES = ("one", "two, too", "three", "four", "five")
 def folder(tmp_path_factory):
     """A pipeline of five classes, everything random, as smidgen writes it."""
     root = tmp_path_factory.mktemp("dit")
-    codec = tiny.vae(block_out_channels=(8, 16), norm_num_groups=4)
+    codec = autoencoder()
     codec.save_pretrained(root / "codec")
-    model = random_dit(dataclasses.replace(TINY, num_classes=len(NAMES)))
+    model = dit(dataclasses.replace(DIT, num_classes=len(NAMES)))
     notes = write_diffusers(
         model, root / "pipeline", codec=load_codec(root / "codec"), class_names=NAMES
     )
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 def test_the_null_row_is_number_1000_and_our_reader_takes_the_padding_off(folder):
     config = json.loads((folder / "transformer" / "config.json").read_text())
     assert (config["num_embeds_ada_norm"], config["_num_classes"]) == (1000, 5)
-    model = random_dit(dataclasses.replace(TINY, num_classes=len(NAMES)))
+    model = dit(dataclasses.replace(DIT, num_classes=len(NAMES)))
     read, state = read_dit(folder)
     assert read == model.config == read_config(folder)
     assert all(torch.equal(state[key], t) for key, t in model.state_dict().items())
@@ -94,9 +94,9 @@ def test_images_equal_ours_after_the_frequency_shift_is_set(folder):
 
 
 def test_more_classes_than_the_pipeline_can_count_are_refused(tmp_path):
-    codec = tiny.vae(block_out_channels=(8, 16), norm_num_groups=4)
+    codec = autoencoder()
     codec.save_pretrained(tmp_path / "codec")
-    many = random_dit(dataclasses.replace(TINY, num_classes=1001))
+    many = dit(dataclasses.replace(DIT, num_classes=1001))
     with pytest.raises(SmidgenError, match="1001 classes do not fit DiTPipeline"):
         write_diffusers(many, tmp_path / "out", codec=load_codec(tmp_path / "codec"))
     assert not (tmp_path / "out").exists()

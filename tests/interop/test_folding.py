@@ -16,9 +16,10 @@ from smidgen.interop.pipeline_folder import (
     fold_into_single_file,
     open_pipeline,
 )
-from tests.interop import pipelines
-from tests.interop.cases import CASES, SD3
-from tests.interop.deltas import foldable
+from tests.interop.cases import CASES
+from tests.tiny.deltas import foldable
+from tests.tiny.pipelines import TINY_PIPELINES
+from tests.tiny.text import clip_text, clip_tokenizer
 
 
 @pytest.fixture(params=CASES)
@@ -39,37 +40,16 @@ def close(images, expected):
 
 def test_a_folded_folder_draws_the_images_of_the_delta(case, tmp_path):
     out = fold_into_folder(case.delta, open_pipeline(case.folder), case.host, tmp_path / "out")
-    close(case.draw(case.load(out)), case.expected)
+    close(case.draw(case.tiny.load(out)), case.expected)
     before = {p.relative_to(case.folder): p.stat().st_size for p in case.folder.rglob("*.*")}
     after = {p.relative_to(out): p.stat().st_size for p in out.rglob("*.*")}
     assert set(after) == set(before), "every file of the pipeline is there, and no other"
 
 
-def test_a_single_file_draws_the_images_of_the_delta(case, tmp_path, monkeypatch):
-    if case.kind is diffusers.FluxPipeline:
-        _widths_of(case.denoiser, monkeypatch)
+def test_a_single_file_draws_the_images_of_the_delta(case, tmp_path):
     path = tmp_path / "model.safetensors"
     fold_into_single_file(case.delta, open_pipeline(case.folder), case.host, path)
-    given = {"text_encoder", "text_encoder_2"} if case.kind is SD3 else set()  # are not in the file
-    parts = case.absent | {name: getattr(case.pipeline, name) for name in given}
-    read = case.kind.from_single_file(
-        str(path), config=str(case.folder), local_files_only=True, **parts
-    )
-    close(case.draw(pipelines.quiet(read)), case.expected)
-
-
-def _widths_of(transformer, monkeypatch):
-    """diffusers' reader of Flux files has FLUX.1's width written into it; the tiny one is narrower:
-    the same split in the tiny width.
-    """
-    split, width = torch.split, transformer.inner_dim
-    released = (3072, 3072, 3072, 4 * 3072)
-
-    def scaled(tensor, sizes, dim=0):
-        own = [size * width // 3072 for size in sizes] if sizes == released else sizes
-        return split(tensor, own, dim=dim)
-
-    monkeypatch.setattr(torch, "split", scaled)
+    close(case.draw(case.tiny.load_file(path, case.folder)), case.expected)
 
 
 def test_folding_keeps_the_files_precision_and_leaves_the_base_alone(folder, tmp_path):
@@ -111,14 +91,14 @@ def test_an_optional_component_that_is_not_there_is_switched_off(folder, tmp_pat
 
 
 def test_open_clip_of_sd_2_goes_into_a_single_file(tmp_path):
-    folder = pipelines.stable_diffusion(tmp_path / "sd2", activation="gelu")
+    tiny = TINY_PIPELINES["sd"]
+    open_clip = clip_text(clip_tokenizer(tmp_path / "words"), hidden_act="gelu")
+    folder = tiny.save(tmp_path / "sd2", text_encoder=open_clip)
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     path = tmp_path / "model.safetensors"
     fold_into_single_file(foldable(unet), open_pipeline(folder), find_host(unet), path)
-    kind = diffusers.StableDiffusionPipeline
-    read = kind.from_single_file(str(path), config=str(folder), local_files_only=True)
-    own = kind.from_pretrained(folder).text_encoder.state_dict()
-    found = read.text_encoder.state_dict()
+    own = open_clip.state_dict()
+    found = tiny.load_file(path, folder).text_encoder.state_dict()
     assert set(found) == set(own)
     assert all(torch.equal(found[key], tensor) for key, tensor in own.items())
 

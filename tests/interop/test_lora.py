@@ -1,7 +1,5 @@
 """LoRA to and from PEFT, diffusers and kohya: the same images, the same weights, or a refusal."""
 
-from types import SimpleNamespace
-
 import diffusers
 import pytest
 import torch
@@ -13,53 +11,20 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import Shift
 from smidgen.core.sites import Site
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.hosts.host import find_family, find_host
+from smidgen.hosts.host import find_family
 from smidgen.hosts.renaming import modules_of, rename
 from smidgen.interop.lora import read_lora, write_lora
-from smidgen.methods.lora import bypass_beside, name_of
 from smidgen.models.dit_diffusers import to_diffusers
-from tests.interop import tiny
-from tests.interop.deltas import provenance
-from tests.models.conftest import TINY, random_dit
+from tests.tiny.bases import base_of
+from tests.tiny.deltas import changed, lora, provenance
+from tests.tiny.networks import DIT, SD_3_5, dit, network
 
-MODELS = {"sd": tiny.unet, "sdxl": tiny.xl_unet, "sd3": tiny.sd3, "flux": tiny.flux}
-
-
-def base_of(model):
-    return SimpleNamespace(denoiser=model, host=find_host(model), name="tiny", fingerprint="x")
-
-
-def lora(model, *, share=1.0, strength=0.3, chosen=None):
-    """Random LoRA beside `share` of the host's linears and convolutions, of ranks 1 to 3 and of two
-    scales, one a power of two.
-    """
-    host = find_host(model)
-    generator = torch.Generator().manual_seed(2)
-    edits, modules = {}, dict(model.named_modules())
-    for number, linear in enumerate(host.linears):
-        grouped = getattr(modules[linear.module], "groups", 1) != 1
-        whole = linear.rows is None if chosen is None else chosen(linear)
-        if not whole or grouped or torch.rand((), generator=generator) > share:
-            continue
-        scale = (0.5, 1.3)[number % 2]
-        edits[name_of(linear)] = bypass_beside(model, linear, 1 + number % 3, scale)
-    delta = Delta(edits, provenance(host, "lora", "x"))
-    with torch.no_grad():
-        for parameter in delta.parameters():
-            parameter.copy_(strength * torch.randn(parameter.shape, generator=generator))
-    return delta
-
-
-def changed(state, delta):
-    """W + scale * up @ down, written out, for every edit."""
-    state = {key: tensor.clone().double() for key, tensor in state.items()}
-    for edit in delta.edits.values():
-        weight = state[f"{edit.sites[0].module}.weight"]
-        down, up = edit.body.down.weight.double(), edit.body.up.weight.double()
-        product = (up.flatten(1) @ down.flatten(1)).view(-1, *weight.shape[1:])
-        start, stop = edit.rows or (0, len(weight))
-        weight[start:stop] += edit.scale * product
-    return state
+MODELS = {
+    "sd": lambda: network("sd"),
+    "sdxl": lambda: network("sdxl"),
+    "sd3.5": lambda: network("sd3", **SD_3_5, num_layers=3),
+    "flux": lambda: network("flux", num_layers=2, num_single_layers=2),
+}
 
 
 # -- ours in other programs ------------------------------------------------------------------------
@@ -103,7 +68,7 @@ def test_kohya_factors_are_the_change_of_the_original_weights(tmp_path, make):
     tensors = load_file(write_lora(delta, tmp_path / "k.safetensors", model, format="kohya"))
     before = {key: tensor.double() for key, tensor in model.state_dict().items()}
     after = changed(before, delta)
-    if make is not tiny.unet:
+    if make is not MODELS["sd"]:
         renaming = find_family(model).original.names(modules_of(before))
         before, after = (rename(state, renaming, "the file") for state in (before, after))
     moved = {key.removesuffix(".weight") for key in before if not before[key].equal(after[key])}
@@ -121,13 +86,13 @@ def test_kohya_factors_are_the_change_of_the_original_weights(tmp_path, make):
 
 def test_our_dit_is_named_as_that_of_diffusers(tmp_path):
     """Rows of the fused qkv are three linears there; a LoRA on all of it goes to each of them."""
-    model = random_dit(TINY)
+    model = dit()
     delta = lora(model, chosen=lambda one: one.role in ("q", "v", "o", "qkv", "ff1"))
     assert any(edit.rows for edit in delta.edits.values())
     tensors = load_file(write_lora(delta, tmp_path / "p.safetensors", model, format="peft"))
     before = {key: tensor.double() for key, tensor in model.state_dict().items()}
-    after = to_diffusers(changed(before, delta), TINY.depth)
-    before = to_diffusers(before, TINY.depth)
+    after = to_diffusers(changed(before, delta), DIT.depth)
+    before = to_diffusers(before, DIT.depth)
     moved = {key for key in before if not before[key].equal(after[key])}
     assert {f"transformer.{key.removesuffix('.weight')}.lora_A.weight" for key in moved} <= set(
         tensors
@@ -141,7 +106,7 @@ def test_our_dit_is_named_as_that_of_diffusers(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["peft", "kohya"])
-@pytest.mark.parametrize("make", [*MODELS.values(), lambda: random_dit(TINY)], ids=[*MODELS, "dit"])
+@pytest.mark.parametrize("make", [*MODELS.values(), dit], ids=[*MODELS, "dit"])
 def test_a_written_file_comes_back_as_a_delta_of_the_same_weights(tmp_path, make, form):
     model = make()
     chosen = (lambda one: one.role in ("q", "v", "o")) if make not in MODELS.values() else None
@@ -153,7 +118,7 @@ def test_a_written_file_comes_back_as_a_delta_of_the_same_weights(tmp_path, make
         torch.testing.assert_close(theirs[key], tensor, rtol=1e-6, atol=1e-6, msg=key)
     if form == "peft":
         assert list(read.edits) == list(delta.edits)
-    assert (read.provenance.method, read.provenance.fingerprint) == ("lora", "x")
+    assert (read.provenance.method, read.provenance.fingerprint) == ("lora", "sketch1:none")
 
 
 # -- others' files here ----------------------------------------------------------------------------
@@ -162,7 +127,7 @@ def test_a_written_file_comes_back_as_a_delta_of_the_same_weights(tmp_path, make
 def _peft_unet(**settings):
     from peft import LoraConfig
 
-    model = tiny.unet()
+    model = network("sd")
     model.add_adapter(LoraConfig(target_modules=["to_q", "to_v", "conv1", "proj_in"], **settings))
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -196,7 +161,7 @@ def test_files_of_diffusers_with_pefts_settings_give_their_output(tmp_path, sett
     from diffusers.training_utils import _collate_lora_metadata
     from peft.utils import get_peft_model_state_dict
 
-    theirs, model = _peft_unet(**settings), tiny.unet()
+    theirs, model = _peft_unet(**settings), network("sd")
     diffusers.StableDiffusionPipeline.save_lora_weights(
         tmp_path,
         unet_lora_layers=get_peft_model_state_dict(theirs),
@@ -213,17 +178,17 @@ def test_files_of_diffusers_with_pefts_settings_give_their_output(tmp_path, sett
 def test_a_peft_folder_with_its_configuration_is_read(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    model = tiny.unet()
+    model = network("sd")
     config = LoraConfig(r=2, lora_alpha=7, target_modules=["to_k"], init_lora_weights=False)
     torch.manual_seed(0)
-    theirs = get_peft_model(tiny.unet(), config).eval()
+    theirs = get_peft_model(network("sd"), config).eval()
     theirs.save_pretrained(tmp_path)
     with read_lora(tmp_path, base_of(model)).attach(model):
         torch.testing.assert_close(unet_output(model), unet_output(theirs), rtol=1e-4, atol=1e-4)
 
 
 def test_a_lora_that_is_not_finite_is_not_written(tmp_path):
-    model = tiny.unet()
+    model = network("sd")
     delta = lora(model, share=0.1)
     with torch.no_grad():
         next(iter(delta.parameters()))[0] = float("nan")
@@ -234,7 +199,7 @@ def test_a_lora_that_is_not_finite_is_not_written(tmp_path):
 
 
 def test_a_lora_at_strength_nought_is_written_as_one_that_does_nothing(tmp_path):
-    model = tiny.unet()
+    model = network("sd")
     silent = scaled(lora(model, share=0.1), 0.0)
     path = write_lora(silent, tmp_path / "l.safetensors", model, format="kohya")
     state = model.state_dict()
@@ -243,7 +208,7 @@ def test_a_lora_at_strength_nought_is_written_as_one_that_does_nothing(tmp_path)
 
 
 def test_what_a_lora_file_cannot_hold_is_refused_by_name(tmp_path):
-    model = tiny.unet()
+    model = network("sd")
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     here, there = Site(name, "in"), Site(name)
     body = Bottleneck(64, 2, 64, activation="identity", bias=False)
@@ -257,13 +222,13 @@ def test_what_a_lora_file_cannot_hold_is_refused_by_name(tmp_path):
         (Bypass(here, (there,), Bottleneck(64, 2, 64, activation="identity", bias=True)), "biases"),
         (Bypass(here, (across,), body), "from one module to another"),
     ]:
-        delta = Delta({"e": edit}, provenance(find_host(model)))
+        delta = Delta({"e": edit}, provenance())
         with pytest.raises(SmidgenError, match=reason):
             write_lora(delta, tmp_path / "x.safetensors", model, format="peft")
     with pytest.raises(UsageError, match='unknown format "lycoris"'):
         write_lora(delta, tmp_path / "x.safetensors", model, format="lycoris")
-    dit = random_dit(TINY)
-    time = lora(dit, chosen=lambda one: one.module == "t_embedder.mlp.0")
+    ours = dit()
+    time = lora(ours, chosen=lambda one: one.module == "t_embedder.mlp.0")
     with pytest.raises(SmidgenError, match="repeats in every block"):
-        write_lora(time, tmp_path / "x.safetensors", dit, format="peft")
+        write_lora(time, tmp_path / "x.safetensors", ours, format="peft")
     assert not (tmp_path / "x.safetensors").exists()

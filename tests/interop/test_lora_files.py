@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from smidgen.errors import SmidgenError
 from smidgen.interop.lora import read_lora
-from tests.interop import tiny
-from tests.interop.test_lora import base_of, unet_output
+from tests.interop.test_lora import unet_output
+from tests.tiny.bases import base_of
+from tests.tiny.networks import network
 
 GOOD = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 SPELLINGS = {
@@ -37,7 +38,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
 def test_every_spelling_of_a_key_finds_the_module(tmp_path, spelling):
-    model = tiny.unet()
+    model = network("sd")
     module = "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0"
     original = "input_blocks_2_1_transformer_blocks_0_attn2_to_out_0"
     down, up = torch.randn(3, 32), torch.randn(32, 3)
@@ -64,7 +65,7 @@ def test_a_pickle_of_tensors_is_read_within_its_holders(tmp_path, holders):
     for holder in holders:
         content = {holder: content, "step": 3}
     torch.save(content, tmp_path / "l.pt")
-    base = base_of(tiny.unet())
+    base = base_of(network("sd"))
     if holders == ("lora_state",):
         with pytest.raises(SmidgenError, match="entry 'lora_state' is a dict"):
             read_lora(tmp_path / "l.pt", base)
@@ -82,7 +83,7 @@ def test_several_adapters_in_one_file_are_named(tmp_path):
     }
     save_file(tensors, tmp_path / "l.safetensors")
     with pytest.raises(SmidgenError, match="holds the adapters cat, dog; save one of them alone"):
-        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()))
+        read_lora(tmp_path / "l.safetensors", base_of(network("sd")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
@@ -90,7 +91,7 @@ def test_factors_in_few_bits_are_read_in_float32(tmp_path, dtype):
     down, up = torch.randn(2, 32).to(dtype), torch.randn(32, 2).to(dtype)
     tensors = {f"{GOOD}.lora_A.weight": down, f"{GOOD}.lora_B.weight": up}
     save_file(tensors, tmp_path / "l.safetensors")
-    model = tiny.unet()
+    model = network("sd")
     delta = read_lora(tmp_path / "l.safetensors", base_of(model))
     (edit,) = delta.edits.values()
     for found, given in ((edit.body.down.weight, down), (edit.body.up.weight, up)):
@@ -111,7 +112,7 @@ def test_an_alpha_in_any_type_of_numbers_is_read(tmp_path):
     ):
         tensors = {key.replace("x.", f"{GOOD}."): value for key, value in pair.items()}
         save_file(tensors | {f"{GOOD}.alpha": alpha}, tmp_path / "l.safetensors")
-        (edit,) = read_lora(tmp_path / "l.safetensors", base_of(tiny.unet())).edits.values()
+        (edit,) = read_lora(tmp_path / "l.safetensors", base_of(network("sd"))).edits.values()
         assert edit.scale == 0.5
 
 
@@ -130,7 +131,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("key", TEXTS.values(), ids=TEXTS)
 def test_the_text_encoders_part_is_left_out_where_that_is_asked_and_counted(tmp_path, key):
-    base, path = base_of(tiny.unet()), tmp_path / "l.safetensors"
+    base, path = base_of(network("sd")), tmp_path / "l.safetensors"
     ours = {
         f"{GOOD}.lora_A.weight": torch.randn(2, 32),
         f"{GOOD}.lora_B.weight": torch.randn(32, 2),
@@ -154,11 +155,11 @@ def test_the_text_encoders_part_is_left_out_where_that_is_asked_and_counted(tmp_
 def test_a_file_of_text_encoders_alone_holds_nothing_for_the_denoiser(tmp_path):
     save_file({TEXTS["kohya"]: torch.zeros(2, 2)}, tmp_path / "l.safetensors")
     with pytest.raises(SmidgenError, match="holds no LoRA of a denoiser"):
-        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()), "leave-out")
+        read_lora(tmp_path / "l.safetensors", base_of(network("sd")), "leave-out")
 
 
 def test_old_attention_processors_and_convolutions_written_as_matrices_are_read(tmp_path):
-    model = tiny.unet()
+    model = network("sd")
     block = "mid_block.attentions.0.transformer_blocks.0"
     tensors = {
         f"{block}.attn1.processor.to_out_lora.down.weight": torch.randn(2, 64),
@@ -198,7 +199,7 @@ def test_what_is_no_plain_lora_of_the_denoiser_is_named_and_refused(tmp_path, ki
         f"{GOOD}.lora_A.weight": torch.randn(2, 32),
         f"{GOOD}.lora_B.weight": torch.randn(32, 2),
     }
-    base = base_of(tiny.unet())
+    base = base_of(network("sd"))
     save_file(tensors, tmp_path / "good.safetensors")
     assert len(read_lora(tmp_path / "good.safetensors", base).edits) == 1
     tensors |= {key: torch.ones(shape) for key, shape in REFUSED[kind].items()}
@@ -223,7 +224,7 @@ def test_factors_that_are_not_finite_are_refused_by_name(tmp_path, value, dtype,
     tensors[f"{GOOD}.{part}"][1, 1] = value
     save_file(tensors, tmp_path / "l.safetensors")
     with pytest.raises(SmidgenError, match=f"not finite .NaN or infinity.: {GOOD}.{part}; the"):
-        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()))
+        read_lora(tmp_path / "l.safetensors", base_of(network("sd")))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_an_alpha_that_makes_no_scale_is_refused_by_name(tmp_path, alpha, messag
     }
     save_file(tensors, tmp_path / "l.safetensors")
     with pytest.raises(SmidgenError, match=f"of {GOOD} is .*{message.removeprefix('is ')}"):
-        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()))
+        read_lora(tmp_path / "l.safetensors", base_of(network("sd")))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.complex64])
@@ -256,7 +257,7 @@ def test_factors_of_no_floating_point_are_refused_by_name(tmp_path, dtype):
     }
     save_file(tensors, tmp_path / "l.safetensors")
     with pytest.raises(SmidgenError, match=f"where weights are of .*: {GOOD}.lora_A.weight;"):
-        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()))
+        read_lora(tmp_path / "l.safetensors", base_of(network("sd")))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_factors_of_odd_shapes_are_refused(tmp_path, down, up):
     tensors = {f"{GOOD}.lora_A.weight": torch.ones(down), f"{GOOD}.lora_B.weight": torch.ones(up)}
     save_file(tensors, tmp_path / "l.safetensors")
     with pytest.raises(SmidgenError, match=GOOD.removeprefix("unet.")) as error:
-        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()))
+        read_lora(tmp_path / "l.safetensors", base_of(network("sd")))
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -275,11 +276,11 @@ def test_every_kind_in_a_file_is_named_at_once(tmp_path):
     mixed = [key for kind in ("DoRA", "LoHa", "LoRA of text encoders") for key in REFUSED[kind]]
     save_file({key: torch.ones(2, 2) for key in mixed}, tmp_path / "l.safetensors")
     with pytest.raises(SmidgenError, match=r"^(?=.* DoRA)(?=.* LoHa)(?=.* LoRA of text)"):
-        read_lora(tmp_path / "l.safetensors", base_of(tiny.unet()))
+        read_lora(tmp_path / "l.safetensors", base_of(network("sd")))
 
 
 def test_files_for_other_models_and_damaged_ones_are_refused(tmp_path):
-    base, path = base_of(tiny.unet()), tmp_path / "l.safetensors"
+    base, path = base_of(network("sd")), tmp_path / "l.safetensors"
     pair = {"down": torch.randn(2, 32), "up": torch.randn(32, 2)}
     for tensors, message in [
         ({"transformer.x.to_q.lora_A.weight": pair["down"]}, "UNet2DConditionModel has not"),

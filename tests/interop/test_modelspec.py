@@ -17,9 +17,9 @@ from smidgen.diffusion.process import Diffusion, Flow
 from smidgen.diffusion.schedule import Schedule
 from smidgen.interop.lora import read_lora, write_lora
 from smidgen.interop.modelspec import file_of, modelspec
-from tests.interop import tiny
-from tests.interop.test_lora import base_of, lora
-from tests.models.conftest import TINY, random_dit
+from tests.tiny.bases import base_of
+from tests.tiny.deltas import lora
+from tests.tiny.networks import SD_3_5, dit, network
 
 MUST = {"sai_model_spec", "architecture", "implementation", "title"}
 
@@ -42,13 +42,28 @@ def fields(model, objective="epsilon", form="kohya", **training):
 
 
 KNOWN = {
-    "sd 1": (lambda: tiny.unet(cross_attention_dim=768), "epsilon", "stable-diffusion-v1", ""),
-    "sd 2": (lambda: tiny.unet(cross_attention_dim=1024), "epsilon", "stable-diffusion-v2-512", ""),
-    "sd 2 v": (lambda: tiny.unet(cross_attention_dim=1024), "v", "stable-diffusion-v2-768-v", ""),
-    "flux": (tiny.flux, "flow", "FluxTransformer2DModel", "black-forest-labs/flux"),
-    "sd 3.5": (tiny.sd3, "flow", "stable-diffusion-3-5-medium", "Stability-AI/sd3.5"),
-    "tiny xl": (tiny.xl_unet, "epsilon", "UNet2DConditionModel", "generative-models"),
-    "dit": (lambda: random_dit(TINY), "hybrid", "DiT", "facebookresearch/DiT"),
+    "sd 1": (lambda: network("sd", cross_attention_dim=768), "epsilon", "stable-diffusion-v1", ""),
+    "sd 2": (
+        lambda: network("sd", cross_attention_dim=1024),
+        "epsilon",
+        "stable-diffusion-v2-512",
+        "",
+    ),
+    "sd 2 v": (
+        lambda: network("sd", cross_attention_dim=1024),
+        "v",
+        "stable-diffusion-v2-768-v",
+        "",
+    ),
+    "flux": (lambda: network("flux"), "flow", "FluxTransformer2DModel", "black-forest-labs/flux"),
+    "sd 3.5": (
+        lambda: network("sd3", **SD_3_5),
+        "flow",
+        "stable-diffusion-3-5-medium",
+        "Stability-AI/sd3.5",
+    ),
+    "tiny xl": (lambda: network("sdxl"), "epsilon", "UNet2DConditionModel", "generative-models"),
+    "dit": (lambda: dit(), "hybrid", "DiT", "facebookresearch/DiT"),
 }
 
 
@@ -67,16 +82,16 @@ def test_the_fields_that_must_be_there_are_those_of_the_base(make, objective, na
 
 def test_what_the_delta_was_trained_on_is_told():
     prompts = {"template": "a photo of {class}", "classes": ["cat", "dog"]}
-    found = fields(tiny.unet(), data={"name": "pets"}, prompts=prompts)
+    found = fields(network("sd"), data={"name": "pets"}, prompts=prompts)
     assert found["title"] == "pets, LoRA of sd-folder"
     assert found["usage_hint"] == "Trained on: a photo of cat; a photo of dog"
-    bare = fields(tiny.unet(), data=5)
+    bare = fields(network("sd"), data=5)
     assert bare["title"] == "LoRA of sd-folder"
     assert "usage_hint" not in bare
 
 
 def test_the_hash_is_that_of_the_tensors_and_the_file_is_read_back(tmp_path):
-    model = tiny.unet()
+    model = network("sd")
     delta = lora(model, share=0.2)
     base = SimpleNamespace(denoiser=model, image_size=512, process=process_of("epsilon"))
     described = modelspec(delta, base, "kohya")

@@ -15,14 +15,15 @@ from tests.fuzzing import (
     each,
     refused,
 )
-from tests.interop import tiny
-from tests.interop.test_lora import base_of, lora
-from tests.models.conftest import TINY, inputs, random_dit
+from tests.models.conftest import TINY, inputs
+from tests.tiny.bases import base_of
+from tests.tiny.deltas import lora
+from tests.tiny.networks import dit, network
 
 
 @pytest.fixture(scope="module")
 def base():
-    return base_of(random_dit(TINY))
+    return base_of(dit(TINY))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_a_changed_pickle_is_refused_in_one_line_or_harmless(tmp_path, base, del
 
 
 def test_a_unets_convolutions_are_tried_too(tmp_path):
-    base = base_of(tiny.unet())
+    base = base_of(network("sd"))
     path = write_lora(
         lora(base.denoiser, share=0.3), tmp_path / "l.safetensors", base.denoiser, format="kohya"
     )

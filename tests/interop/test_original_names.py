@@ -11,7 +11,9 @@ from smidgen.hosts.host import find_family
 from smidgen.hosts.renaming import modules_of, rename
 from smidgen.interop.original_parts import original_open_clip, original_vae
 from smidgen.interop.single_file import DENOISER
-from tests.interop import tiny
+from tests.tiny.codecs import autoencoder
+from tests.tiny.networks import network
+from tests.tiny.weights import lively
 
 
 def renamed(model):
@@ -28,9 +30,10 @@ def same(read, model):
 
 
 UNETS = {
-    "sd 1": tiny.unet,
-    "sdxl": tiny.xl_unet,
-    "three levels": lambda: tiny.unet(
+    "sd 1": lambda: network("sd"),
+    "sdxl": lambda: network("sdxl"),
+    "three levels": lambda: network(
+        "sd",
         block_out_channels=(32, 32, 64),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -76,7 +79,7 @@ def test_a_released_unet_has_the_released_names():
 def test_sd3_comes_back_from_diffusers_reader(more):
     from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
-    model = tiny.sd3(**more)
+    model = network("sd3", **more)
     same(convert_sd3_transformer_checkpoint_to_diffusers(renamed(model)), model)
 
 
@@ -108,10 +111,11 @@ def test_flux_comes_back_from_diffusers_reader(guidance):
 def test_a_codec_comes_back_from_diffusers_reader(more):
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    model = tiny.vae(
+    model = autoencoder(
         block_out_channels=(16, 32, 32),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
+        mid_block_add_attention=True,
         **more,
     )
     written = {f"first_stage_model.{k}": t for k, t in original_vae(model.state_dict()).items()}
@@ -120,7 +124,8 @@ def test_a_codec_comes_back_from_diffusers_reader(more):
 
 
 def test_attention_names_of_older_folders_are_known_too():
-    state = dict(tiny.vae().state_dict())
+    codec = autoencoder(mid_block_add_attention=True)
+    state = dict(codec.state_dict())
     expected = original_vae(state)
     old = {"to_q": "query", "to_k": "key", "to_v": "value"}
     for key in list(state):
@@ -128,7 +133,7 @@ def test_attention_names_of_older_folders_are_known_too():
         head, _, leaf = module.rpartition(".")
         if leaf in old:
             state[f"{head}.{old[leaf]}.{end}"] = state.pop(key)
-    assert len(state.keys() - tiny.vae().state_dict().keys()) == 12
+    assert len(state.keys() - codec.state_dict().keys()) == 12
     found = original_vae(state)
     assert set(found) == set(expected)
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
@@ -147,7 +152,7 @@ def test_open_clip_stacks_queries_keys_and_values():
         projection_dim=16,
         max_position_embeddings=9,
     )
-    model = tiny.randomise(CLIPTextModelWithProjection(config))
+    model = lively(CLIPTextModelWithProjection(config))
     state = model.state_dict()
     written = {f"x.{key}": tensor for key, tensor in original_open_clip(state).items()}
     assert written["x.transformer.resblocks.1.attn.in_proj_weight"].shape == (48, 16)
@@ -157,12 +162,12 @@ def test_open_clip_stacks_queries_keys_and_values():
 
 
 def test_what_the_original_code_has_not_is_refused_by_name():
-    state = dict(tiny.unet().state_dict())
+    state = dict(network("sd").state_dict())
     names = modules_of(state)
     foreign = state | {"mid_block.motion.proj.weight": torch.zeros(2, 2)}
     with pytest.raises(SmidgenError, match=r"no place for mid_block\.motion\.proj\.weight"):
         rename(foreign, unet.original_names(modules_of(foreign)), "the file")
-    transformer = dict(tiny.sd3().state_dict())
+    transformer = dict(network("sd3").state_dict())
     renaming = sd3.original_names(modules_of(transformer))
     del transformer["transformer_blocks.1.attn.to_k.weight"]
     with pytest.raises(SmidgenError, match=r"transformer_blocks\.1\.attn\.to_k\.weight lacks"):
@@ -173,7 +178,7 @@ def test_what_the_original_code_has_not_is_refused_by_name():
 
 
 def test_renaming_leaves_the_given_weights_alone():
-    model = tiny.sd3()
+    model = network("sd3")
     before = copy.deepcopy(model.state_dict())
     renamed(model)
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())

@@ -10,7 +10,8 @@ import torch
 from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import find_host
-from tests.interop.test_lora import _attention, lora
+from tests.interop.test_lora import _attention
+from tests.tiny.deltas import lora
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_a_quantised_base_takes_deltas_and_refuses_folding(case, library):
     except (RuntimeError, ValueError, ImportError) as error:
         pytest.skip(f"{module} does not quantise on this machine: {str(error).splitlines()[0]}")
     unet.requires_grad_(False)
-    pipeline = case.load(case.folder, unet=unet)
+    pipeline = case.tiny.load(case.folder, unet=unet)
     stock = case.draw(pipeline)
     delta = lora(unet, strength=0.3, chosen=_attention)
     with delta.attach(unet, strength=0.0):

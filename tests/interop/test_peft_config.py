@@ -11,9 +11,9 @@ from peft.utils.other import get_pattern_key
 from smidgen.errors import SmidgenError
 from smidgen.interop.lora import read_lora
 from smidgen.interop.peft_config import HARMLESS, READ, REFUSED, UNSET, read_config
-from tests.interop import tiny
-from tests.interop.test_lora import base_of, unet_output
-from tests.models.conftest import TINY, random_dit
+from tests.interop.test_lora import unet_output
+from tests.tiny.bases import base_of
+from tests.tiny.networks import DIT, dit, network
 
 FIELDS = {field.name: field for field in dataclasses.fields(LoraConfig)}
 
@@ -170,9 +170,9 @@ KEEPING = {
     "settings", [*CHANGING.values(), *KEEPING.values()], ids=[*CHANGING, *KEEPING]
 )
 def test_whatever_its_start_a_lora_gives_the_trained_models_output(tmp_path, settings):
-    model, targets = tiny.unet(), ["to_q", "to_v", "to_out.0"]
+    model, targets = network("sd"), ["to_q", "to_v", "to_out.0"]
     before = unet_output(model)
-    theirs = trained(tiny.unet(), target_modules=targets, **settings)
+    theirs = trained(network("sd"), target_modules=targets, **settings)
     theirs.save_pretrained(tmp_path)
     expected = unet_output(theirs.base_model.model)
     assert (expected - before).abs().max() > 0.05
@@ -186,12 +186,12 @@ def test_whatever_its_start_a_lora_gives_the_trained_models_output(tmp_path, set
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_the_start_is_that_of_the_rows_which_the_names_mean(tmp_path, start):
     """In diffusers' DiT queries, keys and values are three linears, each with its own start."""
-    model = random_dit(TINY)
+    model = dit()
     settings = {"r": 2, "lora_alpha": 3, "init_lora_weights": start}
     apart = torch.nn.ModuleDict()
     weight = model.blocks[0].attn.qkv.weight
     for name, rows in zip(("to_q", "to_k", "to_v"), weight.chunk(3), strict=True):
-        apart[name] = torch.nn.Linear(TINY.width, TINY.width, bias=False)
+        apart[name] = torch.nn.Linear(DIT.width, DIT.width, bias=False)
         apart[name].weight = torch.nn.Parameter(rows.detach().clone())
     holder = torch.nn.Module()
     holder.transformer_blocks = torch.nn.ModuleList([torch.nn.Module()])
@@ -213,10 +213,10 @@ def test_the_start_is_that_of_the_rows_which_the_names_mean(tmp_path, start):
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_an_adapter_that_peft_converted_is_read_as_any_other(tmp_path, start):
-    model = tiny.unet()
+    model = network("sd")
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["to_q"], init_lora_weights=start)
-    theirs = get_peft_model(tiny.unet(), config).eval()
+    theirs = get_peft_model(network("sd"), config).eval()
     theirs.peft_config["default"].init_lora_weights = True
     theirs.save_pretrained(tmp_path / "start")
     theirs.peft_config["default"].init_lora_weights = start
@@ -236,28 +236,28 @@ def test_an_adapter_that_peft_converted_is_read_as_any_other(tmp_path, start):
 
 @pytest.mark.parametrize("start", ["pissa_niter_16", "corda", "loftq", "lora_ga", "tomorrow"])
 def test_a_start_that_cannot_be_computed_again_is_refused_by_name(tmp_path, start):
-    trained(tiny.unet(), r=2, target_modules=["to_q"]).save_pretrained(tmp_path)
+    trained(network("sd"), r=2, target_modules=["to_q"]).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": start}))
     with pytest.raises(SmidgenError, match=f'init_lora_weights is "{start}".*_weight_conversion'):
-        read_lora(tmp_path, base_of(tiny.unet()))
+        read_lora(tmp_path, base_of(network("sd")))
 
 
 def test_a_start_at_a_weight_that_is_no_matrix_or_too_small_is_refused(tmp_path):
-    trained(tiny.unet(), r=2, target_modules=["conv1"]).save_pretrained(tmp_path)
+    trained(network("sd"), r=2, target_modules=["conv1"]).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
     with pytest.raises(
         SmidgenError, match=r"a pissa of rank 2 started at .* which here is float32 of"
     ):
-        read_lora(tmp_path, base_of(tiny.unet()))
+        read_lora(tmp_path, base_of(network("sd")))
 
 
 def test_the_reference_is_what_peft_itself_loads(tmp_path):
     """PEFT takes the start out of the base again when it loads such an adapter."""
-    theirs = trained(tiny.unet(), target_modules=["to_q"], **CHANGING["pissa"])
+    theirs = trained(network("sd"), target_modules=["to_q"], **CHANGING["pissa"])
     theirs.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(tiny.unet(), tmp_path).eval()
+    again = PeftModel.from_pretrained(network("sd"), tmp_path).eval()
     torch.testing.assert_close(
         unet_output(again.base_model.model),
         unet_output(theirs.base_model.model),
@@ -267,10 +267,10 @@ def test_the_reference_is_what_peft_itself_loads(tmp_path):
 
 
 def test_the_adapters_file_without_its_configuration_is_refused(tmp_path):
-    trained(tiny.unet(), r=2, target_modules=["to_q"]).save_pretrained(tmp_path)
+    trained(network("sd"), r=2, target_modules=["to_q"]).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(SmidgenError, match=r"adapter_config\.json, which has its alpha, is not"):
-        read_lora(tmp_path, base_of(tiny.unet()))
+        read_lora(tmp_path, base_of(network("sd")))
     (tmp_path / "adapter_config.json").write_text('{"a":' + "[" * 100_000)
     with pytest.raises(SmidgenError, match="nested too deeply"):
-        read_lora(tmp_path, base_of(tiny.unet()))
+        read_lora(tmp_path, base_of(network("sd")))

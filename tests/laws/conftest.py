@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from smidgen.core.delta import Delta
 from smidgen.core.edit import Edit
 from smidgen.methods import METHODS
+from smidgen.models.base import Base
 from tests.laws.refusals import REFUSED, reason
-from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, TinyBase, all_labels, tiny_base, tiny_delta
-from tests.laws.tiny_host import TinyHost
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.hosts import TINY_HOSTS, TinyHost, all_labels
 
 FULL_HOSTS = ("dit", "unet")  # by default: every method here,
 FULL_METHODS = ("difffit", "lora")  # and these on every host
-LABELLED = ("dit",)
 FEW = 8  # edits that a law goes through by default
 STD = {"full": 0.05}  # how far tensors are from their start; more would saturate a whole network
 
@@ -52,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         and (method, host) not in REFUSED
         and not (excepting and reason(excepting.args[0], method, host))
         and not (only and method not in only.args)
-        and not (labelled and host not in LABELLED)
+        and not (labelled and not TINY_HOSTS[host].labelled)
     ]
     if "first" in metafunc.fixturenames:  # compiling takes seconds, so by default fewer
         runs = [
@@ -91,7 +92,7 @@ class Case:
     """
 
     tiny: TinyHost
-    base: TinyBase
+    base: Base
     model: nn.Module
     method: str
     host: str
@@ -129,7 +130,7 @@ class Case:
 @pytest.fixture
 def case(request: pytest.FixtureRequest) -> Case:
     method, host = request.param
-    base = tiny_base(host)
+    base = law_base(host)
     tiny = TINY_HOSTS[host]
     return Case(
         tiny=tiny,

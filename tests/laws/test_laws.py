@@ -16,15 +16,9 @@ from smidgen.errors import SmidgenError
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from tests.laws.refusals import NOT_AT_THE_BASE, NOT_COMPILED, NOT_FOLDED, REFUSED, reason
-from tests.laws.tiny import (
-    KNOWN_CLASSES,
-    NEW_CLASSES,
-    TINY_HOSTS,
-    all_labels,
-    tiny_base,
-    tiny_delta,
-    trained_tensors,
-)
+from tests.tiny.bases import KNOWN_CLASSES, NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 ROUNDING = 1e-12  # float64, a few dozen operations on numbers of size one
 
@@ -42,16 +36,6 @@ def _gradients(case, delta, model=None):
         for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
     }
     return output.detach(), gradients
-
-
-def _alive(case, name: str, tensor: Tensor) -> Tensor:
-    """Which elements have a gradient by mathematics (`TinyHost.without_gradient`)."""
-    alive = torch.ones(tensor.numel(), dtype=torch.bool)
-    for dead, bounds in case.tiny.without_gradient.items():
-        # as a trained copy of a module's or of all parameters, as a shift, as a scale
-        if name in (dead, f"root.{dead}", f"{dead}.offset", f"{dead}.gain"):
-            alive[slice(*bounds)] = False
-    return alive
 
 
 def _resting(delta: Delta, gradients: dict[str, Tensor], name: str) -> Tensor:
@@ -124,7 +108,7 @@ def test_training_leaves_the_base_bit_for_bit(case):
     for name, tensor in values_after.items():
         assert torch.equal(tensor.view(torch.uint8), values[name].view(torch.uint8)), name
     for name, tensor in trained_tensors(case.delta).items():
-        if _alive(case, name, tensor).any():
+        if case.tiny.alive(name, tensor).any():
             assert not torch.equal(tensor, start[name]), f"{name} did not train"
 
 
@@ -134,7 +118,7 @@ def test_every_trained_element_gets_a_gradient_and_the_base_none(case):
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, gradient in gradients.items():
         flat = gradient.flatten()
-        alive = _alive(case, name, gradient) & ~_resting(case.delta, gradients, name).flatten()
+        alive = case.tiny.alive(name, gradient) & ~_resting(case.delta, gradients, name).flatten()
         assert (flat[~alive].abs() < ROUNDING * largest).all(), name
         scale = flat.abs().max()
         assert not alive.any() or flat[alive].abs().min() > 0.01 * ROUNDING * scale, (
@@ -239,7 +223,7 @@ def test_a_bf16_base_works(case):
         output, gradients = _gradients(case, delta)
     assert output.dtype == torch.bfloat16
     for name, gradient in gradients.items():
-        assert gradient.abs().max() > 0 or not _alive(case, name, gradient).any(), name
+        assert gradient.abs().max() > 0 or not case.tiny.alive(name, gradient).any(), name
     # 8 bits of mantissa through a few layers: within a tenth of the spread; or, where the base
     # alone loses more (a time in 8 bits), within what it loses
     assert _error(output, expected) < max(0.1, 2 * own_error)
@@ -272,7 +256,7 @@ def test_removing_any_edit_changes_the_output(case):
             continue
         edits = {key: edit for key, edit in case.delta.edits.items() if key != name}
         less = case.attached(Delta(edits, case.delta.provenance))
-        if any(_alive(case, key, tensor).any() for key, tensor in tensors.items()):
+        if any(case.tiny.alive(key, tensor).any() for key, tensor in tensors.items()):
             assert (less - output).abs().max() > 1e-6, f"{name} does nothing"
         else:
             assert torch.allclose(less, output, rtol=0, atol=1e-9), f"{name} does something"
@@ -293,7 +277,7 @@ def test_removing_the_label_table_changes_the_output(case):
 @pytest.mark.parametrize(("method", "host"), REFUSED)
 def test_a_refused_pair_says_why(method, host):
     with pytest.raises(SmidgenError, match=REFUSED[method, host]):
-        tiny_delta(tiny_base(host), method)
+        tiny_delta(law_base(host), method)
 
 
 def test_what_does_not_fold_says_why(case):
@@ -306,7 +290,7 @@ def test_what_does_not_fold_says_why(case):
 @pytest.mark.parametrize("host", NOT_COMPILED)
 def test_what_does_not_compile_is_the_base_itself(host):
     torch._dynamo.reset()
-    tiny, model = TINY_HOSTS[host], tiny_base(host).denoiser
+    tiny, model = TINY_HOSTS[host], law_base(host).denoiser
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad(), pytest.raises(TorchDynamoException, match=NOT_COMPILED[host]):
         tiny.call(compiled, *tiny.inputs(all_labels(KNOWN_CLASSES)))

@@ -8,7 +8,9 @@ from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError
 from tests.laws.refusals import NO_STRENGTH, NOT_MIXED
-from tests.laws.tiny import KNOWN_CLASSES, NEW_CLASSES, all_labels, randomise
+from tests.tiny.bases import KNOWN_CLASSES, NEW_CLASSES
+from tests.tiny.hosts import all_labels
+from tests.tiny.weights import moved
 
 ROUNDING = 1e-11  # float64; batched products sum in another order
 CLASSES = (NEW_CLASSES, NEW_CLASSES[:2], KNOWN_CLASSES)
@@ -22,7 +24,7 @@ def deltas(case, num=3, classes=CLASSES, **config):
     for seed in range(num):
         width = {WIDTH[case.method]: 4 + seed} if case.method in WIDTH else {}
         delta = case.make(classes=classes[seed % len(classes)], **width, **config)
-        randomise(delta, 0.1, seed=10 + seed)
+        moved(delta, 0.1, seed=10 + seed)
         found.append(delta)
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from tests.laws.tiny import trained_tensors
+from tests.tiny.deltas import trained_tensors
 
 HEADS, PATCH = 2, 2  # of the tiny DiT
 

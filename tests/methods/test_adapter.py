@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods.configs import LEGAL, AdapterConfig, check_pair
-from tests.laws.tiny import TINY_HOSTS, all_labels, tiny_base, tiny_delta, trained_tensors
 from tests.methods.equations import assert_same_output_and_gradients, dit
+from tests.tiny.bases import law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 TRANSFORMER_PAIRS = [
     ("SA_in", "SA_in"), ("SA_in", "CA_in"), ("SA_in", "FFN_in"), ("SA_in", "Trans_out"),
@@ -103,8 +105,8 @@ def _reference(model, tensors, read, write):
 
 @pytest.mark.parametrize(("read", "write"), TRANSFORMER_PAIRS + RESIDUAL_PAIRS)
 def test_every_place_in_the_unet_equals_the_written_out_block(read, write):
-    base = tiny_base("unet")
-    options = {"input_position": read, "output_position": write, "width": 3, "scale": SCALE}
+    base = law_base("unet")
+    options = {"input_position": read, "output_position": write, "width": 6, "scale": SCALE}
     delta = tiny_delta(base, "adapter", (), **options)
     inputs = TINY_HOSTS["unet"].inputs(all_labels(("one",)))
     kind = "residual" if read.startswith("Res") else "transformer"
@@ -128,7 +130,7 @@ def _sample(output):
     [pair for pair in TRANSFORMER_PAIRS if not any(place.startswith("CA_") for place in pair)],
 )
 def test_every_place_in_the_dit_equals_the_equations(read, write):
-    base = tiny_base("dit")
+    base = law_base("dit")
     options = {"input_position": read, "output_position": write, "width": 3, "scale": SCALE}
     delta = tiny_delta(base, "adapter", ("bee", "cow"), **options)
     inputs = TINY_HOSTS["dit"].inputs(all_labels(("bee", "cow")))
@@ -201,7 +203,7 @@ def test_an_illegal_pair_is_refused_with_the_legal_outputs(read, write, message)
     ],
 )
 def test_positions_left_open_are_the_recommended_or_the_nearest(host, options, expected):
-    base = tiny_base(host)
+    base = law_base(host)
     classes = ("bee",) if host == "dit" else ()
     given = dict(zip(("input_position", "output_position"), expected, strict=True))
     left_open = tiny_delta(base, "adapter", classes, **options)
@@ -210,24 +212,24 @@ def test_positions_left_open_are_the_recommended_or_the_nearest(host, options, e
 
 def test_a_position_that_the_base_lacks_is_refused_by_name():
     with pytest.raises(SmidgenError, match=r"dit base has no cross-attention.*: SA_in, SA_out"):
-        tiny_delta(tiny_base("dit"), "adapter", ("bee",), input_position="CA_out")
+        tiny_delta(law_base("dit"), "adapter", ("bee",), input_position="CA_out")
     with pytest.raises(
         SmidgenError, match=r"output CA_in .* choose the output from: SA_in, FFN_in"
     ):
         tiny_delta(
-            tiny_base("dit"), "adapter", ("bee",), input_position="SA_in", output_position="CA_in"
+            law_base("dit"), "adapter", ("bee",), input_position="SA_in", output_position="CA_in"
         )
     with pytest.raises(SmidgenError, match="input Res_in"):
-        tiny_delta(tiny_base("dit"), "adapter", ("bee",), input_position="Res_in")
+        tiny_delta(law_base("dit"), "adapter", ("bee",), input_position="Res_in")
     for place in ("CA_in", "CA_c", "Res_in"):
         with pytest.raises(SmidgenError, match=rf"output {place} .*: SA_in, FFN_in, Trans_out$"):
-            tiny_delta(tiny_base("dit"), "adapter", ("bee",), output_position=place)
+            tiny_delta(law_base("dit"), "adapter", ("bee",), output_position=place)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1])
 @pytest.mark.parametrize("places", [{}, {"input_position": "Res_in"}], ids=["tokens", "images"])
 def test_a_share_gives_the_nearest_width(share, places):
-    base = tiny_base("unet")
+    base = law_base("unet")
     total = sum(parameter.numel() for parameter in base.denoiser.parameters())
 
     def distance(**options):
@@ -242,11 +244,11 @@ def test_a_share_gives_the_nearest_width(share, places):
 
 def test_a_share_without_a_width_is_refused():
     with pytest.raises(UsageError, match=r"^share 1e-06 is .* of width 1 have [0-9,]+; give a"):
-        tiny_delta(tiny_base("unet"), "adapter", (), share=1e-6)
+        tiny_delta(law_base("unet"), "adapter", (), share=1e-6)
 
 
 def test_zero_starts_without_effect_and_pytorch_with_its_default_for_all():
-    base = tiny_base("unet")
+    base = law_base("unet")
     inputs = TINY_HOSTS["unet"].inputs(all_labels(("one",)))
     with torch.no_grad():
         plain = _sample(base.denoiser(*inputs))

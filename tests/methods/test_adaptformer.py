@@ -7,15 +7,10 @@ import torch
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods.configs import AdaptFormerConfig
-from tests.laws.tiny import (
-    NEW_CLASSES,
-    TINY_HOSTS,
-    all_labels,
-    tiny_base,
-    tiny_delta,
-    trained_tensors,
-)
 from tests.methods.equations import assert_same_output_and_gradients, dit
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 # the norm before the feed-forward and the feed-forward, in a block of each host that knows its flow
 FEED_FORWARDS = {
@@ -39,7 +34,7 @@ def _bottleneck(d, name, h):
     ("form", "read"), [("parallel", "normed"), ("parallel", "stream"), ("sequential", "normed")]
 )
 def test_outputs_and_gradients_equal_the_equations(form, read):
-    base = tiny_base("dit")
+    base = law_base("dit")
     delta = tiny_delta(base, "adaptformer", form=form, read=read, width=3, scale=0.7)
     inputs = TINY_HOSTS["dit"].inputs(all_labels(NEW_CLASSES))
     d = trained_tensors(delta)
@@ -69,7 +64,7 @@ def test_outputs_and_gradients_equal_the_equations(form, read):
 
 @pytest.mark.parametrize("host", FEED_FORWARDS)
 def test_the_stream_is_what_enters_the_norm_before_the_feed_forward(host):
-    base, tiny = tiny_base(host), TINY_HOSTS[host]
+    base, tiny = law_base(host), TINY_HOSTS[host]
     delta = tiny_delta(base, "adaptformer", read="stream", width=3, scale=0.7)
     inputs = tiny.inputs(all_labels(NEW_CLASSES))
     with torch.no_grad(), delta.attach(base.denoiser):
@@ -106,7 +101,7 @@ def test_the_stream_is_what_enters_the_norm_before_the_feed_forward(host):
 
 
 def test_a_host_that_does_not_name_the_stream_is_refused():
-    base = tiny_base("dit")
+    base = law_base("dit")
     blocks = tuple(replace(block, positions={}) for block in base.host.blocks)
     base = replace(base, host=replace(base.host, blocks=blocks))
     assert tiny_delta(base, "adaptformer").edits
@@ -116,7 +111,7 @@ def test_a_host_that_does_not_name_the_stream_is_refused():
 
 @pytest.mark.parametrize("read", ["normed", "stream"])
 def test_the_start_is_the_authors_with_biases_of_zero(read):
-    delta = tiny_delta(tiny_base("dit"), "adaptformer", std=0.0, read=read)
+    delta = tiny_delta(law_base("dit"), "adaptformer", std=0.0, read=read)
     options = {"form": "parallel", "read": read, "width": 64, "scale": 0.1}
     assert delta.provenance.config == options
     tensors = trained_tensors(delta)

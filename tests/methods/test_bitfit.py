@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from smidgen.errors import SmidgenError
-from smidgen.hosts.host import find_host
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
-from tests.laws.tiny import KNOWN_CLASSES, TINY_HOSTS, TinyBase, all_labels, tiny_base, tiny_delta
+from tests.tiny.bases import KNOWN_CLASSES, base_of, law_base
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 
@@ -17,7 +18,7 @@ LABEL_TABLE = "y_embedder.embedding_table.weight"
 @pytest.mark.parametrize("host", ["dit", "unet"])
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD], ids=["adamw", "sgd"])
 def test_shifts_train_step_by_step_like_the_biases_themselves(host, kind):
-    base, tiny = tiny_base(host), TINY_HOSTS[host]
+    base, tiny = law_base(host), TINY_HOSTS[host]
     inputs = tiny.inputs(all_labels(KNOWN_CLASSES))
     target = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(4)).double()
     delta = tiny_delta(base, "bitfit", KNOWN_CLASSES, std=0.0)
@@ -49,8 +50,6 @@ def test_shifts_train_step_by_step_like_the_biases_themselves(host, kind):
 
 def test_a_base_without_biases_is_refused():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False)).requires_grad_(False)
-    base = TinyBase(
-        denoiser=model, host=find_host(model), class_names=(), name="bare", fingerprint=""
-    )
+    base = base_of(model)
     with pytest.raises(SmidgenError, match="trains biases and a derived base has none"):
         build_delta("bitfit", base, configure("bitfit"), (), torch.Generator())

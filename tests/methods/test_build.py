@@ -12,7 +12,9 @@ from smidgen.errors import SmidgenError
 from smidgen.methods import METHODS, configure
 from smidgen.methods.build import build_delta
 from smidgen.methods.label_table import label_table
-from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, tiny_base, tiny_delta
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.hosts import TINY_HOSTS
 
 # the names of the edits before and behind the label table of the tiny DiT; None: there is none
 NEIGHBOURS = {
@@ -33,7 +35,7 @@ def _build(base, name, generator=None, classes=NEW_CLASSES, **options):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_provenance_says_how_the_delta_was_built(method):
-    base = tiny_base("dit")
+    base = law_base("dit")
     provenance = tiny_delta(base, method).provenance
     assert provenance.method == method
     assert (provenance.host, provenance.base) == ("dit", base.name)
@@ -47,21 +49,21 @@ def test_provenance_says_how_the_delta_was_built(method):
 def test_the_facts_of_a_training_are_part_of_the_provenance():
     config, generator = configure("bitfit"), torch.Generator()
     delta = build_delta(
-        "bitfit", tiny_base("dit"), config, NEW_CLASSES, generator, training={"steps": 3}
+        "bitfit", law_base("dit"), config, NEW_CLASSES, generator, training={"steps": 3}
     )
     assert delta.provenance.training == {"steps": 3}
 
 
 def test_spaces_in_a_name_are_no_part_of_it():
     names = {
-        name: _build(tiny_base("dit"), name).provenance.method for name in (" lora", "lora +vpt")
+        name: _build(law_base("dit"), name).provenance.method for name in (" lora", "lora +vpt")
     }
     assert names == {" lora": "lora", "lora +vpt": "lora+vpt"}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_label_table_stands_behind_what_the_base_has_and_before_what_is_new(method):
-    edits = _build(tiny_base("dit"), method).edits
+    edits = _build(law_base("dit"), method).edits
     names = [None, *edits, None]
     place = names.index("label_table")
     assert (names[place - 1], names[place + 1]) == NEIGHBOURS[method]
@@ -70,7 +72,7 @@ def test_the_label_table_stands_behind_what_the_base_has_and_before_what_is_new(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_base_without_labels_has_the_edits_of_the_method_alone(method):
-    base = tiny_base("unet")
+    base = law_base("unet")
     assert "label_table" not in _build(base, method, classes=()).edits
     with pytest.raises(SmidgenError, match="unet base has no label table for 4 classes"):
         _build(base, method)
@@ -78,7 +80,7 @@ def test_a_base_without_labels_has_the_edits_of_the_method_alone(method):
 
 @pytest.mark.parametrize("name", ["lora+adapter", "adapter+vpt", "difffit+lora+adapter+vpt"])
 def test_parts_draw_one_after_the_other_as_if_each_stood_alone(name):
-    base = tiny_base("dit")
+    base = law_base("dit")
     generator = torch.Generator().manual_seed(5)
     expected = {}
     for part in name.split("+"):
@@ -91,7 +93,7 @@ def test_parts_draw_one_after_the_other_as_if_each_stood_alone(name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_label_table_is_drawn_behind_the_edits_of_the_method(method):
-    base, generator = tiny_base("dit"), torch.Generator().manual_seed(5)
+    base, generator = law_base("dit"), torch.Generator().manual_seed(5)
     edits = import_module(f"smidgen.methods.{method}").build(base, configure(method), generator)
     rows = label_table(base, NEW_CLASSES, generator).rows
     delta = _build(base, method, torch.Generator().manual_seed(5))
@@ -100,7 +102,7 @@ def test_the_label_table_is_drawn_behind_the_edits_of_the_method(method):
 
 
 def test_the_same_generator_builds_the_same_delta():
-    base = tiny_base("dit")
+    base = law_base("dit")
     one, other = (_build(base, "difffit+adapter").state_dict() for _ in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -109,7 +111,7 @@ def test_the_same_generator_builds_the_same_delta():
 def test_beside_a_base_without_weights_a_delta_has_shapes_alone_and_nothing_is_drawn(method):
     with torch.device("meta"):
         network = TINY_HOSTS["dit"].make(3)
-    real = tiny_base("dit")
+    real = law_base("dit")
     base = replace(real, denoiser=network)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
@@ -121,7 +123,7 @@ def test_beside_a_base_without_weights_a_delta_has_shapes_alone_and_nothing_is_d
 
 @pytest.mark.parametrize("name", ["lora", "difffit+lora"])
 def test_a_method_that_the_host_refuses_is_refused_with_the_reason(name):
-    base = tiny_base("dit")
+    base = law_base("dit")
     base = replace(base, host=replace(base.host, refusals={"lora": "its linears are of wood"}))
     with pytest.raises(
         SmidgenError, match=r"^lora does not work on a dit base: its linears are of"
@@ -134,6 +136,6 @@ def test_a_method_without_any_edit_finds_nothing_to_train():
     with pytest.raises(
         SmidgenError, match=r"^difffit finds nothing to train in a unet base; choose"
     ):
-        _build(tiny_base("unet"), "difffit", classes=(), **options)
-    table_alone = _build(tiny_base("dit"), "difffit", **options)
+        _build(law_base("unet"), "difffit", classes=(), **options)
+    table_alone = _build(law_base("dit"), "difffit", **options)
     assert list(table_alone.edits) == ["label_table"]

@@ -9,7 +9,9 @@ import torch
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS, configure, resolve
 from smidgen.methods.build import build_delta
-from tests.laws.tiny import NEW_CLASSES, TINY_HOSTS, all_labels, tiny_base, tiny_delta
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 
 def _build(base, name, classes=NEW_CLASSES, std=0.0, **options):
@@ -24,7 +26,7 @@ def _build(base, name, classes=NEW_CLASSES, std=0.0, **options):
 
 
 def test_the_edits_of_both_are_there_in_order_with_one_label_table():
-    base = tiny_base("dit")
+    base = law_base("dit")
     both = _build(base, "difffit+lora", difffit={"blocks": "all"}, lora={"rank": 2})
     difffit = _build(base, "difffit", blocks="all")
     lora = _build(base, "lora", rank=2)
@@ -36,7 +38,7 @@ def test_the_edits_of_both_are_there_in_order_with_one_label_table():
 
 
 def test_the_order_of_the_names_is_the_order_of_the_edits():
-    base = tiny_base("dit")
+    base = law_base("dit")
     names = [list(_build(base, name).edits) for name in ("difffit+lora", "lora+difffit")]
     assert set(names[0]) == set(names[1])
     pair, gamma = "blocks.0.attn.qkv.lora_q", "blocks.0.attn.qkv.gamma"
@@ -45,7 +47,7 @@ def test_the_order_of_the_names_is_the_order_of_the_edits():
 
 
 def test_a_later_gamma_multiplies_what_an_earlier_lora_added_and_not_the_reverse():
-    base = tiny_base("dit")
+    base = law_base("dit")
     inputs = TINY_HOSTS["dit"].inputs(all_labels(NEW_CLASSES))
     seen = {}
     for name in ("difffit+lora", "lora+difffit"):
@@ -76,7 +78,7 @@ def test_a_later_gamma_multiplies_what_an_earlier_lora_added_and_not_the_reverse
 @pytest.mark.parametrize("host", ["dit", "unet"])
 @pytest.mark.parametrize("places", [("SA_out", "FFN_in"), ("SA_in", "Trans_out")])
 def test_adapters_see_added_tokens_from_the_first_to_the_last_in_either_order(host, places):
-    base, outputs = tiny_base(host), []
+    base, outputs = law_base(host), []
     inputs = TINY_HOSTS[host].inputs(all_labels(NEW_CLASSES))
     options = {"vpt": {"tokens": 2, "blocks": "all"}}
     options["adapter"] = dict(zip(("input_position", "output_position"), places, strict=True))
@@ -91,12 +93,12 @@ def test_adapters_see_added_tokens_from_the_first_to_the_last_in_either_order(ho
 
 
 def test_edits_that_both_have_are_there_once():
-    base = tiny_base("dit")
+    base = law_base("dit")
     assert _build(base, "difffit+bitfit").specs() == _build(base, "difffit").specs()
 
 
 def test_provenance_has_the_options_by_method(tmp_path):
-    provenance = _build(tiny_base("dit"), "lora+bitfit", lora={"rank": 2}).provenance
+    provenance = _build(law_base("dit"), "lora+bitfit", lora={"rank": 2}).provenance
     assert provenance.method == "lora+bitfit"
     lora = {"rank": 2, "alpha": None, "targets": ["q", "v"]}
     assert provenance.config == {"lora": lora, "bitfit": {}}
@@ -107,7 +109,7 @@ def test_provenance_has_the_options_by_method(tmp_path):
 
 @pytest.mark.parametrize("host", ["dit", "unet"])
 def test_all_small_methods_together_start_as_the_base(host):
-    base = tiny_base(host)
+    base = law_base(host)
     classes = ("ant", "bee", "cat") if host == "dit" else ()
     name = "difffit+adaptformer+lora+adapter"
     inputs = TINY_HOSTS[host].inputs(all_labels(classes))
@@ -128,7 +130,7 @@ def test_the_learning_rate_is_the_smallest():
 @pytest.mark.parametrize("name", ["full+lora", "vpt+full", "bitfit+full"])
 def test_two_ways_to_train_one_tensor_are_refused(name):
     with pytest.raises(SmidgenError, match=r"cannot be combined .* leave one of them out"):
-        _build(tiny_base("dit"), name)
+        _build(law_base("dit"), name)
 
 
 @pytest.mark.parametrize(
@@ -152,5 +154,5 @@ def test_misuse_is_refused_by_name(name, options, message):
 def test_a_single_method_is_itself():
     for name, method in METHODS.items():
         assert resolve(name) is method
-    config = tiny_delta(tiny_base("dit"), "lora", rank=3).provenance.config
+    config = tiny_delta(law_base("dit"), "lora", rank=3).provenance.config
     assert configure("lora", config).rank == 3

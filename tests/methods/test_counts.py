@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from smidgen.hosts.host import find_host
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, preset
-from tests.laws.tiny import TinyBase
+from tests.tiny.bases import base_of
 
 FOOD_101 = tuple(f"dish {n}" for n in range(101))
 
@@ -16,13 +15,7 @@ FOOD_101 = tuple(f"dish {n}" for n in range(101))
 def base():
     with torch.device("meta"):
         model = DiT(preset("DiT-XL/2"))
-    return TinyBase(
-        denoiser=model,
-        host=find_host(model),
-        class_names=tuple(f"class {n}" for n in range(1000)),
-        name="DiT-XL/2",
-        fingerprint="",
-    )
+    return base_of(model, [f"class {n}" for n in range(1000)])
 
 
 def _build(base, method, **config):

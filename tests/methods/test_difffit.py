@@ -9,19 +9,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.hosts.host import find_host
 from smidgen.methods.configs import DiffFitConfig
 from smidgen.methods.difffit import chosen_blocks
-from tests.laws.tiny import (
-    NEW_CLASSES,
-    TINY_HOSTS,
-    TinyBase,
-    all_labels,
-    tiny_base,
-    tiny_delta,
-    trained_tensors,
-)
 from tests.methods.equations import assert_same_output_and_gradients
+from tests.tiny.bases import NEW_CLASSES, base_of, law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 EVERY_GAMMA = ("block", "qkv", "proj", "final", "patch", "time")
 
@@ -85,7 +78,7 @@ def _reference(
     ids=["default", "everything", "last-blocks"],
 )
 def test_outputs_and_gradients_equal_the_equations(config):
-    base = tiny_base("dit")
+    base = law_base("dit")
     delta = tiny_delta(base, "difffit", **config)
     inputs = TINY_HOSTS["dit"].inputs(all_labels(NEW_CLASSES))
     with delta.attach(base.denoiser):
@@ -114,7 +107,7 @@ def _sub_layers(model):
 
 
 def test_on_a_unet_outputs_and_gradients_equal_changed_parameters_and_written_gammas():
-    base = tiny_base("unet")
+    base = law_base("unet")
     delta = tiny_delta(base, "difffit", ())
     d = trained_tensors(delta)
     inputs = TINY_HOSTS["unet"].inputs(all_labels(("one",)))
@@ -143,7 +136,7 @@ def test_on_a_unet_outputs_and_gradients_equal_changed_parameters_and_written_ga
 
 
 def test_the_default_of_a_unet_is_every_bias_norm_weight_and_sub_layer():
-    base = tiny_base("unet")
+    base = law_base("unet")
     count = tiny_delta(base, "difffit", ()).num_parameters()
     expected = 0
     for module in base.denoiser.modules():
@@ -160,9 +153,7 @@ def test_the_default_of_a_unet_is_every_bias_norm_weight_and_sub_layer():
 
 def test_a_gamma_with_no_place_in_the_base_is_refused():
     model = nn.Sequential(nn.Linear(2, 2)).requires_grad_(False)
-    base = TinyBase(
-        denoiser=model, host=find_host(model), class_names=(), name="plain", fingerprint=""
-    )
+    base = base_of(model)
     with pytest.raises(SmidgenError, match='gamma "block" has no place in a derived base'):
         tiny_delta(base, "difffit", gammas=("block",))
     with pytest.raises(SmidgenError, match=r'no tap "final\.out"'):
@@ -187,7 +178,7 @@ def test_a_range_counts_from_one_and_includes_both_ends():
 
 
 def test_gammas_sit_in_the_chosen_blocks_only():
-    delta = tiny_delta(tiny_base("dit"), "difffit", blocks="2-2")
+    delta = tiny_delta(law_base("dit"), "difffit", blocks="2-2")
     gammas = {name for name in delta.edits if name.endswith(".gamma")}
     in_block = {f"blocks.1.{part}.gamma" for part in ("attn.qkv", "attn.proj", "attn", "mlp")}
     assert gammas == in_block | {"final_layer.linear.gamma"}
@@ -195,7 +186,7 @@ def test_gammas_sit_in_the_chosen_blocks_only():
 
 def test_biases_and_affines_can_be_left_out():
     delta = tiny_delta(
-        tiny_base("dit"), "difffit", biases=False, layer_norm=False, gammas=("final",)
+        law_base("dit"), "difffit", biases=False, layer_norm=False, gammas=("final",)
     )
     assert set(delta.edits) == {"label_table", "final_layer.linear.gamma"}
 
@@ -208,7 +199,7 @@ def test_a_malformed_range_is_refused(blocks):
 
 def test_a_range_beyond_the_depth_is_refused():
     with pytest.raises(UsageError, match="blocks 1-2"):
-        tiny_delta(tiny_base("dit"), "difffit", blocks="2-3")
+        tiny_delta(law_base("dit"), "difffit", blocks="2-3")
 
 
 def test_unknown_and_repeated_gammas_are_refused():

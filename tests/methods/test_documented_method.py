@@ -14,14 +14,10 @@ from smidgen.core.fold import fold
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import METHODS, Method, configs, configure
 from smidgen.methods.build import build_delta
-from tests.hosts.documented import add_painter, painter_base
-from tests.laws.tiny import (
-    NEW_CLASSES,
-    TINY_HOSTS,
-    all_labels,
-    randomise,
-    tiny_base,
-)
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.hosts import TINY_HOSTS, all_labels
+from tests.tiny.painter import add_painter, painter_base
+from tests.tiny.weights import moved
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,9 +49,9 @@ def _build(name, base, classes=NEW_CLASSES, **options):
 
 @pytest.mark.usefixtures("late")
 def test_the_documented_method_trains_the_last_blocks_and_folds():
-    base = tiny_base("dit")
+    base = law_base("dit")
     delta = _build("late", base, num_blocks=1)
-    randomise(delta, 0.2, seed=1)
+    moved(delta, 0.2, seed=1)
     parts = {"blocks.1.mlp.gain", "blocks.1.mlp.offset"}
     assert set(delta.edits) == parts | {"label_table"}
     inputs = TINY_HOSTS["dit"].inputs(all_labels(NEW_CLASSES))
@@ -67,7 +63,7 @@ def test_the_documented_method_trains_the_last_blocks_and_folds():
 
 @pytest.mark.usefixtures("late")
 def test_the_documented_method_is_trained_together_with_another():
-    both = _build("late+lora", tiny_base("dit"), late={"num_blocks": 1})
+    both = _build("late+lora", law_base("dit"), late={"num_blocks": 1})
     assert both.provenance.method == "late+lora"
     assert {"blocks.1.mlp.gain", "blocks.0.attn.qkv.lora_q"} < set(both.edits)
 
@@ -86,7 +82,7 @@ def test_the_documented_method_refuses_what_does_not_fit():
     with pytest.raises(UsageError, match="at least 1"):
         configure("late", {"num_blocks": 0})
     with pytest.raises(UsageError, match="2 blocks"):
-        _build("late", tiny_base("dit"), num_blocks=3)
+        _build("late", law_base("dit"), num_blocks=3)
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ import torch
 
 from smidgen.errors import SmidgenError
 from smidgen.methods.full import by_owner
-from tests.laws.tiny import NEW_CLASSES, tiny_base, tiny_delta, trained_tensors
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
 
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 
 
 def test_the_copies_are_the_base_s_tensors_under_their_own_names():
-    base = tiny_base("dit")
+    base = law_base("dit")
     delta = tiny_delta(base, "full", std=0.0)
     tensors = trained_tensors(delta)
     state = base.denoiser.state_dict()
@@ -24,7 +25,7 @@ def test_the_copies_are_the_base_s_tensors_under_their_own_names():
 
 @pytest.mark.parametrize("host", ["unet", "lumina2", "auraflow"])
 def test_without_labels_every_parameter_has_a_copy(host):
-    base = tiny_base(host)
+    base = law_base(host)
     tensors = trained_tensors(tiny_delta(base, "full", (), std=0.0))
     state = dict(base.denoiser.named_parameters())
     assert {name.removeprefix("root.") for name in tensors} == set(state)
@@ -33,7 +34,7 @@ def test_without_labels_every_parameter_has_a_copy(host):
 
 
 def test_one_parameter_in_two_places_is_refused():
-    base = tiny_base("unet")
+    base = law_base("unet")
     base.denoiser.conv_out.bias = base.denoiser.conv_in.bias
     with pytest.raises(SmidgenError, match=r"conv_in\.bias and conv_out\.bias are one parameter"):
         tiny_delta(base, "full", ())

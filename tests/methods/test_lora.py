@@ -11,15 +11,10 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts import find_host
 from smidgen.methods.configs import LoRAConfig
 from smidgen.methods.lora import chosen
-from tests.laws.tiny import (
-    NEW_CLASSES,
-    TINY_HOSTS,
-    all_labels,
-    tiny_base,
-    tiny_delta,
-    trained_tensors,
-)
 from tests.methods.equations import assert_same_output_and_gradients, dit
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 WIDTH = 16
 
@@ -37,7 +32,7 @@ def _tensor(output):
 
 @pytest.mark.parametrize("targets", [("q", "v"), ("q,v",), ("qkv",), ("k", "v", "q")])
 def test_outputs_and_gradients_equal_the_equation(targets):
-    base = tiny_base("dit")
+    base = law_base("dit")
     delta = tiny_delta(base, "lora", rank=3, alpha=6.0, targets=targets)
     inputs, output = _run(base, delta, NEW_CLASSES)
     d = trained_tensors(delta)
@@ -68,7 +63,7 @@ def test_outputs_and_gradients_equal_the_equation(targets):
     ids=["attention", "convolutions"],
 )
 def test_lora_equals_that_of_peft_with_the_same_weights(targets, theirs):
-    base = tiny_base("unet")
+    base = law_base("unet")
     delta = tiny_delta(base, "lora", (), rank=2, alpha=3.0, targets=targets)
     inputs, output = _run(base, delta, ())
     config = LoraConfig(r=2, lora_alpha=3.0, target_modules=theirs)
@@ -93,7 +88,7 @@ def test_lora_equals_that_of_peft_with_the_same_weights(targets, theirs):
 
 
 def test_the_start_is_peft_s_kaiming_down_and_zero_up():
-    delta = tiny_delta(tiny_base("dit"), "lora", std=0.0, rank=200, targets=("ff2",))
+    delta = tiny_delta(law_base("dit"), "lora", std=0.0, rank=200, targets=("ff2",))
     for name, tensor in trained_tensors(delta).items():
         if ".up." in name:
             assert not tensor.any()
@@ -111,7 +106,7 @@ def _modules(base, *targets):
 
 
 def test_roles_are_of_every_attention_or_of_one_kind():
-    base = tiny_base("unet")
+    base = law_base("unet")
     attentions = {
         name.rpartition(".")[0]
         for name, _ in base.denoiser.named_modules()
@@ -126,7 +121,7 @@ def test_roles_are_of_every_attention_or_of_one_kind():
 
 @pytest.mark.parametrize("host", ["dit", "unet"])
 def test_words_cover_each_linear_once(host):
-    base = tiny_base(host)
+    base = law_base(host)
     named = dict(base.denoiser.named_modules())
     linears = [name for name, module in named.items() if isinstance(module, torch.nn.Linear)]
     convs = [name for name, module in named.items() if isinstance(module, torch.nn.Conv2d)]
@@ -138,13 +133,13 @@ def test_words_cover_each_linear_once(host):
 
 def test_an_unknown_target_is_refused_with_the_known_ones():
     with pytest.raises(SmidgenError, match=r'no linear "values" in a dit base; .*"?q'):
-        tiny_delta(tiny_base("dit"), "lora", targets=("values",))
+        tiny_delta(law_base("dit"), "lora", targets=("values",))
 
 
 def test_the_known_ones_are_few_enough_to_read():
     for target in ("cross.v", "blocks.0.attn.qvk", "blocks.0"):
         with pytest.raises(UsageError) as refusal:
-            tiny_delta(tiny_base("dit"), "lora", targets=(target,))
+            tiny_delta(law_base("dit"), "lora", targets=(target,))
         assert len(str(refusal.value)) < 150, refusal.value
         assert ('mean "blocks.0.attn.qkv"' in str(refusal.value)) == (target.endswith("qvk"))
 

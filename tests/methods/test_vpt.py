@@ -5,15 +5,10 @@ import torch
 
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods.configs import VPTConfig
-from tests.laws.tiny import (
-    NEW_CLASSES,
-    TINY_HOSTS,
-    all_labels,
-    tiny_base,
-    tiny_delta,
-    trained_tensors,
-)
 from tests.methods.equations import assert_same_output_and_gradients, dit
+from tests.tiny.bases import NEW_CLASSES, law_base
+from tests.tiny.deltas import tiny_delta, trained_tensors
+from tests.tiny.hosts import TINY_HOSTS, all_labels
 
 
 def _run(delta, base):
@@ -37,7 +32,7 @@ def _before(prompt, h):
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_deep_prompts_are_new_in_every_block(num_tokens):
-    base = tiny_base("dit")
+    base = law_base("dit")
     delta = tiny_delta(base, "vpt", tokens=num_tokens, blocks="all")
     d, weights, inputs, output = _run(delta, base)
     prompts = [value for name, value in d.items() if name.startswith("blocks.")]
@@ -53,7 +48,7 @@ def test_deep_prompts_are_new_in_every_block(num_tokens):
 
 
 def test_shallow_prompts_pass_through_all_blocks():
-    base = tiny_base("dit")
+    base = law_base("dit")
     delta = tiny_delta(base, "vpt", depth="shallow", tokens=2)
     d, weights, inputs, output = _run(delta, base)
     (prompt,) = (value for name, value in d.items() if name.startswith("prompt."))
@@ -68,12 +63,12 @@ def test_shallow_prompts_pass_through_all_blocks():
 
 
 def test_a_range_chooses_the_blocks_and_the_final_layer_can_stay_frozen():
-    delta = tiny_delta(tiny_base("dit"), "vpt", blocks="2-2", final_layer=False)
+    delta = tiny_delta(law_base("dit"), "vpt", blocks="2-2", final_layer=False)
     assert set(delta.edits) == {"blocks.1.prompt", "label_table"}
 
 
 def test_prompts_start_at_random_and_the_final_layer_as_the_base_s():
-    base = tiny_base("dit")
+    base = law_base("dit")
     tensors = trained_tensors(tiny_delta(base, "vpt", std=0.0, tokens=400))
     prompt = next(value for name, value in tensors.items() if name.startswith("blocks.0."))
     assert prompt.detach().std() == pytest.approx(0.02, rel=5 / (2 * 6400) ** 0.5)
@@ -97,9 +92,9 @@ def test_nonsense_is_refused(options, message):
 
 def test_a_range_beyond_the_blocks_is_refused():
     with pytest.raises(UsageError, match="blocks 1-2"):
-        tiny_delta(tiny_base("dit"), "vpt", blocks="1-5")
+        tiny_delta(law_base("dit"), "vpt", blocks="1-5")
 
 
 def test_shallow_prompts_are_refused_where_blocks_change_the_resolution():
     with pytest.raises(SmidgenError, match=r"unet base change the resolution .*use depth deep"):
-        tiny_delta(tiny_base("unet"), "vpt", (), depth="shallow")
+        tiny_delta(law_base("unet"), "vpt", (), depth="shallow")

@@ -1,22 +1,15 @@
-"""Small bases for these tests: a DiT with random weights and a tiny autoencoder on disk."""
+"""Inputs of a DiT, and an autoencoder on disk."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from smidgen.models.dit import DiT, DiTConfig
+from smidgen.models.dit import DiTConfig
+from tests.tiny.codecs import autoencoder
+from tests.tiny.networks import DIT
 
-TINY = DiTConfig(image_size=4, width=32, depth=2, num_heads=4, num_classes=5)
-
-
-def random_dit(config: DiTConfig = TINY, seed: int = 0) -> DiT:
-    """Every weight and bias random: no zero gate hides a mistake."""
-    generator = torch.Generator().manual_seed(seed)
-    model = DiT(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name != "pos_embed":
-                parameter.normal_(std=0.2, generator=generator)
-    return model.requires_grad_(False).eval()
+TINY = replace(DIT, width=32, num_heads=4, num_classes=5)
 
 
 def inputs(config: DiTConfig = TINY, batch: int = 3, dtype: torch.dtype = torch.float32):
@@ -31,19 +24,7 @@ def inputs(config: DiTConfig = TINY, batch: int = 3, dtype: torch.dtype = torch.
 
 @pytest.fixture(scope="session")
 def vae_folder(tmp_path_factory):
-    """A diffusers AutoencoderKL that reduces by 2, with random weights, as diffusers saves it."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
+    """An AutoencoderKL that reduces by 2, as diffusers saves it."""
     folder = tmp_path_factory.mktemp("codec") / "vae"
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            mid_block_add_attention=False,
-            scaling_factor=0.5,
-            sample_size=8,
-        ).save_pretrained(folder)
+    autoencoder(scaling_factor=0.5, sample_size=8).save_pretrained(folder)
     return folder

@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.architectures import architecture_names, build_meta, meta_network
 from smidgen.models.dit import DiT
-from tests.laws.tiny import TINY_HOSTS, make_unet
+from tests.tiny.hosts import TINY_HOSTS
+from tests.tiny.networks import network
 
 # parameters of the published UNets
 PUBLISHED = {"sd-1.4": 859_520_964, "sd-1.5": 859_520_964, "sdxl": 2_567_463_684}
@@ -51,7 +52,7 @@ def test_classes_are_refused_where_there_are_no_labels():
 
 
 def test_a_quantised_configuration_is_that_of_the_network_itself():
-    config = dict(make_unet().config) | {
+    config = dict(network("unet").config) | {
         "_class_name": "UNet2DConditionModel",
         "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
     }

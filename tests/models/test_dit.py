@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from smidgen.models.dit import DiT, DiTConfig, attend, position_table, preset
-from tests.models.conftest import TINY, inputs, random_dit
+from tests.models.conftest import TINY, inputs
+from tests.tiny.networks import dit
 
 FAMILY = {"S": (384, 12), "B": (768, 12), "L": (1024, 24), "XL": (1152, 28)}
 
@@ -75,9 +76,7 @@ def test_position_table_is_sines_and_cosines_of_column_then_row(width, grid):
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_timestep_features_are_128_cosines_then_sines(shift):
-    model = random_dit(
-        DiTConfig(image_size=4, width=32, depth=1, num_heads=4, frequency_shift=shift)
-    )
+    model = dit(DiTConfig(image_size=4, width=32, depth=1, num_heads=4, frequency_shift=shift))
     t = torch.tensor([0, 1, 500, 999])
     seen = []
     handle = model.t_embedder.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -95,7 +94,7 @@ def test_a_token_reaches_its_own_patch_of_the_output():
     config = DiTConfig(
         image_size=6, patch_size=2, width=32, depth=1, num_heads=4, learn_sigma=False
     )
-    model = random_dit(config)
+    model = dit(config)
     tokens = torch.arange(9.0)[None, :, None].expand(1, 9, 16)
     handle = model.final_layer.register_forward_hook(lambda *_: tokens)
     x, t, y = inputs(config, batch=1)
@@ -107,7 +106,7 @@ def test_a_token_reaches_its_own_patch_of_the_output():
 
 def test_every_weight_matters():
     """Nothing is computed in vain: changing any parameter changes the output."""
-    model = random_dit()
+    model = dit(TINY)
     x, t, y = inputs()
     reference = model(x, t, y)
     for name, parameter in model.named_parameters():
@@ -133,7 +132,7 @@ def test_fresh_initialisation_predicts_zero_and_is_reproducible():
 
 def test_gradient_checkpointing_gives_the_same_gradients():
     def gradients(checkpointing: bool):
-        model = random_dit().requires_grad_(True)
+        model = dit(TINY).requires_grad_(True)
         model.gradient_checkpointing = checkpointing
         model(*inputs()).square().sum().backward()
         return {name: p.grad for name, p in model.named_parameters()}
@@ -143,7 +142,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 def test_labels_and_times_of_one_image_do_not_touch_another():
-    model = random_dit().double()
+    model = dit(TINY).double()
     x, t, y = inputs(dtype=torch.float64)
     together = model(x, t, y)
     apart = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])

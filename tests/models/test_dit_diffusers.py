@@ -17,7 +17,8 @@ from smidgen.models.dit_diffusers import (
     schedule_to_diffusers,
 )
 from smidgen.models.dit_weights import build_dit, read_dit, write_diffusers
-from tests.models.conftest import TINY, inputs, random_dit
+from tests.models.conftest import TINY, inputs
+from tests.tiny.networks import dit
 
 CONFIGS = {
     "tiny": TINY,
@@ -50,7 +51,7 @@ def set_shift(theirs, shift: float) -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_written_folder_gives_the_same_outputs_in_diffusers(tmp_path, transformer_class, config):
     """Random weights everywhere, in float64: only the float32 timestep features round."""
-    model = random_dit(config)
+    model = dit(config)
     write_diffusers(model, tmp_path)
     theirs, found = transformer_class.from_pretrained(
         tmp_path / "transformer", output_loading_info=True
@@ -146,7 +147,7 @@ def test_damaged_folders_are_refused_with_the_reason(tmp_path, transformer_class
 
 def test_a_feed_forward_that_diffusers_has_not_is_refused(tmp_path):
     with pytest.raises(SmidgenError, match="4 times"):
-        write_diffusers(random_dit(dataclasses.replace(TINY, mlp_ratio=2.0)), tmp_path / "out")
+        write_diffusers(dit(dataclasses.replace(TINY, mlp_ratio=2.0)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -208,9 +209,7 @@ def test_a_written_pipeline_runs_in_diffusers(tmp_path, vae_folder):
 
     config = dataclasses.replace(TINY, num_classes=1000)
     names = ["tench, Tinca tinca", *(f"class {i}" for i in range(1, 1000))]
-    notes = write_diffusers(
-        random_dit(config), tmp_path, codec=load_codec(vae_folder), class_names=names
-    )
+    notes = write_diffusers(dit(config), tmp_path, codec=load_codec(vae_folder), class_names=names)
     assert len(notes) == 1
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     pipeline = DiTPipeline.from_pretrained(tmp_path)

@@ -22,8 +22,9 @@ from smidgen.models.dit_weights import (
     write_diffusers,
     write_original_pt,
 )
-from tests.models.conftest import TINY, random_dit
-from tests.models.own_folder import write_safetensors
+from tests.models.conftest import TINY
+from tests.tiny.networks import dit
+from tests.tiny.own_folder import write_safetensors
 
 SMALL = DiTConfig(image_size=4, width=384, depth=1, num_heads=6, num_classes=3)  # as wide as DiT-S
 
@@ -49,7 +50,7 @@ def assert_same_state(state, model):
 
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 def test_every_format_gives_back_configuration_and_weights(tmp_path, kind):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     config, state = read_dit(write(kind, model, tmp_path))
     assert config == SMALL
     assert_same_state(state, model)
@@ -76,7 +77,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_a_lone_file_shows_its_whole_configuration(tmp_path, config):
-    model = random_dit(config)
+    model = dit(config)
     read, state = read_dit(write("pt", model, tmp_path))
     assert (read.image_size, read.patch_size, read.in_channels) == (
         config.image_size,
@@ -102,7 +103,7 @@ def test_the_shapes_of_every_member_of_the_family_tell_its_configuration(size, p
 
 def test_heads_of_another_width_come_from_the_argument_the_file_or_a_config_beside(tmp_path):
     """A file of other programs says nothing of heads; ours records them without a foreign key."""
-    model = random_dit()
+    model = dit(TINY)
     assert read_dit(write("pt", model, tmp_path))[0] == TINY
     foreign = tmp_path / "foreign.pt"
     torch.save(dict(model.state_dict()), foreign)
@@ -116,7 +117,7 @@ def test_heads_of_another_width_come_from_the_argument_the_file_or_a_config_besi
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_kept_on_reading_and_matches_the_fingerprint(tmp_path, kind, dtype):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     whole = base_fingerprint(model)
     config, state = read_dit(
         write(kind, build_dit(SMALL, model.state_dict(), dtype=dtype), tmp_path)
@@ -127,12 +128,12 @@ def test_half_precision_is_kept_on_reading_and_matches_the_fingerprint(tmp_path,
     # the table is computed, not rounded and stretched
     assert torch.equal(again.pos_embed, model.pos_embed)
     assert fingerprints_match(base_fingerprint(again), whole)
-    assert not fingerprints_match(base_fingerprint(random_dit(SMALL, seed=9)), whole)
+    assert not fingerprints_match(base_fingerprint(dit(SMALL, seed=9)), whole)
 
 
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 def test_all_formats_have_exactly_the_same_fingerprint(tmp_path, kind):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     assert base_fingerprint(build_dit(*read_dit(write(kind, model, tmp_path)))) == base_fingerprint(
         model
     )
@@ -140,7 +141,7 @@ def test_all_formats_have_exactly_the_same_fingerprint(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 def test_another_image_size_computes_the_positions_and_keeps_the_fingerprint(tmp_path, kind):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     path = write(kind, model, tmp_path)
     config, state = fit_positions(*read_dit(path), 8, path)
     assert config == dataclasses.replace(SMALL, image_size=8)
@@ -151,7 +152,7 @@ def test_another_image_size_computes_the_positions_and_keeps_the_fingerprint(tmp
 
 
 def test_learned_positions_are_kept_but_never_resized(tmp_path):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     model.pos_embed += 0.1
     path = write("pt", model, tmp_path)
     assert_same_state(read_dit(path)[1], model)
@@ -162,7 +163,7 @@ def test_learned_positions_are_kept_but_never_resized(tmp_path):
 
 
 def test_frequency_shift_is_zero_unless_recorded_or_told(tmp_path, caplog):
-    shifted = random_dit(dataclasses.replace(SMALL, frequency_shift=1.0))
+    shifted = dit(dataclasses.replace(SMALL, frequency_shift=1.0))
     for kind, recorded in [("pt", 1.0), ("smidgen", 1.0), ("diffusers", 1.0)]:
         path = write(kind, shifted, tmp_path / kind)
         assert read_dit(path)[0].frequency_shift == recorded
@@ -175,8 +176,8 @@ def test_frequency_shift_is_zero_unless_recorded_or_told(tmp_path, caplog):
 
 
 def test_writing_warns_where_the_readers_shift_is_another(tmp_path, caplog):
-    plain = random_dit(SMALL)
-    shifted = random_dit(dataclasses.replace(SMALL, frequency_shift=1.0))
+    plain = dit(SMALL)
+    shifted = dit(dataclasses.replace(SMALL, frequency_shift=1.0))
     assert write_original_pt(plain, tmp_path / "a.pt") == []
     assert write_diffusers(shifted, tmp_path / "b") == []
     assert caplog.messages == []
@@ -189,15 +190,15 @@ def test_writing_warns_where_the_readers_shift_is_another(tmp_path, caplog):
 @pytest.mark.parametrize("key", ["ema", "model"])
 def test_a_training_checkpoint_gives_its_weights(tmp_path, key):
     """The released training code also keeps its optimiser and an argparse.Namespace."""
-    model = random_dit(SMALL)
-    others = {"model": random_dit(SMALL, seed=5).state_dict(), "opt": {"state": {}, "lr": 1e-4}}
+    model = dit(SMALL)
+    others = {"model": dit(SMALL, seed=5).state_dict(), "opt": {"state": {}, "lr": 1e-4}}
     checkpoint = {**others, key: model.state_dict(), "args": argparse.Namespace(model="DiT-S/2")}
     torch.save(checkpoint, tmp_path / "0050000.pt")
     assert_same_state(read_dit(tmp_path / "0050000.pt")[1], model)
 
 
 def test_files_of_before_torch_1_6_are_read(tmp_path):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert_same_state(read_dit(tmp_path / "old.pt")[1], model)
 
@@ -217,7 +218,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, monkeypatch, z
 
 
 def test_missing_unknown_and_misshapen_tensors_are_named_three_at_most(tmp_path):
-    state = random_dit(SMALL).state_dict()
+    state = dit(SMALL).state_dict()
     cases = {
         "blocks.0.attn.proj.bias is missing": {"blocks.0.attn.proj.bias": None},
         "extra is unknown": {"extra": torch.zeros(1)},
@@ -250,7 +251,7 @@ WRAPPED = {
 @pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_names_of_wrapped_modules_are_those_of_the_module(tmp_path, wrapped, suffix):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     state = {wrapped(name): tensor for name, tensor in model.state_dict().items()}
     path = tmp_path / f"model.{suffix}"
     torch.save(state, path) if suffix == "pt" else save_file(state, path)
@@ -269,13 +270,13 @@ def test_names_of_wrapped_modules_are_those_of_the_module(tmp_path, wrapped, suf
     ],
 )
 def test_a_state_dict_within_a_checkpoint_is_found(tmp_path, wrap):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     torch.save(wrap(dict(model.state_dict())), tmp_path / "model.pt")
     assert_same_state(read_dit(tmp_path / "model.pt")[1], model)
 
 
 def test_two_models_in_one_file_are_named(tmp_path):
-    state = random_dit(SMALL).state_dict()
+    state = dit(SMALL).state_dict()
     compiled = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
     parallel = {f"module.{name}": tensor for name, tensor in state.items()}
     for mixed, message in [
@@ -312,7 +313,7 @@ def test_a_dict_within_itself_and_tensors_larger_than_the_file_are_refused(tmp_p
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, kind):
     """Also where the fingerprint, which reads a part of a large tensor, would not see them."""
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     with torch.no_grad():
         weight = model.blocks[0].mlp.fc1.weight
         assert weight.numel() > 2**16
@@ -325,7 +326,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, kind):
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_weights_in_8_bit_are_read(tmp_path, dtype):
-    state = {name: tensor.to(dtype) for name, tensor in random_dit(SMALL).state_dict().items()}
+    state = {name: tensor.to(dtype) for name, tensor in dit(SMALL).state_dict().items()}
     state["pos_embed"] = position_table(SMALL.width, SMALL.grid_size)
     save_file(state, tmp_path / "small.safetensors")
     config, found = read_dit(tmp_path / "small.safetensors")
@@ -337,7 +338,7 @@ def test_weights_in_8_bit_are_read(tmp_path, dtype):
 @pytest.mark.parametrize("kind", ["pt", "smidgen", "diffusers"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_truncated_files_are_refused(tmp_path, kind, share):
-    write(kind, random_dit(SMALL), tmp_path)
+    write(kind, dit(SMALL), tmp_path)
     (file,) = [p for p in tmp_path.rglob("*") if p.suffix in (".pt", ".safetensors")]
     os.truncate(file, int(file.stat().st_size * share))
     path = tmp_path / {"pt": "model.pt", "smidgen": "ours"}.get(kind, "theirs")
@@ -367,7 +368,7 @@ def test_what_is_no_dit_is_refused_with_the_reason(tmp_path):
 
 
 def test_our_folder_with_a_foreign_or_broken_configuration_is_refused(tmp_path):
-    write_safetensors(random_dit(SMALL), tmp_path)
+    write_safetensors(dit(SMALL), tmp_path)
     config = tmp_path / "config.json"
     good = json.loads(config.read_text())
     for text, message in [
@@ -392,7 +393,7 @@ def test_our_folder_with_a_foreign_or_broken_configuration_is_refused(tmp_path):
 
 def test_writing_leaves_nothing_half_done_and_says_why(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     for attempt in (
         lambda: write_original_pt(model, tmp_path / "file" / "model.pt"),
         lambda: write_safetensors(model, tmp_path / "file"),
@@ -409,12 +410,12 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(SmidgenError, match="No space left"):
-        write_original_pt(random_dit(SMALL), tmp_path / "model.pt")
+        write_original_pt(dit(SMALL), tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_original_file_holds_tensors_only_and_each_once(tmp_path):
-    model = random_dit(SMALL)
+    model = dit(SMALL)
     path = write("pt", model, tmp_path)
     loaded = torch.load(path, weights_only=True)
     assert list(loaded) == list(model.state_dict())
@@ -425,7 +426,7 @@ def test_an_original_file_holds_tensors_only_and_each_once(tmp_path):
 
 def test_reading_maps_the_file_and_building_copies_nothing(tmp_path):
     """The model's parameters are the file's pages: a large base costs no second copy."""
-    path = write("smidgen", random_dit(SMALL), tmp_path)
+    path = write("smidgen", dit(SMALL), tmp_path)
     config, state = read_dit(path)
     model = build_dit(config, state)
     weight = "blocks.0.mlp.fc1.weight"
@@ -436,7 +437,7 @@ def test_reading_maps_the_file_and_building_copies_nothing(tmp_path):
 
 def test_changing_a_loaded_model_does_not_change_its_file(tmp_path):
     for kind in ("pt", "smidgen"):
-        path = write(kind, random_dit(SMALL), tmp_path)
+        path = write(kind, dit(SMALL), tmp_path)
         model = build_dit(*read_dit(path))
         model.final_layer.linear.weight.add_(1)
         assert not torch.equal(

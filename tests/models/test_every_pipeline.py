@@ -9,8 +9,8 @@ import torch
 import smidgen
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.models.pretrained import load_base
-from tests.models.tiny_prompt_pipelines import NUM_TIMESTEPS, TINY_PIPELINES
-from tests.training.tiny import write_images
+from tests.tiny.images import write_photos
+from tests.tiny.pipelines import NUM_TIMESTEPS, TINY_PIPELINES
 
 STEPS, SEED = NUM_TIMESTEPS, 7
 PROMPTS = ("a red fox", "an owl")
@@ -34,7 +34,7 @@ def base(tiny, folder):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "photos", per_class=2)
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", per_class=2)
 
 
 @pytest.fixture
@@ -59,10 +59,7 @@ def pictures(images) -> torch.Tensor:
 
 def stock_images(tiny, folder, shape) -> torch.Tensor:
     """By diffusers, one prompt at a time, from the noise that smidgen draws."""
-    import diffusers
-
-    pipeline = getattr(diffusers, tiny.kind).from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = tiny.load(folder)
     images = []
     for number, prompt in enumerate(PROMPTS):
         noise = draw_noise(shape, [sample_generator(SEED, number)])

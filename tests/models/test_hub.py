@@ -14,6 +14,7 @@ import pytest
 from smidgen.errors import SmidgenError
 from smidgen.models import hub
 from smidgen.models.names import is_hub_id
+from tests.launch import HANG
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -163,7 +164,7 @@ def test_silence_ends(at, monkeypatch):
 def test_what_obeys_no_timeout_is_left_behind_at_the_deadline(monkeypatch):
     """Name resolution does not: only the deadline ends it, below the ten seconds promised."""
     release = threading.Event()
-    monkeypatch.setattr(hub, "_ask", lambda _: str(release.wait(30)))
+    monkeypatch.setattr(hub, "_ask", lambda _: str(release.wait(HANG)))
     assert hub.DEADLINE_SECONDS <= 6
     monkeypatch.setattr(hub, "DEADLINE_SECONDS", 0.05)
     assert "did not answer" in hub._why_unreachable("owner/model")

@@ -12,9 +12,10 @@ from smidgen.models.architectures import meta_network
 from smidgen.models.dit_weights import read_dit, write_diffusers
 from smidgen.models.pretrained import load_base, load_codec
 from tests.fuzzing import changed_bytes, changed_json, changed_tensors, each, refused
-from tests.models.conftest import TINY, random_dit
-from tests.models.own_folder import write_safetensors
-from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
+from tests.models.conftest import TINY
+from tests.tiny.networks import dit
+from tests.tiny.own_folder import write_safetensors
+from tests.tiny.pipelines import TINY_PIPELINES
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,10 @@ def folders(tmp_path_factory, vae_folder):
     """A folder of each kind of base."""
     root = tmp_path_factory.mktemp("folders")
     codec, names = load_codec(vae_folder), ["a", "b", "c", "d", "e"]
-    write_safetensors(random_dit(TINY), root / "ours", codec=codec, class_names=names)
-    write_diffusers(random_dit(TINY), root / "dit", codec=codec, class_names=names)
-    save_stable_diffusion(root / "sd")
-    save_stable_diffusion_3(root / "sd3", use_dynamic_shifting=True)
+    write_safetensors(dit(TINY), root / "ours", codec=codec, class_names=names)
+    write_diffusers(dit(TINY), root / "dit", codec=codec, class_names=names)
+    TINY_PIPELINES["sd"].save(root / "sd")
+    TINY_PIPELINES["sd3"].save(root / "sd3", scheduler={"use_dynamic_shifting": True})
     return root
 
 
@@ -92,7 +93,7 @@ def test_changed_weights_are_refused_in_one_line_or_harmless(folders, tmp_path, 
 
 
 def test_a_changed_index_of_weights_in_parts_is_refused_in_one_line(tmp_path):
-    write_diffusers(random_dit(TINY), tmp_path / "dit")
+    write_diffusers(dit(TINY), tmp_path / "dit")
     folder = tmp_path / "dit" / "transformer"
     (folder / "diffusion_pytorch_model.safetensors").rename(folder / "one.safetensors")
     index = folder / "diffusion_pytorch_model.safetensors.index.json"

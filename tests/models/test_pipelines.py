@@ -13,16 +13,23 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.pretrained import load_base
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
-from tests.models.tiny_pipelines import WORDS, save_stable_diffusion, save_stable_diffusion_3
-from tests.training.tiny import tiny_base
+from tests.tiny.bases import tiny_base
+from tests.tiny.pipelines import TINY_PIPELINES
+from tests.tiny.text import WORDS
 
 STEPS = 20
 PROMPTS = ("a red fox", "a blue fox", "an owl")
 
 
+def save_sd(folder, **scheduler):
+    """Every training step can be a sampling step."""
+    options = {"num_train_timesteps": STEPS, **scheduler}
+    return TINY_PIPELINES["sd"].save(folder, scheduler=options)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_stable_diffusion(tmp_path_factory.mktemp("pipelines") / "sd", STEPS)
+    return save_sd(tmp_path_factory.mktemp("pipelines") / "sd")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +124,7 @@ def test_a_negative_prompt_that_would_do_nothing_is_refused(base, tmp_path):
 
 
 def test_v_prediction_samples_as_the_stock_pipeline(tmp_path):
-    folder = save_stable_diffusion(tmp_path / "v", STEPS, prediction_type="v_prediction")
+    folder = save_sd(tmp_path / "v", prediction_type="v_prediction")
     base = load_base(folder)
     assert base.process.prediction == "v"
     images = smidgen.sample(
@@ -132,7 +139,7 @@ def test_v_prediction_samples_as_the_stock_pipeline(tmp_path):
 def test_a_flow_samples_as_the_stock_pipeline(tmp_path, shift):
     from diffusers import StableDiffusion3Pipeline
 
-    folder = save_stable_diffusion_3(tmp_path / "sd3", **shift)
+    folder = TINY_PIPELINES["sd3"].save(tmp_path / "sd3", scheduler=shift)
     base = load_base(folder)
     assert (base.process.name, base.image_size, base.process.num_tokens) == ("flow", 16, 16)
     images = smidgen.sample(base, prompts=PROMPTS, steps=4, guidance=2.0, seed=7)
@@ -226,7 +233,7 @@ def test_what_a_folder_says_is_checked(folder, tmp_path, name, changes, message)
 
 
 def test_a_shift_that_is_no_number_is_told_in_a_line(tmp_path):
-    folder = save_stable_diffusion_3(tmp_path / "sd3")
+    folder = TINY_PIPELINES["sd3"].save(tmp_path / "sd3")
     with pytest.raises(SmidgenError, match=r"scheduler_config.json: .*get the file again"):
         load_base(damaged(folder, tmp_path / "bad", "scheduler/scheduler_config.json", shift="x"))
 

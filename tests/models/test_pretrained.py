@@ -17,8 +17,9 @@ from smidgen.models.dit import DiTConfig
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.files import write_safetensors_file
 from smidgen.models.pretrained import architecture, load_base, load_codec, meta_denoiser
-from tests.models.conftest import TINY, inputs, random_dit
-from tests.models.own_folder import write_safetensors
+from tests.models.conftest import TINY, inputs
+from tests.tiny.networks import dit
+from tests.tiny.own_folder import write_safetensors
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 
@@ -37,7 +38,7 @@ def no_hub(monkeypatch):
 def places(tmp_path_factory, vae_folder):
     """The same base as our folder, as a diffusers pipeline and as an original file."""
     root = tmp_path_factory.mktemp("bases")
-    model = random_dit()
+    model = dit(TINY)
     about = {"codec": load_codec(vae_folder), "class_names": NAMES}
     schedule = Schedule.linear(100, 1e-3, 0.1)
     write_safetensors(model, root / "ours", **about, schedule=schedule, dtype=torch.float16)
@@ -61,7 +62,7 @@ def test_a_folder_gives_the_whole_base(places, kind):
     assert not any(p.requires_grad for p in base.denoiser.parameters())
     x, t, y = inputs()
     # the file in float16 keeps 11 bits of every weight
-    torch.testing.assert_close(base.denoiser(x, t, y), random_dit()(x, t, y), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(base.denoiser(x, t, y), dit(TINY)(x, t, y), rtol=0.05, atol=0.05)
 
 
 def test_a_file_takes_its_codec_and_numbers_its_classes(places, vae_folder):
@@ -162,7 +163,7 @@ def test_the_number_of_classes_is_checked(places):
 
 
 def test_a_codec_of_other_channels_is_refused(places, vae_folder, tmp_path):
-    model = random_dit(dataclasses.replace(TINY, in_channels=3))
+    model = dit(dataclasses.replace(TINY, in_channels=3))
     write_safetensors(model, tmp_path)
     with pytest.raises(SmidgenError, match="3 latent channels, the codec gives 4"):
         load_base(tmp_path, codec=vae_folder)

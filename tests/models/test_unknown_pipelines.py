@@ -9,10 +9,10 @@ from smidgen.errors import SmidgenError
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.pretrained import load_base
-from tests.laws.tiny import TINY_HOSTS
-from tests.models.tiny_pipelines import tiny_vae
-from tests.models.tiny_prompt_pipelines import lively
-from tests.training.tiny import write_images
+from tests.tiny.codecs import autoencoder
+from tests.tiny.hosts import TINY_HOSTS
+from tests.tiny.images import write_photos
+from tests.tiny.networks import network
 
 KINDS = {"auraflow": "AuraFlowPipeline", "lumina2": "Lumina2Pipeline"}
 METHODS_THERE = ("bitfit", "lora", "difffit")
@@ -29,10 +29,10 @@ def folder(family, tmp_path_factory):
     import diffusers
 
     folder = tmp_path_factory.mktemp("pipelines") / family
-    network = lively(TINY_HOSTS[family].make(3))
+    transformer = network(family)
     parts = {
-        "transformer": network,
-        "vae": tiny_vae(network.config["in_channels"]),
+        "transformer": transformer,
+        "vae": autoencoder(latent_channels=transformer.config["in_channels"]),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0),
     }
     kind = getattr(diffusers, KINDS[family])
@@ -88,7 +88,7 @@ def test_lora_folds_into_a_folder_that_is_loaded_again(base, family, tmp_path):
 
 
 def test_training_and_sampling_say_that_a_host_is_needed(base, tmp_path):
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     with pytest.raises(SmidgenError, match="no host says how models of class"):
         smidgen.train(base, photos, method="lora", output=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from smidgen.diffusion.names import Sampler
 from smidgen.diffusion.sampler import SAMPLERS
 from smidgen.errors import UsageError
 from smidgen.sampling.config import SamplingConfig
-from tests.training.tiny import tiny_base
+from tests.tiny.bases import tiny_base
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from smidgen.files.standing import START_OVER
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.sampling.folder import fill_folder, image_name, read_record, standing_of
-from tests.training.tiny import tiny_base
+from tests.tiny.bases import tiny_base
 
 SETTINGS = {"steps": 2, "seed": 0, "sampler": None}
 

@@ -13,12 +13,12 @@ from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import Peak, estimate_memory, step_bytes
 from smidgen.training.objective import Batch, Task, batch_loss
-from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
+from tests.tiny.pipelines import TINY_PIPELINES
 
 
-@pytest.mark.parametrize("save", [save_stable_diffusion, save_stable_diffusion_3])
-def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, save):
-    base = load_base(save(tmp_path / "pipeline"))
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, kind):
+    base = load_base(TINY_PIPELINES[kind].save(tmp_path / "pipeline"))
     delta = build_delta("lora", base, configure("lora"), (), torch.Generator().manual_seed(0))
     config = TrainingConfig(batch_size=4)
     found = base.conditioner.encode(["a"])

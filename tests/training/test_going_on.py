@@ -11,8 +11,9 @@ import smidgen
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.lock import held
+from tests.tiny.bases import tiny_base
+from tests.tiny.images import write_photos
 from tests.training.test_loop import Killed, final_files, latent_set, run, stop_at
-from tests.training.tiny import tiny_base, write_images
 
 SHORT = {
     "steps": 4,
@@ -26,7 +27,7 @@ SHORT = {
 
 @pytest.fixture
 def photos(tmp_path):
-    return write_images(tmp_path / "photos")
+    return write_photos(tmp_path / "photos")
 
 
 def train(photos, output, **settings):
@@ -175,7 +176,7 @@ def test_a_record_of_another_form_is_refused_in_one_line(tmp_path, changes):
 def test_a_new_run_begins_from_a_delta_of_the_same_method(tmp_path, photos, method):
     train(photos, tmp_path / "first", method=method)
     first = Delta.load(tmp_path / "first" / "delta.safetensors")
-    write_images(tmp_path / "more", classes=("ant", "bee"))
+    write_photos(tmp_path / "more", classes=("ant", "bee"))
     settings = {"method": method, "init": tmp_path / "first" / "delta.safetensors"}
     begun = train(tmp_path / "more", tmp_path / "second", lr=0.0, **settings)
     for name, edit in begun.edits.items():

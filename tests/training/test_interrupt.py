@@ -6,6 +6,14 @@ import pytest
 from smidgen.training.interrupt import SIGNALS, stop_requests
 
 
+@pytest.fixture(autouse=True)
+def _pythons_ctrl_c():
+    """A shell that starts the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_the_old_handlers_return(number):
     before = [signal.getsignal(one) for one in SIGNALS]

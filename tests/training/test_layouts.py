@@ -8,14 +8,15 @@ from smidgen import api
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.training.recipe import read_recipe
-from tests.training.tiny import tiny_base, write_images
+from tests.tiny.bases import tiny_base
+from tests.tiny.images import write_photos
 
 SHORT = {"steps": 2, "batch_size": 4, "trackers": (), "progress": False}
 
 
 def make_food(root: Path) -> Path:
     """Food-101 with two classes of ten images, the last two of each for the test."""
-    write_images(root / "images", ("bee", "dog"))
+    write_photos(root / "images", ("bee", "dog"))
     (root / "meta").mkdir()
     (root / "meta" / "classes.txt").write_text("bee\ndog\n")
     (root / "meta" / "labels.txt").write_text("Bee\nDog\n")
@@ -65,7 +66,7 @@ def test_layout_and_split_are_read_recorded_and_compared_on_resuming(tmp_path: P
 
 def test_a_layout_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
     base = tiny_base()
-    write_images(tmp_path / "photos")
+    write_photos(tmp_path / "photos")
     with pytest.raises(SmidgenError, match="is not CUB-200-2011"):
         api.train(
             base, tmp_path / "photos", layout="cub-200-2011", output=tmp_path / "run", **SHORT

@@ -12,7 +12,7 @@ from smidgen.training.memory import (
     step_bytes,
 )
 from smidgen.training.objective import Batch, Task, batch_loss
-from tests.training.tiny import tiny_base
+from tests.tiny.bases import tiny_base
 
 
 def delta_of(base, method):

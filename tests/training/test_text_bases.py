@@ -13,8 +13,8 @@ from smidgen.models.labels import Labels, labels_of
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
 from smidgen.training.objective import Batch, Task, batch_loss
-from tests.models.tiny_pipelines import save_stable_diffusion, save_stable_diffusion_3
-from tests.training.tiny import write_images
+from tests.tiny.images import write_photos
+from tests.tiny.pipelines import TINY_PIPELINES
 
 SHORT = {
     "steps": 2,
@@ -29,9 +29,11 @@ SHORT = {
 def bases(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
     return {
-        "epsilon": load_base(save_stable_diffusion(root / "sd")),
-        "v": load_base(save_stable_diffusion(root / "v", prediction_type="v_prediction")),
-        "flow": load_base(save_stable_diffusion_3(root / "sd3", shift=3.0)),
+        "epsilon": load_base(TINY_PIPELINES["sd"].save(root / "sd")),
+        "v": load_base(
+            TINY_PIPELINES["sd"].save(root / "v", scheduler={"prediction_type": "v_prediction"})
+        ),
+        "flow": load_base(TINY_PIPELINES["sd3"].save(root / "sd3", scheduler={"shift": 3.0})),
     }
 
 
@@ -47,7 +49,7 @@ def task_on(base, prompts=("an ant", "a bee")) -> Task:
 
 
 def test_noise_and_v_are_learned_from_the_prompts_of_their_labels(bases):
-    times = torch.tensor([0, 7, 19])
+    times = torch.tensor([0, 2, 3])
     for name in ("epsilon", "v"):
         base = bases[name]
         batch = fixed_batch(base, times)
@@ -101,7 +103,7 @@ def test_variance_channels_behind_a_prediction_are_left_out(bases):
 @pytest.mark.parametrize("name", ["epsilon", "v", "flow"])
 def test_folders_of_images_train_by_the_prompts_of_their_names(tmp_path, bases, name, monkeypatch):
     base = bases[name]
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     before = {key: value.clone() for key, value in base.denoiser.state_dict().items()}
     asked = []
     encode = base.conditioner.encode
@@ -148,7 +150,7 @@ def test_folders_of_images_train_by_the_prompts_of_their_names(tmp_path, bases, 
     ],
 )
 def test_settings_of_other_bases_are_refused(tmp_path, bases, settings, message):
-    photos = write_images(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos")
     with pytest.raises(UsageError, match=message):
         smidgen.train(
             bases["epsilon"], photos, output=tmp_path / "run", method="lora", **SHORT | settings

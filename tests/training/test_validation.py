@@ -6,8 +6,8 @@ from smidgen.training.config import TrainingConfig
 from smidgen.training.objective import Task
 from smidgen.training.randomness import Streams
 from smidgen.training.validation import Validation
+from tests.tiny.bases import tiny_base
 from tests.training.test_loop import latent_set
-from tests.training.tiny import tiny_base
 
 
 def validation(base, indices=(1, 4, 6), batch_size=64):

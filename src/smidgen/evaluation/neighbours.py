@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smidgen.evaluation.metrics import exact_device
+from smidgen.evaluation.table import Found
 
 ROUNDING = 1e-12  # of a squared distance, relative to the squared lengths: above what D sums make
 TIE = 1e-9  # squared distances whose ratio is this near to one are equal
@@ -27,14 +28,15 @@ def prdc(
     k_precision: int = 3,
     k_density: int = 5,
     block: int = 2048,
-) -> dict[str, float]:
+) -> Found:
     """Precision and recall, Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2; density
     and coverage, Naeem et al. 2020 (arXiv 2002.09797), equations 5 and 7.
 
     The ball of a vector reaches to its k-th neighbour in its own set, itself not counted. As in
     both authors' code, balls include their surface for precision and recall and exclude it for
     density and coverage. Density may be above one. All four move with M and N: compare them at
-    equal numbers only.
+    equal numbers only. A real vector with `k_density` copies has a ball without inside, which
+    density and coverage never find anything in: a note counts these.
 
     Raises: ValueError if a set has no k-th neighbour: at most `k_precision` vectors in one of them,
         or at most `k_density` real ones.
@@ -59,12 +61,17 @@ def prdc(
             inside = distances < _inner(inner_real[rows])[:, None]
             counted[columns] += inside.sum(dim=0)
             covered[rows] |= inside.any(dim=1)
-    return {
+    numbers = {
         "precision": float((hit > 0).double().mean()),
         "recall": float(recalled.double().mean()),
         "density": float(counted.double().mean() / k_density),
         "coverage": float(covered.double().mean()),
     }
+    copied = int((inner_real == 0).sum())
+    words = (
+        f"{copied} of {len(real)} of the reference have {k_density} copies: nothing is near them"
+    )
+    return Found(value=numbers, notes=[words] if copied else [])
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import pytest
 from smidgen.data.layouts import open_images
 from smidgen.data.layouts.folder_sets import STYLES
 from smidgen.errors import SmidgenError
-from tests.data.making import write_image
+from tests.tiny.images import write_image
 
 
 def test_caltech_101_leaves_the_background_out_unless_asked(tmp_path: Path) -> None:

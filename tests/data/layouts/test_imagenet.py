@@ -9,7 +9,7 @@ import scipy.io
 
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
-from tests.data.making import write_image
+from tests.tiny.images import write_image
 
 # The devkit numbers its synsets in an order of its own.
 SYNSETS = {"n02012849": "crane", "n01440764": "tench, Tinca tinca", "n03126707": "crane"}

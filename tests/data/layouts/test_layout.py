@@ -11,7 +11,7 @@ from smidgen.data.layout import safe_names
 from smidgen.data.layouts import LAYOUTS, open_images, resolve_split
 from smidgen.data.names import LayoutName
 from smidgen.errors import SmidgenError, UsageError
-from tests.data.making import write_folder
+from tests.tiny.images import write_folder
 
 WITH_TREES = sorted(set(LAYOUTS) - {"folder"})
 
@@ -39,7 +39,7 @@ def test_another_tree_is_refused_with_what_was_looked_for(
 ) -> None:
     root = tmp_path / "tree here"
     if tree == "another":
-        write_folder(root, ("cats", "dogs"), num_images=1)
+        write_folder(root, ("cats", "dogs"), per_class=1)
     elif tree == "empty":
         root.mkdir()
     with pytest.raises(SmidgenError) as raised:
@@ -76,8 +76,8 @@ def test_the_layout_folder_is_a_scan(tmp_path: Path) -> None:
 
 
 def test_a_split_of_the_layout_folder_is_a_folder(tmp_path: Path) -> None:
-    write_folder(tmp_path / "train", ("a", "b"), num_images=2)
-    write_folder(tmp_path / "test", ("a", "b"), num_images=1)
+    write_folder(tmp_path / "train", ("a", "b"), per_class=2)
+    write_folder(tmp_path / "test", ("a", "b"), per_class=1)
     assert len(open_images(tmp_path, split="test").files) == 2
     with pytest.raises(SmidgenError, match="no such folder"):
         open_images(tmp_path, split="val")

@@ -9,7 +9,7 @@ import pytest
 from smidgen.data.folder import ImageFolder, check_bad_share
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
-from tests.data.making import write_image
+from tests.tiny.images import write_image
 
 
 def write_lines(path: Path, *lines: str) -> None:

@@ -8,7 +8,7 @@ import scipy.io
 
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
-from tests.data.making import write_image
+from tests.tiny.images import write_image
 
 
 def make_flowers(root: Path) -> np.ndarray:

@@ -10,11 +10,13 @@ from smidgen.core.fold import IntoLinear, IntoModulation, Refused
 from smidgen.core.sites import bind
 from smidgen.hosts.host import find_family, find_host
 from tests.hosts.transformers import written_out
-from tests.laws.tiny import tiny_base, tiny_delta
-from tests.laws.tiny_transformers import MAKERS, conditions, latents, random_model, times
+from tests.tiny.bases import law_base
+from tests.tiny.deltas import tiny_delta
+from tests.tiny.hosts import conditions, latents, times
+from tests.tiny.networks import SD_3_5, network
 
-DUAL = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
-VARIANTS = {family: (family, {}) for family in MAKERS} | {"sd3.5": ("sd3", DUAL)}
+TRANSFORMERS = ("pixart", "sd3", "flux", "sana", "flux2", "qwen_image")
+VARIANTS = {family: (family, {}) for family in TRANSFORMERS} | {"sd3.5": ("sd3", SD_3_5)}
 SHARED = ("pixart", "sana", "flux2")  # families whose blocks share one modulation
 CLOSE: dict[str, Any] = {
     "atol": 1e-5,
@@ -30,7 +32,7 @@ def family(request):
 @pytest.fixture
 def model(family):
     name, config = VARIANTS[family]
-    return random_model(name, **config).double()
+    return network(name, **config).double()
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def test_only_these_methods_are_refused(family, host):
 
 
 def test_the_last_sd3_block_has_no_text_behind_its_attention():
-    host = find_host(random_model("sd3"))
+    host = find_host(network("sd3"))
     texts = [[name for name in block.taps if name.startswith("text")] for block in host.blocks]
     assert texts == [["text.attn.out", "text.ff.in", "text.ff.out"], []]
 
@@ -140,7 +142,7 @@ def test_roles_name_every_projection_of_a_block(family, host):
 
 
 def test_rows_of_flux2s_fused_projection_are_queries_keys_values_and_feed_forward():
-    model = random_model("flux2").double()
+    model = network("flux2").double()
     host, seen = find_host(model), {}
     name = "single_transformer_blocks.0.attn"
     attention: Any = model.get_submodule(name)
@@ -311,7 +313,7 @@ def test_a_sub_layers_output_is_that_of_the_linear_into_which_it_folds(family, m
 
 
 def test_what_sanas_feed_forward_returns_is_added_to_its_stream_token_by_token():
-    base = tiny_base("sana")
+    base = law_base("sana")
     places = {"input_position": "FFN_out", "output_position": "Trans_out"}
     delta = tiny_delta(base, "adapter", **places, activation="silu")
     with delta.attach(base.denoiser):

@@ -23,7 +23,7 @@ from diffusers import (
 
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import find_family
-from tests.laws.tiny_transformers import random_model
+from tests.tiny.networks import SD_3_5, network
 
 HEIGHT, WIDTH = 4, 6  # of the latents: two sizes, so that rows and columns cannot be mixed up
 PIXELS = 8  # per latent, without a codec in the pipeline
@@ -140,9 +140,7 @@ CASES = {
         call=BINNED | {"clean_caption": False},
     ),
     "sd3": Case(family="sd3", **SD3),
-    "sd3.5": Case(
-        family="sd3", config={"dual_attention_layers": (0,), "qk_norm": "rms_norm"}, **SD3
-    ),
+    "sd3.5": Case(family="sd3", config=SD_3_5, **SD3),
     "flux-dev": Case(
         family="flux",
         pipeline=FluxPipeline,
@@ -195,12 +193,12 @@ def recorded(request):
 
 
 def record(case: Case) -> SimpleNamespace:
-    network = random_model(case.family, **case.config)
+    transformer = network(case.family, **case.config)
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False)
     if case.family != "pixart":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=case.dynamic)
     components = dict.fromkeys(case.components) | {key: make() for key, make in case.fakes.items()}
-    pipe: Any = case.pipeline(transformer=network, scheduler=scheduler, **components)
+    pipe: Any = case.pipeline(transformer=transformer, scheduler=scheduler, **components)
     for name, stub in case.stubs.items():
         setattr(pipe, name, stub)
     pipe.set_progress_bar_config(disable=True)
@@ -213,8 +211,8 @@ def record(case: Case) -> SimpleNamespace:
     def after(module, arguments, output):
         calls[-1].output = case.to_image(output[0]).clone()
 
-    network.register_forward_pre_hook(before, with_kwargs=True)
-    network.register_forward_hook(after)
+    transformer.register_forward_pre_hook(before, with_kwargs=True)
+    transformer.register_forward_hook(after)
     final = pipe(
         prompt=PROMPTS,
         height=HEIGHT * case.pixels,
@@ -226,7 +224,7 @@ def record(case: Case) -> SimpleNamespace:
         **case.call,
     )[0]
     assert len(calls) == 3
-    family = find_family(network)
+    family = find_family(transformer)
     assert family.encode is not None
     condition = dict(family.encode(pipe, PROMPTS, HEIGHT * case.pixels))
     if "guidance_scale" in case.call:
@@ -234,7 +232,7 @@ def record(case: Case) -> SimpleNamespace:
     return SimpleNamespace(
         case=case,
         family=family,
-        network=network,
+        network=transformer,
         scheduler=scheduler,
         steps=calls[:],
         final=case.to_image(final),

@@ -7,7 +7,7 @@ from smidgen.core.sites import bind
 from smidgen.core.tokens import Tokens
 from smidgen.hosts.host import find_host
 from tests.hosts.transformers.test_hosts import CLOSE, VARIANTS, captured, references
-from tests.laws.tiny_transformers import random_model
+from tests.tiny.networks import network
 
 TAKERS = ("pixart", "sd3", "sd3.5", "qwen_image")
 NUM = 2
@@ -31,7 +31,7 @@ def prepended(learned, arguments, named):
 @pytest.mark.parametrize("number", [0, 1])
 def test_tokens_in_a_block_are_tokens_in_the_block_written_out(family, number):
     name, config = VARIANTS[family]
-    model = random_model(name, **config).double()
+    model = network(name, **config).double()
     block = find_host(model).blocks[number]
     module, arguments, named = captured(family, model, block)
     plain = module(*arguments, **named)
@@ -56,11 +56,11 @@ def test_tokens_in_a_block_are_tokens_in_the_block_written_out(family, number):
 
 def test_only_qwen_image_has_inputs_that_grow_with_the_tokens():
     for family, (name, config) in VARIANTS.items():
-        for block in find_host(random_model(name, **config)).blocks:
+        for block in find_host(network(name, **config)).blocks:
             assert bool(block.companions) == (family == "qwen_image")
 
 
 def test_an_editing_variant_of_qwen_image_takes_no_tokens():
-    host = find_host(random_model("qwen_image", zero_cond_t=True))
+    host = find_host(network("qwen_image", zero_cond_t=True))
     assert [block.tokens for block in host.blocks] == [None, None]
     assert "reference" in host.refusals["vpt"]

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import smidgen.hosts
-from smidgen.hosts.host import HOSTS, find_host
-from tests.laws.tiny import TinyBase
+from smidgen.hosts.host import HOSTS
+from smidgen.models.base import Base
+from tests.tiny.bases import base_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-host.md"
 PACKAGE, HOST = "painter_package", "smidgen.hosts.painter"
@@ -33,9 +34,7 @@ def add_painter(folder: Path, monkeypatch) -> ModuleType:
     return package
 
 
-def painter_base(package: ModuleType) -> TinyBase:
+def painter_base(package: ModuleType) -> Base:
     """A float64 base of the example's network."""
     model = package.Painter().double().requires_grad_(False)
-    return TinyBase(
-        denoiser=model, host=find_host(model), class_names=(), name="painter", fingerprint=""
-    )
+    return base_of(model)

@@ -1,17 +1,55 @@
 """Text encoders of transformers, as small as they come and random, and tokenizers of letters.
 
-T5, Gemma, Qwen and Mistral are the real classes. Their tokenizers are built here with `tokenizers`:
-every character is a token, so that no vocabulary has to be fetched.
+All are the real classes. Every character is a token, so that no vocabulary has to be fetched.
 """
 
-from tests.models.tiny_pipelines import randomise
+import json
+from pathlib import Path
+from typing import Any
 
-LENGTH = 12  # tokens of a prompt, where the tokenizer says it
+from tests.tiny.weights import lively
+
+WORDS = 77  # tokens of a prompt for CLIP
+LENGTH = 12  # and for the others, where the tokenizer says it
 ENDS = ("<pad>", "<s>", "</s>", "<unk>")
 CHAT = (
     "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
     "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
 )
+
+
+def clip_tokenizer(folder: Path):
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=WORDS)
+
+
+def clip_text(tokenizer, width: int = 32, *, projected: bool = False, **config: Any):
+    """A CLIP text model for this tokenizer; `projected`: with a pooled output of `width`."""
+    import transformers
+
+    options = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": WORDS,
+        "projection_dim": width,
+        **{
+            f"{end}_token_id": getattr(tokenizer, f"{end}_token_id")
+            for end in ("bos", "eos", "pad")
+        },
+    }
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return lively(kind(transformers.CLIPTextConfig(**(options | config))), 3 + projected).eval()
 
 
 def letter_tokenizer(*, ends: bool):
@@ -44,7 +82,7 @@ def t5(width: int):
     config = T5Config(
         vocab_size=99, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2, pad_token_id=0
     )
-    return randomise(T5EncoderModel(config), 5)
+    return lively(T5EncoderModel(config), 5)
 
 
 def decoder_config(width: int, num_layers: int) -> dict:
@@ -66,14 +104,14 @@ def decoder_config(width: int, num_layers: int) -> dict:
 def gemma2(width: int):
     from transformers import Gemma2Config, Gemma2Model
 
-    return randomise(Gemma2Model(Gemma2Config(**decoder_config(width, 2))), 6)
+    return lively(Gemma2Model(Gemma2Config(**decoder_config(width, 2))), 6)
 
 
 def qwen3(width: int):
     """With the 27 layers of which FLUX.2 Klein reads the 9th, 18th and 27th."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    return randomise(Qwen3ForCausalLM(Qwen3Config(**decoder_config(width, 27))), 7)
+    return lively(Qwen3ForCausalLM(Qwen3Config(**decoder_config(width, 27))), 7)
 
 
 def mistral3(width: int):
@@ -86,7 +124,7 @@ def mistral3(width: int):
         vision_config={"model_type": "pixtral", **eye, "num_attention_heads": 1, "head_dim": 8},
         image_token_index=3,
     )
-    return randomise(Mistral3ForConditionalGeneration(config), 8)
+    return lively(Mistral3ForConditionalGeneration(config), 8)
 
 
 def qwen2_vl(width: int):
@@ -97,4 +135,4 @@ def qwen2_vl(width: int):
     text.pop("head_dim")
     eye = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=eye | {"out_hidden_size": width})
-    return randomise(Qwen2_5_VLForConditionalGeneration(config), 9)
+    return lively(Qwen2_5_VLForConditionalGeneration(config), 9)

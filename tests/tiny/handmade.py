@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from smidgen.core.delta import Delta, Provenance
+from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Scale, Shift, Table, Weight
 from smidgen.core.fold import IntoLinear, IntoModulation, IntoTable, Target
 from smidgen.core.sites import Site
+from tests.tiny.deltas import provenance
 
 WIDTH, NUM_OLD_ROWS, NUM_ROWS = 8, 5, 9
 
@@ -87,19 +88,6 @@ for block in ("blocks.0", "blocks.1"):
     TARGETS[Site(f"{block}.norm")] = IntoModulation(
         modulation.weight, modulation.bias, shift=(0, WIDTH), scale=(WIDTH, 2 * WIDTH)
     )
-
-
-def provenance(**changes) -> Provenance:
-    fields = {
-        "method": "none",
-        "config": {"rank": 3},
-        "host": "network",
-        "base": "tiny",
-        "fingerprint": "",
-        "classes": tuple("abcdefgh"),
-        "training": {"steps": 7, "lr": 1e-3},
-    }
-    return Provenance(**{**fields, **changes})
 
 
 def foldable_edits(network: Network) -> dict[str, Edit]:
