@@ -1,0 +1,72 @@
+"""A process that runs case after case, and who starts it, and another where a case ended it."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.fuzz.case import Command, Outcome, run
+from tests.fuzz.world import World, build
+
+ROOT = Path(__file__).parents[2]
+WORKER = "from smidgen.cli.main import main; from tests.fuzz.worker import serve; serve(main)"
+
+
+def outcomes(cases: Iterable[tuple[str, int]], program: str = WORKER) -> Iterator[Outcome]:
+    """What comes of each case, a kind and a seed."""
+    process = None
+    for kind, seed in cases:
+        process = process or start(program)
+        answer = ask(process, f"{kind}\t{seed}")
+        if answer:
+            yield Outcome(**json.loads(answer))
+        else:  # it ended without a word
+            failure = f"its process ended with {process.wait()}"
+            yield Outcome(kind, seed, "", "", None, "", failure)
+            process = None
+    if process is not None:
+        process.communicate()
+
+
+def start(program: str) -> subprocess.Popen[str]:
+    """A worker in a folder of its own."""
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ask(process: subprocess.Popen[str], line: str) -> str:
+    """The worker's answer, empty if it ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return ""
+    return process.stdout.readline()
+
+
+def serve(main: Command, build: Callable[[], None] = build) -> None:
+    """Answer each kind and seed that is asked for with its outcome, a line of JSON. `build` makes
+    the files.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        world = World(Path(folder), build)
+        for line in sys.stdin:
+            kind, seed = line.split("\t")
+            answers.write(json.dumps(asdict(run(kind, int(seed), main))) + "\n")
+            answers.flush()
+            world.restore()
