@@ -1,9 +1,10 @@
 # `make demo` fine-tunes the shipped base to Greek letters; CI calls `make test`, `make laws` and `make check`.
+# `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test laws check clean
+.PHONY: demo test laws check fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
@@ -19,6 +20,12 @@ check: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 	.venv/bin/python -m pytest tests/test_recipes.py
+
+fuzz: .venv/installed-dev
+	.venv/bin/python -m tests.fuzz
+
+kills: .venv/installed-dev
+	.venv/bin/python -m tests.kills
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with: make PYTHON=python3.11 ...")'
