@@ -416,3 +416,13 @@ def test_a_refusal_is_one_line_whatever_the_name_of_a_file_is(smidgen, tmp_path)
 def test_a_pipe_in_the_place_of_a_configuration_is_refused_and_not_waited_for(smidgen, tmp_path):
     os.mkfifo(tmp_path / "config.json")
     assert smidgen("sample", "--base", tmp_path, "--output", tmp_path / "out").code != 0
+
+
+@pytest.mark.parametrize("size", [9, 6, 100_000])
+def test_a_size_that_a_base_cannot_have_is_one_line_in_the_dry_run_too(
+    smidgen, base, photos, tmp_path, size
+):
+    places = ("--base", base, "--data", photos, "--output", tmp_path / "run")
+    for flags in ((), ("--dry-run",)):
+        assert_refused(smidgen("train", *places, "--image-size", size, *flags), "size")
+    assert not (tmp_path / "run").exists()
