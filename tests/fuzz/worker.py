@@ -19,25 +19,30 @@ WORKER = "from smidgen.cli.main import main; from tests.fuzz.worker import serve
 def outcomes(cases: Iterable[tuple[str, int]], program: str = WORKER) -> Iterator[Outcome]:
     """What comes of each case, a kind and a seed."""
     process = None
-    for kind, seed in cases:
-        process = process or start(program)
-        answer = ask(process, f"{kind}\t{seed}")
-        if answer:
-            yield Outcome(**json.loads(answer))
-        else:  # it ended without a word
-            failure = f"its process ended with {process.wait()}"
-            yield Outcome(kind, seed, "", "", None, "", failure)
-            process = None
-    if process is not None:
-        process.communicate()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        for kind, seed in cases:
+            process = process or start(program, folder)
+            answer = ask(process, f"{kind}\t{seed}")
+            if answer:
+                yield Outcome(**json.loads(answer))
+            else:  # it ended without a word
+                failure = f"its process ended with {process.wait()}"
+                yield Outcome(kind, seed, "", "", None, "", failure)
+                process = None
+        if process is not None:
+            process.communicate()
 
 
-def start(program: str) -> subprocess.Popen[str]:
-    """A worker in a folder of its own."""
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+def start(program: str, folder: str) -> subprocess.Popen[str]:
+    """A worker, which makes a folder of its own in this one."""
+    paths = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "TMPDIR": folder,
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env=os.environ | paths,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -57,13 +62,10 @@ def ask(process: subprocess.Popen[str], line: str) -> str:
 
 
 def serve(main: Command, build: Callable[[], None] = build) -> None:
-    """Answer each kind and seed that is asked for with its outcome, a line of JSON. `build` makes
-    the files.
-    """
+    """Make the files, then answer each kind and seed that is asked for by its outcome as JSON."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    os.dup2(2, 1)  # whatever is printed while the files are made is no answer
+    with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), build)
         for line in sys.stdin:
             kind, seed = line.split("\t")
