@@ -1,11 +1,12 @@
 # `make demo` fine-tunes the shipped base to Greek letters; CI calls `make test`, `make laws` and `make check`.
+# `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 # Tests run in two processes of one thread each: each takes half, then what the other has left.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test laws check clean
+.PHONY: demo test laws check fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
@@ -21,6 +22,12 @@ check: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 	.venv/bin/python -m pytest tests/test_recipes.py
+
+fuzz: .venv/installed-dev
+	.venv/bin/python -m tests.fuzz
+
+kills: .venv/installed-dev
+	.venv/bin/python -m tests.kills
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with: make PYTHON=python3.11 ...")'

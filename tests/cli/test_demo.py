@@ -1,17 +1,20 @@
 """The demo end to end with few steps on few of the shipped images; at full length: `make demo`."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from smidgen.cli.demo import RECIPE
+from smidgen.cli.arguments import read_request
+from smidgen.cli.demo import RECIPE, finished_result, parse_demo
 from smidgen.cli.demo_report import summary
 from smidgen.cli.main import main
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import load_set
 from smidgen.files.settings import read_recipe
+from tests.fuzzing import changed_json
 
 FLAGS = ("--steps", "4", "--validate-every", "2", "--checkpoint-every", "2", "--batch-size", "8")
 SHORT = (*FLAGS, "--warmup-steps", "1", "--num-images", "48", "--sample-steps", "2")
@@ -113,3 +116,22 @@ def test_the_summary_puts_kid_first_and_baselines_beside_the_agreement(tmp_path)
     assert "3% -> 90%" in line
     assert "by chance 2%" in line
     assert "real letters 99%" in line
+
+
+def test_a_changed_result_is_no_finished_demo_or_can_be_shown(demo):
+    arguments, folder = demo
+    parsed = parse_demo(read_request("demo", arguments[1:]))
+    path = folder / "result.json"
+    content = path.read_bytes()
+    document = json.loads(content)
+    try:
+        for seed in range(200):
+            rng = random.Random(seed)
+            changed = changed_json(document, rng)
+            path.write_text(json.dumps(changed))
+            found = finished_result(folder, parsed)
+            if found is not None:
+                assert len(summary(found, folder)) == 3
+    finally:
+        path.write_bytes(content)
+    assert finished_result(folder, parsed) == document

@@ -324,3 +324,19 @@ def test_several_processes_write_the_statistics_too(photos, tmp_path):
         assert code == 0, error
     assert (tmp_path / "photos.npz").is_file()
     assert (folder / "result.json").is_file()
+
+
+def test_what_a_foreign_result_says_does_not_steer_the_terminal(smidgen, tmp_path):
+    """Names of metrics and features, notes and warnings may be anybody's."""
+    evil = "\x1b[2J\x9b1m\n"
+    changes = {
+        "metrics": {"fd": 1.0, evil: 2.0},
+        "notes": {"fd": [evil]},
+        "protocol": {"features": evil, "num_images": 9, "num_reference": 8, "reference": evil},
+        "warnings": [evil],
+    }
+    folders = [made(tmp_path / name, **changes) for name in ("one", "two")]
+    outcome = smidgen("compare", *folders, "--any-protocol")
+    assert outcome.code == 0
+    assert (outcome.out + outcome.err).replace("\n", "").isprintable()
+    assert len(outcome.out.splitlines()) == 3

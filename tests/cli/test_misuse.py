@@ -61,6 +61,7 @@ def test_every_help_has_two_examples(smidgen, verb):
         (("--gammas", "block", "nowhere"), ("block, qkv, proj, final, patch, time",)),
         (("--max-bad-share", "-1"), ("max_bad_share is -1",)),
         (("--num-threads", "999999"), ("num_threads is 999999", "at most 1024")),
+        (("--batch-size", "9" * 12), ("batch_size is 999999999999", "at most 65536")),
         (("--image-size", "1" + "0" * 400), ("--image-size", "an integer")),
         (("--image-size", "-8"), ("image_size is -8",)),
         (("--base", "glyps/"), ("glyps/",)),
@@ -394,3 +395,32 @@ def test_help_and_a_mistyped_flag_are_answered_without_importing_torch(verb):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: smidgen {verb} ")
     assert 'unknown flag "--stpes"' in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["sample", "evaluate"])
+def test_more_images_at_a_time_than_memory_holds_are_refused_before_it_is_asked(
+    smidgen, base, photos, tmp_path, verb
+):
+    places = {"sample": ("--base", base), "evaluate": (photos, "--reference", photos)}[verb]
+    outcome = smidgen(verb, *places, "--output", tmp_path / "out", "--batch-size", 10**12)
+    assert_refused(outcome, "batch_size is 1000000000000", "at most 65536", codes=(2,))
+
+
+def test_a_refusal_is_one_line_whatever_the_name_of_a_file_is(smidgen, tmp_path):
+    outcome = smidgen("inspect", tmp_path / "a\nb\x1b[2J.safetensors")
+    assert_refused(outcome, r"a\nb\x1b[2J.safetensors")
+
+
+def test_a_pipe_in_the_place_of_a_configuration_is_refused_and_not_waited_for(smidgen, tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    assert smidgen("sample", "--base", tmp_path, "--output", tmp_path / "out").code != 0
+
+
+@pytest.mark.parametrize("size", [9, 6, 100_000])
+def test_a_size_that_a_base_cannot_have_is_one_line_in_the_dry_run_too(
+    smidgen, base, photos, tmp_path, size
+):
+    places = ("--base", base, "--data", photos, "--output", tmp_path / "run")
+    for flags in ((), ("--dry-run",)):
+        assert_refused(smidgen("train", *places, "--image-size", size, *flags), "size")
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ in messages, short ones on the disk; and folders as people have them.
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -102,3 +103,16 @@ def test_side_files_wrong_suffixes_and_duplicates_train_with_a_word_about_each(
         "8 encoded, 0 from the cache",
     ):
         assert line in outcome.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such names")
+def test_an_output_that_is_not_utf8_is_named_by_its_own_bytes(tmp_path):
+    """On a terminal that takes nothing but UTF-8 in text."""
+    output = os.fsencode(tmp_path) + b"/caf\xe9"
+    done = subprocess.run(
+        [sys.executable, "-m", "smidgen.cli", "unpack", "greek", "--output", output],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == output

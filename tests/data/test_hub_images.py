@@ -1,5 +1,6 @@
 """Image sets that the test saves with the Hugging Face library, and what is said without it."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -199,3 +200,23 @@ def test_a_row_that_the_library_cannot_read_is_a_bad_file() -> None:
 
     with pytest.raises(UnusableImage, match="unreadable: Expected to be able to read"):
         TableRow(table=Damaged(), column="image", row=0).read()
+
+
+@pytest.mark.parametrize("names", [["cat"], [], "cat", ["cat", ["x"]], None])
+def test_class_names_that_do_not_fit_the_rows_are_one_line(
+    tmp_path: Path, pictures: list[Path], names: object
+) -> None:
+    """A row of a class without a name is a bad file; names that are none are refused."""
+    labelled(pictures, [0, 2, 0, 2, 0, 0]).save_to_disk(tmp_path / "set")
+    path = tmp_path / "set" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["features"]["label"]["names"] = names
+    path.write_text(json.dumps(info))
+    if names == ["cat"]:
+        found = open_images(tmp_path / "set", layout="hf")
+        assert (found.classes, found.labels) == (("cat",), (0, 0, 0, 0))
+        assert {bad.kind for bad in found.bad} == {"no class"}
+    else:
+        with pytest.raises(SmidgenError) as caught:
+            open_images(tmp_path / "set", layout="hf")
+        assert str(caught.value).isprintable()

@@ -1,6 +1,8 @@
 """What is read is checked before it is used; whatever a file holds, the answer is one line."""
 
+import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,26 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(11))
     with pytest.raises(Unreadable, match="11 bytes; at most 10"):
         read_bytes(tmp_path / "a", most=10)
+
+
+def test_a_dotted_name_beyond_all_depth_is_not_given_to_the_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which needs the square of its parts: days for a megabyte."""
+    monkeypatch.setattr(tomllib, "loads", lambda text: pytest.fail("parsed"))
+    path = tmp_path / "a.toml"
+    for name in (".".join("a" * 40), "a . " * 40 + "a", '"a b".' * 40 + "a", "'a'.b." * 20 + "c"):
+        for text in (f"{name} = 1", f"x = 1\n[{name}]\n", f"x = {{ {name} = 1 }}"):
+            path.write_text(text)
+            with pytest.raises(Unreadable, match="nested too deeply"):
+                read_toml(path)
+    path.write_text("x" * 2**20 + "=1")
+    with pytest.raises(Unreadable, match="at most 1,048,576 are read"):
+        read_toml(path)
+
+
+def test_dots_that_are_no_names_are_read(tmp_path: Path) -> None:
+    values = {"a": [0.5] * 100, "b": "/../" * 40, "c": ["a.b"] * 100, "d": "..." * 40}
+    path = tmp_path / "a.toml"
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    assert read_toml(path) == values

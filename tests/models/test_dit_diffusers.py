@@ -111,6 +111,25 @@ def test_embedders_that_differ_between_blocks_are_refused(tmp_path, transformer_
         read_dit(tmp_path)
 
 
+@pytest.mark.parametrize("end", ["attn1.to_k.weight", "norm1.emb.timestep_embedder.linear_1.bias"])
+def test_a_tensor_in_8_bit_among_others_is_read(tmp_path, transformer_class, end):
+    """As exactly as it is kept; where it differs from its like in other blocks, it is refused."""
+    save_theirs(transformer_class, tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    whole = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    name = f"transformer_blocks.1.{end}"
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        tensors = whole | {name: whole[name].to(dtype)}
+        save_file(tensors, path)
+        if "embedder" in end:
+            with pytest.raises(SmidgenError, match="of block 1 differs"):
+                read_dit(tmp_path)
+        else:
+            rows = slice(TINY.width, 2 * TINY.width)
+            found = read_dit(tmp_path)[1]["blocks.1.attn.qkv.weight"][rows]
+            assert torch.equal(found, tensors[name].float())
+
+
 def test_damaged_folders_are_refused_with_the_reason(tmp_path, transformer_class):
     folder = tmp_path / "transformer"
     save_theirs(transformer_class, folder)

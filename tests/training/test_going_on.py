@@ -1,6 +1,7 @@
 """Runs that go on: more steps, settings that change no bit, what was taken away, one at a time."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -221,3 +222,27 @@ def test_a_new_run_begins_from_another_programs_lora(tmp_path, photos):
     for name, edit in without_table.edits.items():
         for mine, theirs in zip(begun.edits[name].parameters(), edit.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs)
+
+
+def test_a_checkpoint_that_lacks_a_part_of_what_adam_keeps_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, on_step=stop_at(5))
+    path = tmp_path / "checkpoints" / "step-4" / "state.safetensors"
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.startswith("exp_avg_sq/"))
+    del tensors[name]
+    save_file(tensors, path)
+    with pytest.raises(UsageError, match=f"step-4 has or lacks {name}"):
+        run(tmp_path)
+
+
+def test_an_output_that_could_not_be_read_again_is_refused(tmp_path, photos):
+    output = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(
+        SmidgenError, match=r'the output ".*caf\\udce9" has a name that is not UTF-8'
+    ):
+        train(photos, output)
+    assert not output.exists()
+    train(photos, tmp_path / "run").save(output.with_suffix(".safetensors"))
+    with pytest.raises(SmidgenError, match="not UTF-8"):
+        Delta.load(output.with_suffix(".safetensors"))

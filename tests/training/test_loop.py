@@ -118,6 +118,8 @@ def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):
         run(tmp_path, on_step=stop_at(7))
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 8, "lo')  # cut by the kill
+    with (tmp_path / "log.jsonl").open("ab") as log:
+        log.write(b'\n{"step": "\xfe"}\n{"step": [1]}\n' + b"[" * 100_000 + b"\n")
     run(tmp_path)
     lines = read_log(tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))

@@ -24,6 +24,7 @@ from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.models.pipeline_base import check_size
 from smidgen.models.pretrained import note_on_size, trained_size
 from smidgen.models.prompts import PROMPTS
 from smidgen.training.config import RunConfig
@@ -57,6 +58,8 @@ def plan_run(
     config = config.resolved()
     trained, factor = trained_size(base, given.get("codec"))
     size = image_size or trained
+    if image_size is not None and factor is not None:
+        check_size(image_size, factor)
     network = meta_network(base)
     warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}

@@ -20,6 +20,7 @@ from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.models.dit_shapes import at_size
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
@@ -136,7 +137,7 @@ def _shape_of(
         denoiser, name = meta_network(base, num_classes), str(base)
         if isinstance(denoiser, DiT) and latent_side is not None:
             with torch.device("meta"):
-                denoiser = DiT(replace(denoiser.config, image_size=latent_side))
+                denoiser = DiT(at_size(denoiser.config, latent_side, name))
     elif isinstance(base.denoiser, DiT):
         name, config = base.name, base.denoiser.config
         with torch.device("meta"):

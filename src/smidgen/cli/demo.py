@@ -27,7 +27,9 @@ from smidgen.cli.options import (
     quiet_stdout,
 )
 from smidgen.data.embedded_sets import shipped_reference, unpack
+from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.checks import check_integer, check_number
+from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.settings import read_recipe, settings_of
 from smidgen.files.writing import write_json
 from smidgen.sampling.config import SamplingConfig
@@ -124,10 +126,11 @@ def parse_demo(request: Request) -> dict[str, Any]:
 def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of a finished demo with these very settings, None if there is none."""
     try:
-        document = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(folder / "result.json", dict[str, Any], MOST_RESULT_BYTES)
+        fit(document, show.DemoResult)
+    except Unreadable:
         return None
-    if document.get("settings") != settings_of_demo(parsed):
+    if document["settings"] != settings_of_demo(parsed):
         return None
     from smidgen.training.recipe import steps_done
 

@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from PIL import Image
 
 from smidgen.cli import pictures
 from smidgen.cli.pictures import Panel
+from smidgen.evaluation.schemas import Spread
 from smidgen.sampling.folder import read_record
 
 SET = "greek"
 COLUMNS = 24
+
+
+class Trained(msgspec.Struct):
+    """Of the delta."""
+
+    trainable: int
+    share: float
+    delta_bytes: int
+
+
+class Measured(msgspec.Struct):
+    """Of the samples before or after."""
+
+    kid: Spread
+    fd: float
+    class_agreement: float
+    class_agreement_by_chance: float | None = None
+    class_agreement_of_reference: float | None = None
+
+
+class Sampled(msgspec.Struct):
+    """How many images were measured."""
+
+    num_images: int
+
+
+class Seconds(msgspec.Struct):
+    """Of the run."""
+
+    train: float
+    total: float
+
+
+class DemoResult(msgspec.Struct):
+    """What the summary shows of the demo's result.json."""
+
+    training: Trained
+    before: Measured
+    after: Measured
+    protocol: Sampled
+    settings: dict[str, Any]  # compared as a whole with those that are asked for
+    seconds: Seconds
 
 
 def write_grid(folder: Path, classes: Sequence[str]) -> None:
@@ -43,10 +86,14 @@ def _spread(folder: Path, number: int) -> Path:
 
 def write_curves(folder: Path, agreement: Mapping[int, float], guidance: float) -> None:
     """curves.png: the losses from the run's log, and the class agreement by step."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    from smidgen.training.journal import read_log
+
+    lines = [record for _, record in read_log(folder / "log.jsonl")]
 
     def curve(name: str) -> list[tuple[float, float]]:
-        return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        return [
+            (line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)
+        ]
 
     losses = {
         "training, smoothed": pictures.smoothed(curve("loss"), weight=0.98),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import io
 import logging
 import os
 import sys
@@ -50,6 +51,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer names files as they are called
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:
@@ -110,8 +113,7 @@ def _fail(message: str, code: int, *, quiet: bool = False) -> int:
         return code
     if os.environ.get("SMIDGEN_DEBUG") and sys.exc_info()[0] is not None:
         raise
-    message = shown(message, keep="\n")  # of a path that was given, say
-    print(f"smidgen: {message}", file=sys.stderr, flush=True)
+    print(f"smidgen: {shown(message)}", file=sys.stderr, flush=True)
     return code
 
 

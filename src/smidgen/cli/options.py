@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from smidgen.errors import UsageError
+from smidgen.errors import UsageError, shown
 from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import SWITCH, flatten, recipe_text, settings_of
 from smidgen.files.writing import try_writing
@@ -162,7 +162,7 @@ def check_output_file(path: Path) -> None:
 
 def log(text: str) -> None:
     """One message to the person at the terminal, never to stdout."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -180,7 +180,7 @@ def answer(
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
     for line in lines:
-        print(line)
+        print(shown(line))
     if path is not None:
         print(path)
 
@@ -194,7 +194,7 @@ def answer_dry_run(configs: Sequence[Any], facts: Mapping[str, Any], *, as_json:
         return
     print(recipe_text(values, settings_of(*map(type, configs))), end="")
     for line in fact_lines(facts):
-        print(f"# {line}")
+        print(f"# {shown(line)}")
 
 
 def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:

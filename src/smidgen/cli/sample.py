@@ -24,7 +24,8 @@ from smidgen.cli.options import (
     log,
     quiet_stdout,
 )
-from smidgen.files.reading import sha256_of
+from smidgen.errors import SmidgenError
+from smidgen.files.reading import read_json, sha256_of
 from smidgen.files.settings import flatten
 from smidgen.models.names import EMBEDDED, shipped_names
 from smidgen.sampling.config import SamplingConfig
@@ -101,8 +102,16 @@ def known_early(base: str, delta: Path | None) -> list[str]:
             found = described["classes"] or described["training"]["prompts"]["classes"]
         else:
             folder = Path(base) if base not in shipped_names() else EMBEDDED / base
-            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["class_names"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            found = read_json(folder / "config.json", dict[str, Any])["class_names"]
+    except (
+        SmidgenError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return []
     good = isinstance(found, list) and all(isinstance(name, str) for name in found)
     return found if good else []

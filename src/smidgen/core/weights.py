@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
+from smidgen.files.names import check_utf8
 from smidgen.files.reading import in_one_line, size_of
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -34,6 +35,7 @@ def open_safetensors(path: Path | str) -> Iterator[Any]:
     Raises: SmidgenError, inside the `with` too, if there is no such file, it is a pipe or device,
         or damaged, or its header is beyond all measure.
     """
+    check_utf8(str(path), "the file")
     size = size_of(path)
     try:
         with Path(path).open("rb") as raw:

@@ -214,7 +214,7 @@ def check_bad_share(folder: ImageFolder, limit: float = 0.05) -> None:
     raise SmidgenError(
         f'{folder.num_bad:,} of {total:,} image files in "{shown(str(folder.root))}" cannot be '
         f"used ({folder.bad_share:.1%}; allowed are {limit:.1%}): repair or remove them, or raise "
-        f"the limit with --max-bad-share (max_bad_share in Python)\n{'; '.join(listed)}"
+        f"the limit with --max-bad-share (max_bad_share in Python): {'; '.join(listed)}"
     )
 
 

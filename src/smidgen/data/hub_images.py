@@ -69,7 +69,9 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
         # The name has no suffix: the format is in the bytes.
         path = folder / f"{row:08d}"
         if number is None:
-            bad.append(BadFile(path=path, reason=f'no class: "{label}" is empty'))
+            bad.append(
+                BadFile(path=path, reason=f'no class: "{label}" is empty or none of its names')
+            )
             continue
         source = TableRow(table=cells, column=image, row=row)
         files.append(ImageFile(path=path, label=number, source=source))
@@ -168,13 +170,20 @@ def _one_of(found: list[str], known: tuple[str, ...], root: Path, what: str) -> 
 
 
 def _labels(table: Any, column: str | None, fallback: str) -> tuple[list[str], list[int | None]]:
-    """Class names, and the class of every row; None where it is empty or -1, as hidden ones are."""
+    """Class names, and the class of every row; None where it is empty, -1 as hidden ones are, or
+    none of the names.
+
+    Raises: SmidgenError if the names are none.
+    """
     if column is None:
         return [fallback or "images"], [0] * len(table)
     values = table.select_columns([column]).with_format(None)[column][:]
     kind = table.features[column]
     if isinstance(kind, _library().ClassLabel):
-        return list(kind.names), [None if v is None or v < 0 else v for v in values]
+        names = kind.names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise SmidgenError(f'the classes of the column "{column}" are no list of names')
+        return names, [v if v is not None and 0 <= v < len(names) else None for v in values]
     known = sorted({value for value in values if value not in (None, "", -1)})
     numbers = {value: number for number, value in enumerate(known)}
     return [str(value) for value in known], [numbers.get(value) for value in values]

@@ -51,7 +51,7 @@ class Layout:
                 return home
         missing = [need.replace("|", " or ") for need in self.needs if not _has(root, need)]
         raise SmidgenError(
-            f'"{root}" is not {self.title} as its archives unpack: looked for {self.looked_for}\n'
+            f'"{root}" is not {self.title} as its archives unpack: looked for {self.looked_for}; '
             f"missing: {', '.join(missing)}; found: {contents(root)}"
         )
 

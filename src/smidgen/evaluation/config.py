@@ -11,7 +11,7 @@ from typing import Literal
 
 from smidgen.data.names import LayoutName
 from smidgen.evaluation.names import PROMPT, check_names, split_names
-from smidgen.files.checks import check_integer
+from smidgen.files.checks import MOST_IMAGES, check_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class EvaluationConfig:
     """auto: the accelerator if there is one."""
 
     def __post_init__(self) -> None:
-        check_integer("batch_size", self.batch_size)
+        check_integer("batch_size", self.batch_size, most=MOST_IMAGES)
         check_names(self.features, self.metrics, self.prompt, known=None)
 
     @property

@@ -11,13 +11,19 @@ from typing import Any
 
 from smidgen.errors import UsageError
 
+MOST_IMAGES = 2**16  # at a time: more than any memory holds of the smallest pictures
 
-def check_integer(name: str, value: object, *, least: int = 1) -> None:
-    """Raises: UsageError unless the value is an integer of at least `least`, or None."""
+
+def check_integer(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+    """Raises: UsageError unless the value is an integer from `least` to `most` (None: any), or
+    None.
+    """
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name} is {value!r}; expected an integer of at least {least}")
+    if most is not None and value > most:
+        raise UsageError(f"{name} is {value}; expected at most {most}")
 
 
 def check_number(name: str, value: object, *, above: bool = False, most: float = math.inf) -> None:

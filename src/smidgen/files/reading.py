@@ -5,6 +5,7 @@ before anything uses them. What a file holds never ends in a traceback, a hang o
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 import tomllib
 from collections.abc import Iterable
@@ -18,6 +19,9 @@ from smidgen.errors import SmidgenError
 MOST_BYTES = 2**26  # of any JSON or TOML: far beyond a label table's names, far below the memory
 MOST_DEPTH = 32  # of tables and lists in each other: what is checked or shown later may recurse
 MOST_SHOWN = 160  # of a reason
+
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""  # of a dotted name in TOML
+DEEP_KEY = re.compile(rf"(?<![\w-]){_PART}(?:\.[ \t]*+{_PART}){{{MOST_DEPTH},}}")
 
 T = TypeVar("T")
 
@@ -105,11 +109,14 @@ def fit(value: Any, schema: type[T]) -> T:
         raise Unreadable(in_one_line(error)) from error
 
 
-def read_toml(path: Path | str, most: int = 2**22) -> dict[str, Any]:
+def read_toml(path: Path | str, most: int = 2**20) -> dict[str, Any]:
     """The table in a TOML file. Raises: Unreadable, with the line of what is no TOML."""
     content = read_bytes(path, most)
     try:
-        table = tomllib.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        if DEEP_KEY.search(text):  # whose parts take the parser the square of their number
+            raise RecursionError
+        table = tomllib.loads(text)
         if _is_deeper(table, MOST_DEPTH):
             raise RecursionError
     except RecursionError as error:

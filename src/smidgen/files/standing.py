@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smidgen.errors import UsageError
+from smidgen.files.names import excerpt
 from smidgen.files.toml import NONE, toml
 
 Standing = Literal["new", "begun", "finished"]
@@ -63,4 +64,4 @@ def _value(settings: Mapping[str, Any], name: str) -> Any:
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return toml(settings.get(name, NONE))
+    return excerpt(toml(settings.get(name, NONE)))

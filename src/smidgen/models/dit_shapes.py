@@ -84,6 +84,17 @@ def without_prefix(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     return {name.removeprefix(stems[0]): tensor for name, tensor in state.items()}
 
 
+def at_size(config: DiTConfig, image_size: int, source: Path | str) -> DiTConfig:
+    """The configuration for latents of another size.
+
+    Raises: SmidgenError for an impossible size.
+    """
+    try:
+        return dataclasses.replace(config, image_size=image_size)
+    except ValueError as error:
+        raise SmidgenError(f"{source}: {error}") from error
+
+
 def fit_positions(
     config: DiTConfig, state: dict[str, Tensor], image_size: int | None, source: Path
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
@@ -94,10 +105,7 @@ def fit_positions(
     Raises: SmidgenError for an impossible size, or another than that of a table that is not fixed.
     """
     if image_size is not None:
-        try:
-            config = dataclasses.replace(config, image_size=image_size)
-        except ValueError as error:
-            raise SmidgenError(f"{source}: {error}") from error
+        config = at_size(config, image_size, source)
     table = state.get("pos_embed")
     if table is not None and not is_fixed_table(table):
         if table.shape[1] != config.grid_size**2:

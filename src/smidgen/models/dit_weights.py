@@ -255,6 +255,8 @@ def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
     # Early versions of diffusers also stored the fixed table.
     state.pop("pos_embed.pos_embed", None)
     check_shapes(diffusers_shapes(stored), state, folder)
+    # what is in 8 bit cannot be compared or put together with others
+    state = {name: t.float() if t.element_size() == 1 else t for name, t in state.items()}
     ours = from_diffusers(state, config.depth, folder)
     return config, ours if num_rows is None else strip_classes(ours, config.num_classes)
 

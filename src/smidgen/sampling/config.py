@@ -13,7 +13,7 @@ import msgspec
 
 from smidgen.diffusion.names import Channels, Sampler
 from smidgen.errors import UsageError, closest
-from smidgen.files.checks import check_integer, check_number
+from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ class SamplingConfig:
     """Number format of the denoiser."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "steps", "batch_size"):
+        for name in ("num_images", "steps"):
             check_integer(name, getattr(self, name))
+        check_integer("batch_size", self.batch_size, most=MOST_IMAGES)
         check_integer("seed", self.seed, least=0)
         check_number("guidance", self.guidance)
         check_choices(self)

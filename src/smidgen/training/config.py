@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from smidgen.data.names import LayoutName
 from smidgen.errors import UsageError
-from smidgen.files.checks import check_integer, check_number
+from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
 from smidgen.models.prompts import CLASS
 from smidgen.sampling.config import Precision
@@ -98,11 +98,11 @@ class TrainingConfig:
     """CPU threads; none: as PyTorch decides."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "gradient_accumulation", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints", "keep_deltas", "validate_every", "num_threads"):
+        counts = ("steps", "gradient_accumulation", "checkpoint_every", "validate_every")
+        for name in (*counts, "keep_checkpoints", "keep_deltas"):
             check_integer(name, getattr(self, name), least=1)
-        if self.num_threads is not None and self.num_threads > MOST_THREADS:
-            raise UsageError(f"num_threads is {self.num_threads}; expected at most {MOST_THREADS}")
+        check_integer("batch_size", self.batch_size, most=MOST_IMAGES)
+        check_integer("num_threads", self.num_threads, most=MOST_THREADS)
         for name in ("warmup_steps", "seed", "sample_every", "metrics_every"):
             check_integer(name, getattr(self, name), least=0)
         for name in ("lr", "weight_decay", "vlb_weight", "embedded_guidance"):

@@ -1,6 +1,6 @@
 """What a run tells while it trains: RUN/log.jsonl, the trackers and the progress bar.
 
-Nothing here is read back by the training.
+The training reads nothing of it back but which lines to keep.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from smidgen.files.reading import read_bytes
 from smidgen.files.writing import write_text
 from smidgen.processes import is_main, world_size
 from smidgen.training.config import TrainingConfig
 from smidgen.training.state import AGAIN, writing
 
 SMOOTHING = 0.95  # of the loss in the bar
+MOST_BYTES = 2**32  # of a log: tens of millions of steps
 TRACK_EVERY = 10  # steps; trackers are slower than steps of a small model
 
 Track = Callable[[Mapping[str, float], int], None]
@@ -71,16 +74,24 @@ class Journal:
 
     def _forget_after(self, step: int) -> None:
         """Drop what a killed run logged after the checkpoint at which it now resumes."""
-        if not self.path.is_file():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that the kill cut
-        write_text("".join(kept), self.path, AGAIN)
+        if self.path != Path(os.devnull) and self.path.exists():
+            kept = [line for line, record in read_log(self.path) if record["step"] <= step]
+            write_text("".join(kept), self.path, AGAIN)
+
+
+def read_log(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line of a log and what it says, without those that a kill cut or that are not ours.
+
+    Raises: Unreadable.
+    """
+    for line in read_bytes(path, MOST_BYTES).splitlines(keepends=True):
+        try:
+            text = line.decode("utf-8")
+            record = json.loads(text)  # which takes NaN too, as it is written
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield text, record
 
 
 @contextmanager

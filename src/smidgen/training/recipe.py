@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.names import check_utf8
 from smidgen.files.reading import read_toml
 from smidgen.files.standing import Standing, standing
 from smidgen.files.toml import NONE, toml
@@ -54,6 +55,7 @@ def check_recipe(
     Raises: UsageError if the folder holds a run with other settings and not `force`, naming them,
         or if nothing can be written there.
     """
+    check_utf8(str(folder.absolute()), "the output")
     try:
         try_writing(folder)
     except OSError as error:

@@ -221,6 +221,9 @@ def _check_tensors(checkpoint: Path, state: TrainingState, tensors: Mapping[str,
     known = {**expected, **optional}
     odd = [name for name in expected if name not in tensors]
     odd += [name for name in tensors if name not in known]
+    for name, _ in state.delta.named_parameters():
+        missing = [f"{key}/{name}" for key in MOMENTS if f"{key}/{name}" not in tensors]
+        odd += missing if len(missing) < len(MOMENTS) else []  # all or none
     if odd:
         raise UsageError(
             f"{checkpoint} has or lacks {odd[0]}: it is of another method or version; give another "
