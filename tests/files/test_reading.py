@@ -100,6 +100,12 @@ def test_toml_as_deep_as_any_settings_is_read(tmp_path: Path) -> None:
     assert read_toml(tmp_path / "a.toml") == {"a": {"b": {"c": {"d": [[1], [{"e": 2}]]}}}}
 
 
+def test_words_joined_by_dots_in_a_text_are_no_name(tmp_path: Path) -> None:
+    words = ".".join(["w"] * 60)
+    (tmp_path / "a.toml").write_text(f'prompt = "{words}"\nmore = ["{words}"]\n')
+    assert read_toml(tmp_path / "a.toml") == {"prompt": words, "more": [words]}
+
+
 def test_what_is_no_ordinary_file_is_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, tmp_path / "absent"):

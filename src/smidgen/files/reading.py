@@ -21,7 +21,10 @@ MOST_DEPTH = 32  # of tables and lists in each other: what is checked or shown l
 MOST_SHOWN = 160  # of a reason
 
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""  # of a dotted name in TOML
-DEEP_KEY = re.compile(rf"(?<![\w-]){_PART}(?:\.[ \t]*+{_PART}){{{MOST_DEPTH},}}")
+# a name begins a line, or comes behind a bracket or a comma
+DEEP_KEY = re.compile(
+    rf"(?:^|[\[{{,])[ \t]*+{_PART}(?:\.[ \t]*+{_PART}){{{MOST_DEPTH},}}", re.MULTILINE
+)
 
 T = TypeVar("T")
 
