@@ -277,9 +277,6 @@ class Linear(Body):
     def forward(self, h: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         return functional.linear(h.movedim(axis, -1), *self.linear.like(h)).movedim(-1, axis)
 
-    def spec(self) -> dict[str, Any]:
-        return {"form": self.form, "size_in": self.size_in, "size_out": self.size_out}
-
 
 BODIES: Mapping[str, type[Bottleneck] | type[ConvBottleneck] | type[Linear]] = {
     body.form: body for body in (Bottleneck, ConvBottleneck, Linear)

@@ -213,10 +213,10 @@ def _entry(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
     if not isinstance(name, str) or column is None:
         raise SmidgenError(f"{where} needs file_name and one of {', '.join(COLUMNS)}")
     try:
-        texts = fit(row[column], str | list[str])
+        texts = [row[column]] if isinstance(row[column], str) else fit(row[column], list[str])
     except Unreadable as error:
         raise SmidgenError(f"{where}: {column} is no text and no list of texts") from error
-    stripped = tuple(text.strip() for text in ([texts] if isinstance(texts, str) else texts))
+    stripped = tuple(text.strip() for text in texts)
     if not stripped or not all(stripped):
         raise SmidgenError(f"{where}: {column} is empty; write a caption or remove the row")
     return name, stripped
