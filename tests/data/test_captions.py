@@ -26,7 +26,7 @@ def table(root, *rows):
 def by_name(root, source="auto"):
     folder = scan(root, decode=False)
     captions = read_captions(folder, source)
-    found = zip(folder.files, captions.texts, strict=True)
+    found = zip(folder.files, captions.of(folder), strict=True)
     return {file.path.name: texts for file, texts in found}, captions.source
 
 
@@ -58,7 +58,7 @@ def test_files_of_class_folders_are_named_below_the_root(tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
     table(tmp_path, {"file_name": "dogs/1.png", "text": "a dog"})
     folder = scan(tmp_path, decode=False)
-    assert read_captions(folder).texts == ((), ("a dog",))
+    assert read_captions(folder).of(folder) == ((), ("a dog",))
 
 
 def test_a_name_is_a_caption_only_where_it_is_asked_for(root):
@@ -70,10 +70,63 @@ def test_a_name_is_a_caption_only_where_it_is_asked_for(root):
 def test_the_report_counts_and_names_images_without_a_caption(root):
     (root / "a.txt").write_text("one\nother")
     folder = scan(root, decode=False)
-    lines = read_captions(folder).lines(folder)
-    assert lines[0] == "1 of 3 image(s) have captions (txt)"
-    assert any("1 have several" in line for line in lines)
-    assert [line.strip() for line in lines[-2:]] == ["b.png", "c.png"]
+    found = read_captions(folder).findings(folder, cut={"other"})
+    assert (found.images, found.several, found.distinct) == (1, 1, 2)
+    assert (found.without, found.cut) == (("b.png", "c.png"), ("a.jpg",))
+    assert found.lines() == [
+        "1 of 3 image(s) have captions (txt), 2 different ones",
+        "1 have several, of which a step draws one",
+        "2 have none, and are trained as if theirs was dropped",
+        "  b.png",
+        "  c.png",
+        "1 have one that is cut at the encoder's length",
+        "  a.jpg",
+    ]
+
+
+def test_of_many_images_the_first_are_named(tmp_path):
+    for number in range(8):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "0.txt").write_text("one")
+    folder = scan(tmp_path, decode=False)
+    lines = read_captions(folder).findings(folder).lines()
+    assert lines[1].startswith("7 have none")
+    assert lines[2:] == ["  1.png", "  2.png", "  3.png", "  4.png", "  5.png", "  … and 2 more"]
+
+
+def test_captions_belong_to_the_files_that_are_left_when_others_turn_out_bad(root):
+    for name in NAMES:
+        (root / name).with_suffix(".txt").write_text(name)
+    listed = scan(root, decode=False)
+    captions = read_captions(listed)
+    (root / "a.jpg").write_bytes(b"no image")
+    assert captions.of(scan(root)) == (("b.png",), ("c.png",))
+
+
+def test_text_files_named_after_no_image_are_told_by_name(root):
+    (root / "a.txt").write_text("an owl")
+    (root / "d.png").write_bytes(b"no image")
+    (root / "d.txt").write_text("of an image that is skipped")
+    (root / "A.txt").write_text("in another case")
+    folder = scan(root)
+    found = read_captions(folder).findings(folder)
+    assert found.unmatched == ("A.txt",)
+    assert found.lines()[-2:] == [
+        "1 caption file(s) are named after no image, and left alone",
+        "  A.txt",
+    ]
+    (root / "a.txt").unlink()
+    folder = scan(root)
+    found = read_captions(folder).findings(folder)
+    assert (found.source, found.without, found.unmatched) == ("none", (), ("A.txt",))
+    assert found.lines()[0].startswith("no captions")
+
+
+def test_a_table_of_skipped_images_alone_is_refused(root):
+    (root / "d.png").write_bytes(b"no image")
+    table(root, {"file_name": "d.png", "text": "x"})
+    with pytest.raises(SmidgenError, match=r"no image .* has a caption \(metadata.jsonl\)"):
+        by_name(root)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +169,7 @@ def test_a_row_of_an_image_that_was_skipped_is_no_fault(root):
     (root / "d.png").write_bytes(b"no image")
     table(root, {"file_name": "d.png", "text": "x"}, {"file_name": "a.jpg", "text": "y"})
     folder = scan(root)
-    assert read_captions(folder).texts[0] == ("y",)
+    assert read_captions(folder).of(folder)[0] == ("y",)
 
 
 @pytest.mark.parametrize("source", ["txt", "jsonl"])

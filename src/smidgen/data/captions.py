@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from smidgen.data.folder import ImageFile, ImageFolder
+from smidgen.data.names import CaptionSource
 from smidgen.errors import SmidgenError, UsageError, shown
 from smidgen.files.reading import Unreadable, fit, in_one_line, read_bytes
 
-CaptionSource = Literal["auto", "txt", "jsonl", "filename", "none"]
 SUFFIXES = (".txt", ".caption")  # of a caption beside its image
 TABLES = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's image folders have them
 COLUMNS = ("text", "caption", "prompt")  # of a table, the first that it has
@@ -28,41 +28,96 @@ SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions:
-    """The captions of each image, in the order of the folder's files; an image may have several or
-    none. `source` says where they were found: txt, metadata.jsonl, metadata.csv, filename or none.
+class CaptionFindings:
+    """What is said of captions before a training.
+
+    `images`: those that have a caption, `several`: more than one, of which a step draws one;
+    `distinct`: captions that differ. By name: images `without` one, images of which one is `cut`
+    at the encoder's length (None: its tokenizer was not asked), text files that are `unmatched`.
     """
 
-    texts: tuple[tuple[str, ...], ...]
     source: str
+    images: int
+    several: int
+    distinct: int
+    without: tuple[str, ...]
+    cut: tuple[str, ...] | None
+    unmatched: tuple[str, ...]
 
-    @property
-    def num_with(self) -> int:
-        """Images that have a caption."""
-        return sum(bool(texts) for texts in self.texts)
+    def lines(self) -> list[str]:
+        """The report."""
+        if self.source == "none":
+            found = ["no captions: images are trained on the prompts of their classes"]
+        else:
+            total = self.images + len(self.without)
+            found = [
+                f"{self.images:,} of {total:,} image(s) have captions ({self.source}), "
+                f"{self.distinct:,} different ones"
+            ]
+            if self.several:
+                found.append(f"{self.several:,} have several, of which a step draws one")
+            found += _named_lines(
+                "have none, and are trained as if theirs was dropped", self.without
+            )
+            found += _named_lines("have one that is cut at the encoder's length", self.cut or ())
+        return found + _named_lines(
+            "caption file(s) are named after no image, and left alone", self.unmatched
+        )
 
-    @property
-    def distinct(self) -> tuple[str, ...]:
-        """Every caption once, in the order of the images."""
-        return tuple(dict.fromkeys(text for texts in self.texts for text in texts))
 
-    def lines(self, folder: ImageFolder) -> list[str]:
-        """The report: how many images have captions, and which have none."""
-        without = [
-            folder.name(file.path)
-            for file, texts in zip(folder.files, self.texts, strict=True)
-            if not texts
-        ]
-        several = sum(len(texts) > 1 for texts in self.texts)
-        found = [f"{self.num_with:,} of {len(self.texts):,} image(s) have captions ({self.source})"]
-        if several:
-            found.append(f"{several:,} have several, of which a step draws one")
-        if without and self.source != "none":
-            found.append(f"{len(without):,} have none, and are drawn as if theirs was dropped")
-            found += [f"  {name}" for name in without[:SHOWN]]
-            if len(without) > SHOWN:
-                found.append(f"  … and {len(without) - SHOWN:,} more")
-        return found
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """The captions of each image by its path; an image may have several or none. `source` says
+    where they were found: txt, metadata.jsonl, metadata.csv, filename or none; `unmatched` are text
+    files that are named after no image.
+    """
+
+    texts: Mapping[Path, tuple[str, ...]]
+    source: str
+    unmatched: tuple[Path, ...] = ()
+
+    def of(self, folder: ImageFolder) -> tuple[tuple[str, ...], ...]:
+        """The captions of each file of a folder, in its order.
+
+        Raises: SmidgenError if none of them has one, and some were found.
+        """
+        texts = tuple(self.texts[file.path] for file in folder.files)
+        if self.source != "none" and not any(texts):
+            where = shown(str(folder.root))
+            raise SmidgenError(
+                f'no image in "{where}" that can be used has a caption ({self.source})'
+            )
+        return texts
+
+    def findings(self, folder: ImageFolder, cut: Collection[str] | None = None) -> CaptionFindings:
+        """The report on the images of `folder`; `cut` are the captions that an encoder cuts."""
+        texts = self.of(folder)
+        names = [folder.name(file.path) for file in folder.files]
+        several = list(zip(names, texts, strict=True))
+        return CaptionFindings(
+            source=self.source,
+            images=sum(map(bool, texts)),
+            several=sum(len(own) > 1 for own in texts),
+            distinct=len(distinct(texts)),
+            without=() if self.source == "none" else tuple(n for n, own in several if not own),
+            cut=None
+            if cut is None
+            else tuple(n for n, own in several if not set(own).isdisjoint(cut)),
+            unmatched=tuple(folder.name(path) for path in self.unmatched),
+        )
+
+
+def distinct(texts: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Every caption once, in the order of the images."""
+    return tuple(dict.fromkeys(text for own in texts for text in own))
+
+
+def _named_lines(what: str, names: Collection[str]) -> list[str]:
+    """How many there are, and the first of them by name."""
+    if not names:
+        return []
+    more = [f"  … and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
+    return [f"{len(names):,} {what}", *(f"  {name}" for name in list(names)[:SHOWN]), *more]
 
 
 def read_captions(folder: ImageFolder, source: CaptionSource = "auto") -> Captions:
@@ -86,7 +141,12 @@ def read_captions(folder: ImageFolder, source: CaptionSource = "auto") -> Captio
     if source == "txt":
         if not beside:
             raise UsageError(_none_beside(folder))
-        return _gathered(folder, "txt", lambda file: _read_text(beside.get(file.path), folder))
+        return _gathered(
+            folder,
+            "txt",
+            lambda file: _read_text(beside.get(file.path), folder),
+            _unmatched(folder),
+        )
     if source == "jsonl":
         if table is None:
             raise UsageError(
@@ -95,35 +155,62 @@ def read_captions(folder: ImageFolder, source: CaptionSource = "auto") -> Captio
             )
         rows = _read_table(folder, table)
         return _gathered(folder, table.name, lambda file: rows.get(_key(folder, file.path), ()))
-    named = source == "filename"
-    return _gathered(folder, source, lambda file: (_named(file.path, folder),) if named else ())
+    if source == "filename":
+        return _gathered(folder, source, lambda file: (_named(file.path, folder),))
+    return _gathered(folder, source, lambda file: (), _unmatched(folder))
 
 
 def _gathered(
-    folder: ImageFolder, source: str, texts: Callable[[ImageFile], tuple[str, ...]]
+    folder: ImageFolder,
+    source: str,
+    texts: Callable[[ImageFile], tuple[str, ...]],
+    unmatched: tuple[Path, ...] = (),
 ) -> Captions:
-    return Captions(texts=tuple(texts(file) for file in folder.files), source=source)
+    found = {file.path: texts(file) for file in folder.files}
+    return Captions(texts=found, source=source, unmatched=unmatched)
+
+
+def _text_files(folder: ImageFolder) -> list[Path]:
+    """What may be captions beside images; files inside shards and tables are none."""
+    if any(file.source is not None for file in folder.files):
+        return []
+    return [bad.path for bad in folder.bad if bad.path.suffix.lower() in SUFFIXES]
+
+
+def _options(path: Path) -> list[Path]:
+    """What the caption of an image may be called: its name with another suffix, or behind it."""
+    return [
+        option
+        for suffix in SUFFIXES
+        for option in (path.with_suffix(suffix), path.with_name(path.name + suffix))
+    ]
 
 
 def _beside(folder: ImageFolder) -> dict[Path, Path]:
-    """The text file of each image that has one: the image's name with another suffix, or behind
-    it.
-    """
-    there = {bad.path for bad in folder.bad if bad.path.suffix.lower() in SUFFIXES}
+    """The text file of each image that has one."""
+    there = set(_text_files(folder))
     if not there:
         return {}
-    found = {}
-    for file in folder.files:
-        for suffix in SUFFIXES:
-            options = (file.path.with_suffix(suffix), file.path.with_name(file.path.name + suffix))
-            if (text := next((one for one in options if one in there), None)) is not None:
-                found[file.path] = text
-                break
-    return found
+    found = {
+        file.path: next((one for one in _options(file.path) if one in there), None)
+        for file in folder.files
+    }
+    return {path: text for path, text in found.items() if text is not None}
+
+
+def _unmatched(folder: ImageFolder) -> tuple[Path, ...]:
+    """The text files named after no image, nor after one that was skipped."""
+    texts = _text_files(folder)
+    if not texts:
+        return ()
+    others = [bad.path for bad in folder.bad if bad.path not in texts]
+    images = [file.path for file in folder.files]
+    named = {option for path in (*images, *others) for option in _options(path)}
+    return tuple(path for path in texts if path not in named)
 
 
 def _none_beside(folder: ImageFolder) -> str:
-    others = [bad.path for bad in folder.bad if bad.path.suffix.lower() in SUFFIXES]
+    others = _text_files(folder)
     example = folder.files[0].path.with_suffix(SUFFIXES[0])
     what = f'no image of "{shown(str(folder.root))}" has a caption beside it'
     if others:

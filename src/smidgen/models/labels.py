@@ -10,7 +10,7 @@ from smidgen.core.edits import Table
 from smidgen.errors import UsageError
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions, labels_alone
-from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS, prompt_of
+from smidgen.models.prompts import CAPTIONS, DEFAULT_PROMPT, PROMPTS, prompt_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,12 @@ def labels_of(
         return Labels(names=names, conditions=base.conditions(names, negative))
     names = class_names(base, delta)
     if base.conditioner is not None and not names:
+        captions = {} if delta is None else delta.provenance.training.get(CAPTIONS, {})
+        if captions:
+            raise UsageError(
+                "this delta was trained on captions: give prompts (prompts=..., --prompt), such as "
+                f'"{captions["examples"][0]}"'
+            )
         raise UsageError(
             f'base "{base.name}" reads prompts: give some (prompts=..., --prompt), or a delta that '
             "was trained on classes"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,8 @@ from smidgen.training.config import TrainingConfig
 from smidgen.training.recipe import DELTA
 from smidgen.training.state import (
     AGAIN,
+    CAPTIONS,
+    NO_CAPTIONS,
     TrainingState,
     checkpoints,
     keep_newest,
@@ -141,14 +144,16 @@ class Saver:
 
 def identity_of(base: Base, latents: LatentSet) -> dict[str, str]:
     """What must be the same for a run to be resumed: the base and its codec, the images by their
-    names, labels and bytes, and how many processes share the work.
+    names, classes and bytes, their captions, and how many processes share the work.
     """
     digest = hashlib.sha256("\0".join(latents.names).encode(errors="surrogatepass"))
     digest.update(latents.labels.to(torch.int64).numpy().tobytes())
     digest.update("\0".join(latents.contents).encode())
+    captions = json.dumps(latents.captions).encode()
     return {
         "the base": base.fingerprint,
         "the codec": base.codec.fingerprint,
         "the images": digest.hexdigest(),
+        CAPTIONS: NO_CAPTIONS if latents.captions is None else hashlib.sha256(captions).hexdigest(),
         "the number of processes": str(world_size()),
     }
