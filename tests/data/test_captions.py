@@ -125,8 +125,9 @@ def test_text_files_named_after_no_image_are_told_by_name(root):
 def test_a_table_of_skipped_images_alone_is_refused(root):
     (root / "d.png").write_bytes(b"no image")
     table(root, {"file_name": "d.png", "text": "x"})
+    folder = scan(root)
     with pytest.raises(SmidgenError, match=r"no image .* has a caption \(metadata.jsonl\)"):
-        by_name(root)
+        read_captions(folder).findings(folder)
 
 
 @pytest.mark.parametrize(

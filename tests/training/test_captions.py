@@ -1,0 +1,284 @@
+"""Training on captions: which caption an image is told, what is encoded, what a run promises."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import smidgen
+from smidgen.api.planning import plan_run
+from smidgen.core.delta import Delta
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.family import Pipeline
+from smidgen.models.conditioner import Conditioner
+from smidgen.models.labels import Labels, labels_of
+from smidgen.models.pretrained import load_base
+from smidgen.models.prompt_files import PromptFiles
+from smidgen.training import previews
+from smidgen.training.captions import a_few, choices_of, task_of
+from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.objective import draw_batch
+from smidgen.training.randomness import Streams
+from smidgen.training.run import read_latents
+from tests.tiny.images import write_image
+from tests.tiny.pipelines import TINY_PIPELINES
+
+SETTINGS = {
+    "method": "lora",
+    "batch_size": 2,
+    "lr": 0.05,
+    "label_dropout": 0.0,
+    "validation_share": 0.2,
+    "trackers": (),
+    "progress": False,
+}
+CAPTIONS = {"a": ("an owl", "an owl at night"), "b": ("a fox",), "c": (), "d": ("an owl",)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipelines")
+    return {name: TINY_PIPELINES[name].save(root / name) for name in ("sd", "sd3", "flux")}
+
+
+@pytest.fixture(scope="module", params=["sd", "sd3"])
+def base(request, folders):
+    return load_base(folders[request.param])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    for number, (name, texts) in enumerate(CAPTIONS.items()):
+        write_image(root / f"{name}.png", seed=number)
+        if texts:
+            (root / f"{name}.txt").write_text("\n".join(texts))
+    return root
+
+
+@pytest.fixture
+def config(photos, tmp_path):
+    return RunConfig(data=photos, output=tmp_path / "run", cache_dir=tmp_path / "cache").resolved()
+
+
+def train(base, photos, output, **settings) -> Delta:
+    cache = photos.parent / "cache"
+    given = SETTINGS | {"steps": 3, "cache_dir": cache} | settings
+    return smidgen.train(base, photos, output=output, **given)
+
+
+def task_on(base, config):
+    latents = read_latents(base, config)
+    delta = Delta.__new__(Delta)  # of captions nothing is asked of the delta
+    return latents, task_of(base, delta, latents, config)
+
+
+def test_an_image_is_told_one_of_its_own_captions_and_without_one_nothing(base, config):
+    latents, task = task_on(base, config)
+    assert task.labels.names == ("an owl", "an owl at night", "a fox")
+    training = TrainingConfig(batch_size=200, label_dropout=0.0)
+    images = torch.arange(4).repeat(50)
+    labels = draw_batch(latents, images, Streams(0), task, training).labels
+    told = [{*labels[images == image].tolist()} for image in range(4)]
+    assert told == [{0, 1}, {2}, {task.labels.null}, {0}]
+    share = (labels[images == 0] == 0).double().mean()
+    assert 0.25 < share < 0.75  # 50 fair draws: outside once in 2,500 seeds, and this seed is fixed
+
+
+def test_images_and_captions_belong_together_by_file_whatever_order_the_table_has(base, config):
+    root = config.data
+    for path in root.glob("*.txt"):
+        path.unlink()
+    rows = [{"file_name": f"{n}.png", "text": list(t)} for n, t in CAPTIONS.items() if t]
+    (root / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in reversed(rows)))
+    latents = read_latents(base, config)
+    found = dict(zip(latents.names, latents.captions, strict=True))
+    assert found == {f"{name}.png": texts for name, texts in CAPTIONS.items()}
+
+
+def test_conditions_of_a_batch_are_those_that_the_encoders_give(base, config, monkeypatch):
+    _, task = task_on(base, config)
+    labels = torch.tensor([2, 3, 0, 0])
+    expected = base.conditioner.encode(["a fox", "", "an owl", "an owl"])
+    found = task.labels.conditions(labels)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def refuse(*_):
+        raise AssertionError("encoded already")
+
+    monkeypatch.setattr(base.conditioner, "_load", refuse)
+    _, again = task_on(base, config)
+    assert torch.equal(again.labels.conditions(labels)["text"], expected["text"])
+
+
+def test_a_damaged_store_is_encoded_again(base, config, caplog):
+    _, task = task_on(base, config)
+    expected = task.labels.conditions(torch.tensor([0]))["text"].clone()
+    (path,) = (config.cache_dir / "conditions").rglob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    _, again = task_on(base, config)
+    assert "is damaged (its checksum differs)" in caplog.text
+    assert torch.equal(again.labels.conditions(torch.tensor([0]))["text"], expected)
+
+
+def test_a_store_is_of_its_encoders_and_image_size(folders, tmp_path):
+    """Bases of other encoders share no condition though they read the same text."""
+    one, other = (load_base(folders[name]).conditioner.files for name in ("sd", "sd3"))
+    assert one.fingerprint != other.fingerprint
+    config = folders["sd"] / "tokenizer" / "tokenizer_config.json"
+    before, text = one.fingerprint, config.read_text()
+    try:
+        config.write_text(text + " ")
+        assert dataclasses.replace(one).fingerprint != before
+    finally:
+        config.write_text(text)
+
+
+def test_texts_of_different_lengths_are_filled_up_to_the_longest_of_the_run(tmp_path):
+    def by_letters(pipeline, prompts, size):
+        codes = torch.tensor([[float(ord(letter)) for letter in prompts[0] or " "]])
+        return {"text": codes[..., None], "mask": torch.ones_like(codes, dtype=torch.long)}
+
+    index, none = {"_class_name": "Letters"}, tmp_path / "none"
+    files = PromptFiles(source=none, index=index, pipeline=Pipeline(), network="Letters")
+    conditioner = Conditioner(lambda: [], by_letters, 64, files)
+    reported = []
+    prompts = ("abc", "z", "")
+    conditioner.fill(prompts, tmp_path, torch.bfloat16, lambda *done: reported.append(done))
+    assert reported == [(1, 3), (2, 3), (3, 3)]
+    conditions = conditioner.stored(prompts, tmp_path, torch.device("cpu"), torch.bfloat16)
+    found = conditions(torch.tensor([1, 2]))
+    assert found["text"][:, :, 0].tolist() == [[122, 0, 0], [32, 0, 0]]
+    assert found["text"].dtype == torch.bfloat16
+    assert found["mask"].tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
+def test_a_run_on_captions_resumes_bit_for_bit(base, photos, tmp_path):
+    settings = {"steps": 4, "label_dropout": 0.3, "checkpoint_every": 2}
+    train(base, photos, tmp_path / "whole", **settings)
+    train(base, photos, tmp_path / "two", **settings | {"steps": 2})
+    train(base, photos, tmp_path / "two", **settings)
+    whole, two = (tmp_path / name / "delta.safetensors" for name in ("whole", "two"))
+    assert whole.read_bytes() == two.read_bytes()
+
+
+def test_captions_change_what_is_learned_and_a_finished_run_names_that_they_changed(
+    base, photos, tmp_path
+):
+    one = train(base, photos, tmp_path / "one")
+    plain = train(base, photos, tmp_path / "plain", captions="none")
+    assert any(
+        not torch.equal(a, b) for a, b in zip(one.parameters(), plain.parameters(), strict=True)
+    )
+    (photos / "b.txt").write_text("a red fox")
+    with pytest.raises(UsageError, match="the captions changed since"):
+        train(base, photos, tmp_path / "one")
+    with pytest.raises(UsageError, match="the captions changed since"):
+        train(base, photos, tmp_path / "one", steps=5)
+    with pytest.raises(UsageError, match="the captions changed since"):
+        train(base, photos, tmp_path / "one", captions="none")
+    train(base, photos, tmp_path / "plain", captions="none")
+
+
+def test_a_delta_names_some_of_its_captions_and_asks_for_a_prompt(
+    base, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(previews, "STEPS", 2)  # of the four that the tiny base has
+    delta = train(base, photos, tmp_path / "run", sample_every=3)
+    told = delta.provenance.training
+    assert told["captions"] == {
+        "source": "txt",
+        "images": 3,
+        "distinct": 3,
+        "examples": ["an owl", "an owl at night", "a fox"],
+    }
+    assert "prompts" not in told
+    assert (tmp_path / "run" / "samples" / "step-3.png").is_file()
+    with pytest.raises(UsageError, match=r'trained on captions: .*--prompt.* such as "an owl"'):
+        labels_of(base, delta)
+    images = smidgen.sample(base, delta=delta, prompts="a fox", steps=2)
+    assert images[0].size == (16, 16)
+
+
+def test_images_of_one_class_each_are_held_out_where_captions_tell_them_apart(
+    base, photos, tmp_path
+):
+    root = tmp_path / "classes"
+    for number in range(5):
+        write_image(root / f"class {number}" / "1.png", seed=number)
+        (root / f"class {number}" / "1.txt").write_text(f"picture {number}")
+
+    def validated(name, **settings) -> bool:
+        train(base, root, tmp_path / name, **settings)
+        lines = (tmp_path / name / "log.jsonl").read_text()
+        return "validation_loss" in lines
+
+    assert validated("captions")
+    assert not validated("prompts", captions="none")
+
+
+def test_previews_of_many_captions_are_of_a_few(base, config):
+    names = tuple(f"caption {number}" for number in range(100))
+    labels = Labels(names=names, conditions=lambda labels: {"labels": labels})
+    few = a_few(labels, 4)
+    assert few.names == ("caption 0", "caption 25", "caption 50", "caption 75")
+    assert few.conditions(torch.tensor([1, few.null]))["labels"].tolist() == [25, 100]
+    assert a_few(labels, 1000).names == names
+
+
+def test_every_caption_of_an_image_is_among_its_choices():
+    choices = choices_of([("x",), (), ("y", "x", "z")], ("x", "y", "z"))
+    images = torch.tensor([0, 1, 2] * 60)
+    drawn = choices.draw(images, torch.Generator().manual_seed(0))
+    assert [{*drawn[images == image].tolist()} for image in range(3)] == [{0}, {3}, {0, 1, 2}]
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_dry_run_tells_of_captions_what_the_training_finds(folders, name, photos, config):
+    """77 tokens of a CLIP, 512 of FLUX's T5, of which the tiny tokenizers make one a letter."""
+    (photos / "d.txt").write_text("owl " * 300)
+    facts = plan_run(folders[name], config, given={})
+    found = facts["images"].captions
+    assert facts["refusal"] is None
+    assert (found.source, found.images, found.several, found.distinct) == ("txt", 3, 1, 4)
+    assert (found.without, found.cut) == (("c.png",), ("d.png",))
+    (photos / "d.txt").write_text("owl " * (20 if name == "sd" else 120))  # 60 and 480 letters
+    facts = plan_run(folders[name], config, given={})
+    assert facts["images"].captions.cut == ()
+    latents = read_latents(load_base(folders[name]), config)
+    assert latents.findings == facts["images"]
+    assert "3 of 4 image(s) have captions" in latents.report()
+
+
+def test_what_is_wrong_with_captions_is_refused_before_anything_is_encoded(
+    folders, base, photos, config, tmp_path
+):
+    (photos / "b.txt").write_text(" ")
+    with pytest.raises(SmidgenError, match=r"the caption b\.txt is empty"):
+        train(base, photos, tmp_path / "run")
+    assert not (tmp_path / "cache").exists()
+    assert "b.txt is empty" in plan_run(folders["sd"], config, given={})["refusal"]
+    (photos / "b.txt").write_text("a fox")
+    with pytest.raises(UsageError, match="prompt makes those of classes, and the images have cap"):
+        train(base, photos, tmp_path / "run", prompt="art of a {class}")
+    with pytest.raises(UsageError, match='captions is "jpeg"'):
+        train(base, photos, tmp_path / "run", captions="jpeg")
+
+
+def test_captions_are_refused_where_classes_are_known(photos, tmp_path):
+    base = load_base("glyphs")
+    with pytest.raises(UsageError, match='captions is of no use to base "glyphs"'):
+        train(base, photos, tmp_path / "run", captions="txt")
+    config = RunConfig(data=photos, output=Path(tmp_path / "run"), captions="txt")
+    facts = plan_run("glyphs", config, given={})
+    assert "captions is of no use" in facts["refusal"]
+    config = dataclasses.replace(config, captions="auto")
+    facts = plan_run("glyphs", config, given={})
+    assert facts["refusal"] is None
+    assert facts["images"].captions is None
