@@ -10,6 +10,7 @@ import torch
 import smidgen
 from smidgen.api.planning import plan_run
 from smidgen.core.delta import Delta
+from smidgen.diffusion.objective import drop_labels
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.family import Pipeline
 from smidgen.models.conditioner import Conditioner
@@ -19,7 +20,7 @@ from smidgen.models.prompt_files import PromptFiles
 from smidgen.training import previews
 from smidgen.training.captions import a_few, choices_of, task_of
 from smidgen.training.config import RunConfig, TrainingConfig
-from smidgen.training.objective import draw_batch
+from smidgen.training.objective import Task, draw_batch
 from smidgen.training.randomness import Streams
 from smidgen.training.run import read_latents
 from tests.tiny.images import write_image
@@ -282,3 +283,24 @@ def test_captions_are_refused_where_classes_are_known(photos, tmp_path):
     facts = plan_run("glyphs", config, given={})
     assert facts["refusal"] is None
     assert facts["images"].captions is None
+
+
+def test_a_prompt_longer_than_the_encoders_read_is_refused_by_name(folders):
+    base = load_base(folders["sd"])
+    with pytest.raises(UsageError, match=r'prompt "owl owl .*" is too long: .* reads 77 tokens'):
+        smidgen.sample(base, prompts=["a fox", "owl " * 30], steps=2)
+    assert len(smidgen.sample(base, prompts=["owl " * 25], steps=2)) == 1  # 75, a start and an end
+
+
+def test_without_captions_nothing_more_is_drawn_than_who_is_dropped(base, config):
+    """So that such runs are what they were before there were captions."""
+    config = dataclasses.replace(config, captions="none")
+    latents = read_latents(base, config)
+    assert latents.captions is None
+    task = Task(process=base.process, labels=Labels(names=("photos",)))
+    streams, alone = Streams(0), Streams(0)
+    training = TrainingConfig(batch_size=4, label_dropout=0.5)
+    labels = draw_batch(latents, torch.arange(4), streams, task, training).labels
+    expected = drop_labels(torch.zeros(4, dtype=torch.long), 1, 0.5, alone.labels)
+    assert torch.equal(labels, expected)
+    assert torch.equal(streams.labels.get_state(), alone.labels.get_state())

@@ -22,6 +22,7 @@ from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
 from smidgen.hosts.family import Condition
+from smidgen.models.components import quiet
 from smidgen.models.condition_store import ConditionStore
 from smidgen.models.prompt_files import PromptFiles
 
@@ -136,7 +137,7 @@ class Conditioner:
             return
         waiting: dict[str, Condition] = {}
         num_bytes = 0
-        with self._loaded() as read:
+        with self._loaded() as read, quiet():  # which texts are cut was said before
             for number, prompt in enumerate(missing, start=1):
                 waiting[prompt] = read(prompt)
                 num_bytes += sum(value.nbytes for value in waiting[prompt].values())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table
 from smidgen.errors import UsageError
+from smidgen.files.names import excerpt
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions, labels_alone
 from smidgen.models.prompts import CAPTIONS, DEFAULT_PROMPT, PROMPTS, prompt_of
@@ -34,11 +35,12 @@ def labels_of(
     """The labels of these prompts, each once; without any, those of the classes that `delta` was
     trained on or the base knows. `negative` is the prompt of no class.
 
-    Raises: UsageError for prompts where the base reads none, or none where it reads such;
-        SmidgenError as `Conditioner.encode`.
+    Raises: UsageError for prompts where the base reads none, or none where it reads such, or one
+        that its text encoders cut; SmidgenError as `Conditioner.encode`.
     """
     if prompts:
         names = tuple(dict.fromkeys(prompts))
+        _check_lengths(base, (*names, negative))
         return Labels(names=names, conditions=base.conditions(names, negative))
     names = class_names(base, delta)
     if base.conditioner is not None and not names:
@@ -53,6 +55,15 @@ def labels_of(
             "was trained on classes"
         )
     return Labels(names=names, conditions=base.conditions(class_prompts(base, delta), negative))
+
+
+def _check_lengths(base: Base, prompts: Sequence[str]) -> None:
+    files = None if base.conditioner is None else base.conditioner.files
+    for prompt, most in ({} if files is None else files.cut(prompts)).items():
+        raise UsageError(
+            f'prompt "{excerpt(prompt)}" is too long: base "{base.name}" reads {most} tokens of a '
+            "text; shorten it"
+        )
 
 
 def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line, sha256_of
 from smidgen.hosts.family import Pipeline
-from smidgen.models.components import load_encoders
+from smidgen.models.components import load_encoders, quiet
 from smidgen.models.pipelines import beside_prompts
 
 
@@ -46,22 +46,37 @@ class PromptFiles:
         """The class of the pipeline."""
         return str(self.index["_class_name"])
 
-    def cut(self, prompts: Iterable[str]) -> frozenset[str]:
-        """Those of the prompts whose last tokens no text encoder reads.
+    def cut(self, prompts: Iterable[str]) -> dict[str, int]:
+        """Those of the prompts whose last tokens no text encoder reads, and how many one does.
 
         Raises: SmidgenError if a tokenizer cannot be loaded, or fails.
         """
+        pipeline, tokenizers = self._tokenizers
+        found = dict.fromkeys(prompts, 0)
+        with quiet():
+            for tokenizer in tokenizers:
+                most = most_tokens(pipeline, tokenizer)
+                found = {
+                    text: max(most, read)
+                    for text, read in found.items()
+                    if _num_tokens(tokenizer, text) > most
+                }
+        return found if tokenizers else {}
+
+    @cached_property
+    def _tokenizers(self) -> tuple[Any, list[Any]]:
+        """The pipeline without its networks, and its tokenizers."""
         parts = dict.fromkeys((*beside_prompts(self.index, self.pipeline), *self.pipeline.encoders))
-        parts.setdefault(self.pipeline.denoiser, None)
-        loaded = load_encoders(self.source, self.kind, self.network, torch.float32, parts)
-        names = [n for n in self.pipeline.tokenizers if getattr(loaded, n, None) is not None]
-        found = set(prompts)
-        for name in names:
-            tokenizer = getattr(loaded, name)
-            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
-            most = most_tokens(loaded, tokenizer)
-            found = {text for text in found if _num_tokens(tokenizer, text) > most}
-        return frozenset(found) if names else frozenset()
+        loaded = load_encoders(
+            self.source,
+            self.kind,
+            self.network,
+            torch.float32,
+            parts | {self.pipeline.denoiser: None},
+        )
+        found = [getattr(loaded, name, None) for name in self.pipeline.tokenizers]
+        # a processor, which reads images as well, has its tokenizer inside
+        return loaded, [getattr(one, "tokenizer", one) for one in found if one is not None]
 
 
 def most_tokens(pipeline: Any, tokenizer: Any) -> int:
