@@ -23,6 +23,7 @@ from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.objective import Task, draw_batch
 from smidgen.training.randomness import Streams
 from smidgen.training.run import read_latents
+from tests.data.test_webdataset import write_shard
 from tests.tiny.images import write_image
 from tests.tiny.pipelines import TINY_PIPELINES
 
@@ -283,6 +284,21 @@ def test_captions_are_refused_where_classes_are_known(photos, tmp_path):
     facts = plan_run("glyphs", config, given={})
     assert facts["refusal"] is None
     assert facts["images"].captions is None
+
+
+def test_captions_in_shards_are_trained_on_and_no_classes(folders, photos, tmp_path):
+    files = {}
+    for name, texts in CAPTIONS.items():
+        files[f"{name}.png"] = (photos / f"{name}.png").read_bytes()
+        if texts:
+            files[f"{name}.txt"] = "\n".join(texts)
+    write_shard(tmp_path / "shards" / "0.tar", files)
+    base = load_base(folders["sd"])
+    delta = train(base, tmp_path / "shards", tmp_path / "run", layout="webdataset", captions="auto")
+    assert delta.provenance.training["captions"]["source"] == "webdataset"
+    assert delta.provenance.training["captions"]["images"] == 3
+    with pytest.raises(SmidgenError, match='are captions, not classes, and base "glyphs" reads no'):
+        train(load_base("glyphs"), tmp_path / "shards", tmp_path / "other", layout="webdataset")
 
 
 def test_a_prompt_longer_than_the_encoders_read_is_refused_by_name(folders):

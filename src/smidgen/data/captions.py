@@ -1,28 +1,23 @@
 """The captions of a folder's images: from text files beside them, from the folder's table of
-metadata, from their names, or none.
+metadata, from their names, or none; those of shards and tables of images lie in these.
 
 A caption belongs to an image by the file it names, never by its position in a list.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import msgspec
-
+from smidgen.data.caption_tables import COLUMNS, TABLES, find_table, key_in, read_table
 from smidgen.data.folder import ImageFile, ImageFolder
 from smidgen.data.names import CaptionSource
 from smidgen.errors import SmidgenError, UsageError, shown
-from smidgen.files.reading import Unreadable, fit, in_one_line, read_bytes
+from smidgen.files.reading import read_bytes
 
 SUFFIXES = (".txt", ".caption")  # of a caption beside its image
-TABLES = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's image folders have them
-COLUMNS = ("text", "caption", "prompt")  # of a table, the first that it has
 MOST_CAPTION_BYTES = 2**20
 SHOWN = 5
 
@@ -68,8 +63,8 @@ class CaptionFindings:
 @dataclass(frozen=True, kw_only=True)
 class Captions:
     """The captions of each image by its path; an image may have several or none. `source` says
-    where they were found: txt, metadata.jsonl, metadata.csv, filename or none; `unmatched` are text
-    files that are named after no image.
+    where they were found: txt, metadata.jsonl, metadata.csv, filename, hf, webdataset or none;
+    `unmatched` are text files that are named after no image.
     """
 
     texts: Mapping[Path, tuple[str, ...]]
@@ -122,7 +117,8 @@ def _named_lines(what: str, names: Collection[str]) -> list[str]:
 
 def read_captions(folder: ImageFolder, source: CaptionSource = "auto") -> Captions:
     """The captions of a folder's images. `auto`: from text files beside the images, else from the
-    folder's table of metadata, else none; where both are there, it must be said which.
+    folder's table of metadata, else none; where both are there, it must be said which. Of images
+    that are no files of their own: those that the data set has.
 
     Raises: SmidgenError for an empty caption, a table that names an image that is not there or has
         a broken row, text files of which none is beside an image; UsageError where there are none
@@ -130,7 +126,9 @@ def read_captions(folder: ImageFolder, source: CaptionSource = "auto") -> Captio
     """
     if source not in get_args(CaptionSource):
         raise UsageError(f'captions is "{source}"; use {", ".join(get_args(CaptionSource))}')
-    beside, table = _beside(folder), _table(folder)
+    if source in ("auto", "txt", "jsonl") and _is_packed(folder):
+        return _packed(folder, source)
+    beside, table = _beside(folder), find_table(folder)
     if source == "auto":
         if beside and table:
             raise UsageError(
@@ -153,11 +151,25 @@ def read_captions(folder: ImageFolder, source: CaptionSource = "auto") -> Captio
                 f'there is no {" or ".join(TABLES)} in "{shown(str(folder.root))}"; each row has '
                 f"file_name and {' or '.join(COLUMNS)}"
             )
-        rows = _read_table(folder, table)
-        return _gathered(folder, table.name, lambda file: rows.get(_key(folder, file.path), ()))
+        rows = read_table(folder, table)
+        return _gathered(folder, table.name, lambda file: rows.get(key_in(folder, file.path), ()))
     if source == "filename":
         return _gathered(folder, source, lambda file: (_named(file.path, folder),))
     return _gathered(folder, source, lambda file: (), _unmatched(folder))
+
+
+def _is_packed(folder: ImageFolder) -> bool:
+    return any(file.source is not None for file in folder.files)
+
+
+def _packed(folder: ImageFolder, source: CaptionSource) -> Captions:
+    if source != "auto":
+        raise UsageError(
+            f"captions is {source}, and images of layout {folder.layout} are no files that texts "
+            "could be beside; give auto for those that the data set has"
+        )
+    found = any(file.captions for file in folder.files)
+    return _gathered(folder, folder.layout if found else "none", lambda file: file.captions)
 
 
 def _gathered(
@@ -172,7 +184,7 @@ def _gathered(
 
 def _text_files(folder: ImageFolder) -> list[Path]:
     """What may be captions beside images; files inside shards and tables are none."""
-    if any(file.source is not None for file in folder.files):
+    if _is_packed(folder):
         return []
     return [bad.path for bad in folder.bad if bad.path.suffix.lower() in SUFFIXES]
 
@@ -242,68 +254,3 @@ def _named(path: Path, folder: ImageFolder) -> str:
     if not caption:
         raise SmidgenError(f"the name of {folder.name(path)} gives no caption; rename it")
     return caption
-
-
-def _table(folder: ImageFolder) -> Path | None:
-    """The folder's table of metadata; the first where it has both."""
-    return next((path for name in TABLES if (path := folder.root / name).is_file()), None)
-
-
-def _key(folder: ImageFolder, path: Path) -> str:
-    return path.relative_to(folder.root).as_posix()
-
-
-def _read_table(folder: ImageFolder, path: Path) -> dict[str, tuple[str, ...]]:
-    """The captions of each file that the table names."""
-    found: dict[str, tuple[str, ...]] = {}
-    known = {_key(folder, file.path) for file in folder.files}
-    skipped = {_key(folder, bad.path) for bad in folder.bad}
-    for where, row in _rows(path):
-        name, texts = _entry(row, where)
-        if name not in known | skipped:
-            raise SmidgenError(
-                f'{where} names "{shown(name)}", which is no image of "{shown(str(folder.root))}"; '
-                "file_name is the path below that folder"
-            )
-        if name in found:
-            raise SmidgenError(f'{where} names "{shown(name)}" a second time; give it one row')
-        found[name] = texts
-    return found
-
-
-def _rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Where each row stands, and the row."""
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SmidgenError(f"{path.name} is not UTF-8 text; save it as UTF-8") from error
-    if path.suffix == ".csv":
-        try:
-            for number, row in enumerate(csv.DictReader(io.StringIO(text), strict=True), 2):
-                yield f"row {number} of {path.name}", row
-        except csv.Error as error:
-            raise SmidgenError(f"{path.name} is no CSV table: {in_one_line(error)}") from error
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        where = f"line {number} of {path.name}"
-        if line.strip():
-            try:
-                yield where, msgspec.json.decode(line, type=dict[str, Any])
-            except (msgspec.MsgspecError, RecursionError) as error:
-                raise SmidgenError(f"{where} is no JSON object: {in_one_line(error)}") from error
-
-
-def _entry(row: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
-    """The file that a row names, and its captions: a text, or a list of them."""
-    column = next((name for name in COLUMNS if row.get(name) is not None), None)
-    name = row.get("file_name")
-    if not isinstance(name, str) or column is None:
-        raise SmidgenError(f"{where} needs file_name and one of {', '.join(COLUMNS)}")
-    try:
-        texts = [row[column]] if isinstance(row[column], str) else fit(row[column], list[str])
-    except Unreadable as error:
-        raise SmidgenError(f"{where}: {column} is no text and no list of texts") from error
-    stripped = tuple(text.strip() for text in texts)
-    if not stripped or not all(stripped):
-        raise SmidgenError(f"{where}: {column} is empty; write a caption or remove the row")
-    return name, stripped

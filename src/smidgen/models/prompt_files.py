@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from smidgen.errors import SmidgenError
+from smidgen.files.names import excerpt
 from smidgen.files.reading import in_one_line, sha256_of
 from smidgen.hosts.family import Pipeline
 from smidgen.models.components import load_encoders, quiet
@@ -94,5 +95,5 @@ def _num_tokens(tokenizer: Any, text: str) -> int:
         return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise SmidgenError(
-            f'the tokenizer fails on "{text}" ({in_one_line(error)}); get its folder again'
+            f'the tokenizer fails on "{excerpt(text)}" ({in_one_line(error)}); get its folder again'
         ) from error

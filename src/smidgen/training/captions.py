@@ -19,7 +19,7 @@ from smidgen.data.cache import default_cache_dir
 from smidgen.data.captions import Captions, distinct, read_captions
 from smidgen.data.folder import ImageFolder
 from smidgen.data.latents import LatentSet
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError, shown
 from smidgen.models.base import Base
 from smidgen.models.calling import dtype_of
 from smidgen.models.labels import Labels, labels_of
@@ -47,6 +47,12 @@ def captions_for(
             raise UsageError(
                 f'captions is of no use to base "{base}", which knows classes and reads no prompts;'
                 " leave it out"
+            )
+        if folder.layout == "webdataset" and folder.flat and any(f.captions for f in folder.files):
+            raise SmidgenError(
+                f'the texts in the shards of "{shown(str(folder.root))}" are captions, not classes,'
+                f' and base "{base}" reads none; expected .cls, .json with a label, or folders in '
+                "the names"
             )
         return None
     captions = read_captions(folder, config.captions)
