@@ -15,7 +15,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.family import Pipeline
 from smidgen.models.conditioner import Conditioner
 from smidgen.models.labels import Labels, labels_of
-from smidgen.models.pretrained import load_base
+from smidgen.models.pretrained import load_base, prompt_files
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.training import previews
 from smidgen.training.captions import a_few, choices_of, task_of
@@ -24,7 +24,7 @@ from smidgen.training.objective import Task, draw_batch
 from smidgen.training.randomness import Streams
 from smidgen.training.run import read_latents
 from tests.data.test_webdataset import write_shard
-from tests.tiny.images import write_image
+from tests.tiny.images import write_image, write_photos
 from tests.tiny.pipelines import TINY_PIPELINES
 
 SETTINGS = {
@@ -96,6 +96,7 @@ def test_images_and_captions_belong_together_by_file_whatever_order_the_table_ha
     rows = [{"file_name": f"{n}.png", "text": list(t)} for n, t in CAPTIONS.items() if t]
     (root / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in reversed(rows)))
     latents = read_latents(base, config)
+    assert latents.captions is not None
     found = dict(zip(latents.names, latents.captions, strict=True))
     assert found == {f"{name}.png": texts for name, texts in CAPTIONS.items()}
 
@@ -131,7 +132,9 @@ def test_a_damaged_store_is_encoded_again(base, config, caplog):
 
 def test_a_store_is_of_its_encoders_and_image_size(folders, tmp_path):
     """Bases of other encoders share no condition though they read the same text."""
-    one, other = (load_base(folders[name]).conditioner.files for name in ("sd", "sd3"))
+    one, other = (prompt_files(folders[name]) for name in ("sd", "sd3"))
+    assert one is not None
+    assert other is not None
     assert one.fingerprint != other.fingerprint
     config = folders["sd"] / "tokenizer" / "tokenizer_config.json"
     before, text = one.fingerprint, config.read_text()
@@ -232,6 +235,18 @@ def test_previews_of_many_captions_are_of_a_few(base, config):
     assert few.names == ("caption 0", "caption 25", "caption 50", "caption 75")
     assert few.conditions(torch.tensor([1, few.null]))["labels"].tolist() == [25, 100]
     assert a_few(labels, 1000).names == names
+
+
+def test_metrics_on_the_way_take_captions_for_no_classes(folders, tmp_path, monkeypatch):
+    root = write_photos(tmp_path / "photos")
+    for path in root.rglob("*.png"):
+        path.with_suffix(".txt").write_text(f"number {path.stem} of a kind")
+    monkeypatch.setattr(previews, "STEPS", 1)
+    monkeypatch.setattr(previews, "METRIC_IMAGES", 4)
+    base = load_base(folders["sd3"])
+    train(base, root, tmp_path / "run", metrics_every=3)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert any("kid" in line or "fid" in line for line in lines)
 
 
 def test_every_caption_of_an_image_is_among_its_choices():

@@ -30,7 +30,7 @@ BATCH = 64
 
 def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     """The grid and the metrics of a run, as far as its settings ask for them."""
-    training = config.training
+    training, of_classes = config.training, task.choices is None
     measured = EvaluationConfig(
         features=training.metrics_features,
         layout=config.layout,
@@ -40,7 +40,7 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     )
 
     def draw_grid(step: int) -> dict[str, float]:
-        labels = task.labels if task.choices is None else a_few(task.labels, GRID_CAPTIONS)
+        labels = task.labels if of_classes else a_few(task.labels, GRID_CAPTIONS)
         images = [part for _, part in _drawing(base, labels, GRID_IMAGES).batches()]
         path = config.output / "samples" / f"step-{step}.png"
         with writing(path):
@@ -49,8 +49,9 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
         return {}
 
     def measure(step: int) -> dict[str, float]:
-        labels = task.labels if task.choices is None else a_few(task.labels, METRIC_IMAGES)
-        result = measure_drawing(_drawing(base, labels, METRIC_IMAGES), config.data, measured)
+        labels = task.labels if of_classes else a_few(task.labels, METRIC_IMAGES)
+        drawing = _drawing(base, labels, METRIC_IMAGES)
+        result = measure_drawing(drawing, config.data, measured, of_classes=of_classes)
         found = result["metrics"].items()
         means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}
         return {name: value for name, value in means.items() if value is not None}
