@@ -112,7 +112,7 @@ def test_text_files_named_after_no_image_are_told_by_name(root):
     found = read_captions(folder).findings(folder)
     assert found.unmatched == ("A.txt",)
     assert found.lines()[-2:] == [
-        "1 caption file(s) are named after no image, and left alone",
+        "1 text file(s) are named after no image, and left alone",
         "  A.txt",
     ]
     (root / "a.txt").unlink()

@@ -12,11 +12,8 @@ from smidgen.api.planning import plan_run
 from smidgen.core.delta import Delta
 from smidgen.diffusion.objective import drop_labels
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.hosts.family import Pipeline
-from smidgen.models.conditioner import Conditioner
 from smidgen.models.labels import Labels, labels_of
-from smidgen.models.pretrained import load_base, prompt_files
-from smidgen.models.prompt_files import PromptFiles
+from smidgen.models.pretrained import load_base
 from smidgen.training import previews
 from smidgen.training.captions import a_few, choices_of, task_of
 from smidgen.training.config import RunConfig, TrainingConfig
@@ -128,40 +125,6 @@ def test_a_damaged_store_is_encoded_again(base, config, caplog):
     _, again = task_on(base, config)
     assert "is damaged (its checksum differs)" in caplog.text
     assert torch.equal(again.labels.conditions(torch.tensor([0]))["text"], expected)
-
-
-def test_a_store_is_of_its_encoders_and_image_size(folders, tmp_path):
-    """Bases of other encoders share no condition though they read the same text."""
-    one, other = (prompt_files(folders[name]) for name in ("sd", "sd3"))
-    assert one is not None
-    assert other is not None
-    assert one.fingerprint != other.fingerprint
-    config = folders["sd"] / "tokenizer" / "tokenizer_config.json"
-    before, text = one.fingerprint, config.read_text()
-    try:
-        config.write_text(text + " ")
-        assert dataclasses.replace(one).fingerprint != before
-    finally:
-        config.write_text(text)
-
-
-def test_texts_of_different_lengths_are_filled_up_to_the_longest_of_the_run(tmp_path):
-    def by_letters(pipeline, prompts, size):
-        codes = torch.tensor([[float(ord(letter)) for letter in prompts[0] or " "]])
-        return {"text": codes[..., None], "mask": torch.ones_like(codes, dtype=torch.long)}
-
-    index, none = {"_class_name": "Letters"}, tmp_path / "none"
-    files = PromptFiles(source=none, index=index, pipeline=Pipeline(), network="Letters")
-    conditioner = Conditioner(lambda: [], by_letters, 64, files)
-    reported = []
-    prompts = ("abc", "z", "")
-    conditioner.fill(prompts, tmp_path, torch.bfloat16, lambda *done: reported.append(done))
-    assert reported == [(1, 3), (2, 3), (3, 3)]
-    conditions = conditioner.stored(prompts, tmp_path, torch.device("cpu"), torch.bfloat16)
-    found = conditions(torch.tensor([1, 2]))
-    assert found["text"][:, :, 0].tolist() == [[122, 0, 0], [32, 0, 0]]
-    assert found["text"].dtype == torch.bfloat16
-    assert found["mask"].tolist() == [[1, 0, 0], [1, 0, 0]]
 
 
 def test_a_run_on_captions_resumes_bit_for_bit(base, photos, tmp_path):

@@ -56,7 +56,7 @@ class CaptionFindings:
             )
             found += _named_lines("have one that is cut at the encoder's length", self.cut or ())
         return found + _named_lines(
-            "caption file(s) are named after no image, and left alone", self.unmatched
+            "text file(s) are named after no image, and left alone", self.unmatched
         )
 
 
