@@ -13,7 +13,7 @@ that PYTHONPATH compares two states of the code.
 Files and returns at commit 9721404, before settings travelled whole, and on 2026-11-29:
 
     functions that hold the settings    train 12, 11 -> 13,  5    sample 1, 0 -> 3, 1
-    with what they call                 train 31, 51 -> 39, 56    sample 6, 3 -> 7, 5
+    with what they call                 train 31, 51 -> 41, 56    sample 6, 3 -> 7, 5
 """
 
 from __future__ import annotations
