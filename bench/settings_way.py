@@ -9,6 +9,11 @@ they call" also counts the functions that those call themselves. A call from one
 counts once, however often it runs. The files of these functions in the order of the calls: a return
 is a file that comes again after another one. The folder of smidgen that is imported is measured, so
 that PYTHONPATH compares two states of the code.
+
+Files and returns at commit 9721404, before settings travelled whole, and on 2026-11-29:
+
+    functions that hold the settings    train 12, 11 -> 13,  5    sample 1, 0 -> 3, 1
+    with what they call                 train 31, 51 -> 41, 56    sample 6, 3 -> 7, 5
 """
 
 from __future__ import annotations

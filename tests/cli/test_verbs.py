@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 
 import numpy as np
@@ -94,6 +95,44 @@ def test_the_recipe_of_a_file_has_its_codec_and_shift(smidgen, base, photos, tmp
     measured = [smidgen("evaluate", run, *draw, "--json") for run in (plain, first)]
     assert [outcome.code for outcome in measured] == [0, 0], measured[0].err
     assert measured[0].document["metrics"] != measured[1].document["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--prompt", "a {class}"), "prompt is of no use"),
+        (("--timestep-shift", "2"), "timestep_shift is of no use"),
+        (("--metrics-features", "foo"), 'unknown features "foo"'),
+        (("--cache-dir", "PHOTOS/cache"), "the cache folder PHOTOS/cache lies in the image folder"),
+        (("--output", "PHOTOS/run"), "the output PHOTOS/run lies in the image folder"),
+        (("--init", "nope"), "no such delta to begin from: nope"),
+        (("--init", "TRAINED", "--method", "lora"), "init is a delta of"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_training_refuses(
+    smidgen, base, photos, tmp_path, trained, flags, said
+):
+    def placed(text):
+        return text.replace("PHOTOS", str(photos)).replace("TRAINED", str(trained))
+
+    arguments = train_arguments(base, photos, tmp_path / "run", *map(placed, flags))
+    for outcome in (smidgen(*arguments, "--dry-run"), smidgen(*arguments)):
+        assert outcome.code == 2
+        assert placed(said) in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_finished_run_sees_that_its_images_have_changed(
+    smidgen, base, photos, tmp_path
+):
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    arguments = train_arguments(base, own, tmp_path / "run")
+    assert smidgen(*arguments).code == 0
+    assert smidgen(*arguments, "--dry-run").code == 0
+    next(own.rglob("*.png")).unlink()
+    for outcome in (smidgen(*arguments, "--dry-run"), smidgen(*arguments)):
+        assert (outcome.code, "the images changed since" in outcome.err) == (2, True)
 
 
 def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path, trained):

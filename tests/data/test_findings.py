@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from smidgen.data.cache import LatentCache
-from smidgen.data.findings import Findings, findings_of, num_copies, survey
-from smidgen.data.folder import scan
+from smidgen.data.findings import Findings, findings_of, num_copies
+from smidgen.data.folder import ImageFolder, look_at_all, scan
 from smidgen.errors import SmidgenError
 from tests.tiny.codecs import BoxCodec
 from tests.tiny.images import noise, write_folder, write_image
@@ -29,6 +29,12 @@ def images(tmp_path: Path) -> Path:
     (root / "a" / "cut.png").write_bytes(b"\x89PNG")
     (root / "b" / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     return root
+
+
+def survey(listed: ImageFolder, image_size: int | None = None) -> tuple[ImageFolder, Findings]:
+    """As a dry run looks at a listed folder."""
+    folder, looks = look_at_all(listed)
+    return folder, findings_of(folder, looks, image_size)
 
 
 EXPECTED = {

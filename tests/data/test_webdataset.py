@@ -14,8 +14,8 @@ import torch
 
 from smidgen.data.cache import LatentCache
 from smidgen.data.captions import read_captions
-from smidgen.data.findings import survey
-from smidgen.data.folder import ImageFolder
+from smidgen.data.findings import findings_of
+from smidgen.data.folder import ImageFolder, look_at_all
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
 from tests.tiny.codecs import BoxCodec
@@ -286,7 +286,8 @@ def test_images_in_shards_are_known_by_their_bytes(tmp_path: Path, pictures: lis
         {"a/0.jpg": pictures[0], "a/1.img": pictures[1], "a/2": pictures[2], "b/3.png": b"broken"}
         | {"b/4.png": pictures[3]},
     )
-    folder, findings = survey(open_images(tmp_path, layout="webdataset", decode=False))
+    folder, looks = look_at_all(open_images(tmp_path, layout="webdataset", decode=False))
+    findings = findings_of(folder, looks)
     assert shown(folder) == {
         "0.tar/a/0.jpg": "a",
         "0.tar/a/1.img": "a",

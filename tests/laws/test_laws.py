@@ -224,9 +224,10 @@ def test_a_bf16_base_works(case):
     assert output.dtype == torch.bfloat16
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0 or not case.tiny.alive(name, gradient).any(), name
-    # 8 bits of mantissa through a few layers: within a tenth of the spread; or, where the base
-    # alone loses more (a time in 8 bits), within what it loses
-    assert _error(output, expected) < max(0.1, 2 * own_error)
+    # 8 bits of mantissa through a few layers of random weights: within a fifth of the spread, an
+    # absent delta is beyond it all; or, where the base alone loses more (a time in 8 bits), within
+    # what it loses
+    assert _error(output, expected) < max(0.2, 2 * own_error)
 
 
 def _rounded(x: Tensor) -> Tensor:

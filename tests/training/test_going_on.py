@@ -198,6 +198,30 @@ def test_a_run_that_began_from_a_delta_goes_on_without_it(tmp_path, photos):
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
 
 
+def test_another_start_is_named_before_the_record_changes(tmp_path, photos):
+    for seed in (1, 2):
+        train(photos, tmp_path / f"first-{seed}", seed=seed)
+    one, other = (tmp_path / f"first-{seed}" / "delta.safetensors" for seed in (1, 2))
+    run = tmp_path / "run"
+    train(photos, run, init=one, steps=2)
+    recipe = (run / "recipe.toml").read_bytes()
+    for changed in ({"init": other}, {}):
+        with pytest.raises(UsageError, match="the start changed since"):
+            train(photos, run, steps=3, **changed)
+    assert (run / "recipe.toml").read_bytes() == recipe
+    moved = tmp_path / "moved.safetensors"
+    one.rename(moved)
+    train(photos, run, init=moved, steps=3)
+
+
+def test_a_start_that_is_not_there_is_told_before_the_images_are_read(tmp_path, photos):
+    cache = tmp_path / "fresh"
+    with pytest.raises(UsageError, match="no such delta to begin from"):
+        train(photos, tmp_path / "run", init=tmp_path / "nope", cache_dir=cache)
+    assert not cache.exists()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_of_another_method_or_with_other_options_is_refused(tmp_path, photos):
     train(photos, tmp_path / "first", method="lora", method_config={"rank": 4})
     start = tmp_path / "first" / "delta.safetensors"

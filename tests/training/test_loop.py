@@ -48,9 +48,9 @@ def latent_set(num_images: int = 20, num_views: int = 1) -> LatentSet:
 
 
 def build(base, method="difffit", seed=0) -> Delta:
-    return build_delta(
-        method, base, configure(method), CLASSES, torch.Generator().manual_seed(seed)
-    )
+    classes = CLASSES if base.host.has_labels else ()
+    generator = torch.Generator().manual_seed(seed)
+    return build_delta(method, base, configure(method), classes, generator)
 
 
 def run(folder, method="difffit", latents=None, on_step=None, evaluators=(), **settings):

@@ -10,20 +10,24 @@ import torch
 import smidgen
 from smidgen.core.delta import Delta
 from smidgen.methods import METHODS
+from smidgen.models.labels import labels_of
+from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
 from smidgen.training.loop import train_delta
+from smidgen.training.objective import Task
 from tests.launch import finish, start
 from tests.tiny.bases import tiny_base
 from tests.tiny.deltas import trained_tensors
 from tests.tiny.hosts import TINY_HOSTS
 from tests.tiny.images import write_photos
-from tests.training.test_loop import build, latent_set
+from tests.tiny.pipelines import TINY_PIPELINES
+from tests.training.test_loop import CLASSES, build, latent_set
 
 SETTINGS = {"steps": 6, "checkpoint_every": 3, "validation_share": 0.2, "trackers": (), "lr": 1e-3}
 EQUAL = """
 import sys
 from tests.training.test_together import train_methods
-train_methods(sys.argv[1], batch_size=2)
+train_methods(*sys.argv[1:], batch_size=2)
 """
 RUN = """
 import sys
@@ -32,15 +36,18 @@ train_run(*sys.argv[1:])
 """
 
 
-def train_methods(folder, batch_size):
-    """Every method, with label dropout, accumulation and a validation."""
+def train_methods(folder, pipeline, batch_size):
+    """Every method, with label dropout, accumulation and a validation; `adapter`, which needs the
+    positions of a UNet, on the prompts of `pipeline`.
+    """
+    config = TrainingConfig(batch_size=batch_size, gradient_accumulation=2, **SETTINGS)
     for method in METHODS:
-        if method != "adapter":  # which needs the UNet's positions
-            config = TrainingConfig(batch_size=batch_size, gradient_accumulation=2, **SETTINGS)
-            base = tiny_base()
-            train_delta(
-                base, build(base, method), latent_set(num_views=2), config, Path(folder) / method
-            )
+        base = load_base(pipeline) if method == "adapter" else tiny_base()
+        delta = build(base, method)
+        prompts = CLASSES if base.conditioner is not None else ()
+        task = Task(process=base.process, labels=labels_of(base, delta, prompts))
+        output = Path(folder) / method
+        train_delta(base, delta, latent_set(num_views=2), config, output, task=task)
 
 
 def train_run(photos, output, cache, die_at=0, **settings):
@@ -73,10 +80,11 @@ def train_run(photos, output, cache, die_at=0, **settings):
 
 
 def test_two_processes_equal_one_with_twice_the_batch_for_every_method(tmp_path):
-    outcomes = finish(start(["-c", EQUAL, str(tmp_path / "two")], 2))
+    pipeline = TINY_PIPELINES["sd"].save(tmp_path / "sd")
+    outcomes = finish(start(["-c", EQUAL, str(tmp_path / "two"), str(pipeline)], 2))
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
-    train_methods(tmp_path / "one", batch_size=4)
-    for method in (path.name for path in (tmp_path / "one").iterdir()):
+    train_methods(tmp_path / "one", pipeline, batch_size=4)
+    for method in METHODS:
         one, two = (
             trained_tensors(Delta.load(tmp_path / place / method / "delta.safetensors"))
             for place in ("one", "two")

@@ -5,7 +5,7 @@ train, the memory it would take, and the refusal if there will be one. No weight
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +15,13 @@ import torch
 
 from smidgen.api.weights import count_weights
 from smidgen.data.captions import distinct
-from smidgen.data.findings import Findings, findings_of, survey
-from smidgen.data.folder import ImageFolder, Progress, check_bad_share
+from smidgen.data.findings import Findings, findings_of
+from smidgen.data.folder import ImageFolder, Look, Progress, check_bad_share, look_at_all
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
-from smidgen.hosts.host import find_host
+from smidgen.files.standing import Standing
+from smidgen.hosts.host import find_family, find_host
 from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
@@ -30,10 +31,13 @@ from smidgen.models.pretrained import note_on_size, prompt_files, trained_size
 from smidgen.models.prompts import PROMPTS
 from smidgen.training.captions import captions_for
 from smidgen.training.config import RunConfig
+from smidgen.training.example import example_of
 from smidgen.training.loop import train_delta
-from smidgen.training.recipe import check_recipe, steps_done
-from smidgen.training.run import Described, defaults_of, recipe_of
-from smidgen.training.runtime import check_runtime
+from smidgen.training.recipe import DELTA
+from smidgen.training.run import Described, check_run
+from smidgen.training.saving import identity_of_images
+from smidgen.training.start import NO_START, START, identity_of_start
+from smidgen.training.state import check_identity, checkpoints, read_position
 
 WARM_UP, TIMED = 2, 5  # steps of the estimate of time
 
@@ -68,11 +72,20 @@ def plan_run(
     folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     has_labels = find_host(network).has_labels  # else classes are prompts
     try:
-        described = Described(name=str(base), given=given, image_size=size)
-        facts["run"] = _standing(described, config, device, force)
-        folder, facts["images"] = survey(folder, image_size=size, progress=progress)
+        described = Described(
+            name=str(base),
+            given=given,
+            image_size=size,
+            family=find_family(network),
+            process=example_of(network).task.process,
+            device=torch.device(device),
+        )
+        standing = check_run(described, config, force=force)
+        folder, looks = look_at_all(folder, progress)
+        facts["images"] = findings_of(folder, looks, size)
         check_bad_share(folder, config.max_bad_share)
         facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
+        facts["run"] = _standing(config, standing, folder, looks)
     except SmidgenError as error:
         facts["refusal"] = str(error)
         if facts["images"] is None:
@@ -101,12 +114,24 @@ def _with_captions(
     return replace(found, captions=captions.findings(folder, cut))
 
 
-def _standing(base: Described, config: RunConfig, device: str, force: bool) -> str:
-    """Raises: UsageError for an output of another run, or settings that this machine lacks."""
-    check_runtime(config.training, torch.device(device))
-    recipe = recipe_of(base, config)
-    found = check_recipe(config.output, recipe, defaults_of(config), force=force)
-    return f"begun, at step {steps_done(config.output)}" if found == "begun" else found
+def _standing(
+    config: RunConfig, standing: Standing, folder: ImageFolder, looks: Sequence[Look]
+) -> str:
+    """How the run stands to what is in its output. Raises: UsageError if that is of other images or
+    of another start.
+    """
+    found = [] if standing == "new" else checkpoints(config.output)
+    if not found:
+        return standing
+    position = read_position(found[-1])
+    names = [folder.name(file.path) for file in folder.files]
+    contents = [look.content for look in looks]
+    identity = {
+        "the images": identity_of_images(names, torch.tensor(folder.labels), contents),
+        START: identity_of_start(config.init, config.output / DELTA) or NO_START,
+    }
+    check_identity(config.output, position, identity)
+    return f"begun, at step {position.step}" if standing == "begun" else standing
 
 
 def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import SWITCH, flatten, recipe_text, settings_of
 from smidgen.files.writing import try_writing
 from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
+from smidgen.processes import is_main
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -175,7 +176,11 @@ def quiet_stdout() -> Iterator[None]:
 def answer(
     document: Mapping[str, Any], lines: Sequence[str], path: Path | None, *, as_json: bool
 ) -> None:
-    """The document alone with --json; else the lines, and the result's path as the last one."""
+    """The document alone with --json; else the lines, and the result's path as the last one. Of
+    several processes the main one answers.
+    """
+    if not is_main():
+        return
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
@@ -192,9 +197,8 @@ def answer_dry_run(configs: Sequence[Any], facts: Mapping[str, Any], *, as_json:
         plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
         answer({"recipe": plain, **facts}, [], None, as_json=True)
         return
-    print(recipe_text(values, settings_of(*map(type, configs))), end="")
-    for line in fact_lines(facts):
-        print(f"# {shown(line)}")
+    recipe = recipe_text(values, settings_of(*map(type, configs))).splitlines()
+    answer({}, [*recipe, *(f"# {line}" for line in fact_lines(facts))], None, as_json=False)
 
 
 def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:

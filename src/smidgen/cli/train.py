@@ -24,7 +24,6 @@ from smidgen.cli.options import (
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
 from smidgen.files.settings import SWITCH, flatten
-from smidgen.processes import is_main
 from smidgen.training.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -66,8 +65,6 @@ def run(argv: Sequence[str]) -> None:
         return
     with quiet_stdout():
         document = train(parsed["base"].load(), config, force=switches.force)
-    if not is_main():
-        return
     summary = (
         f"trained {document['trainable']:,} parameters, {document['share']:.2%} of the base, "
         f"in {document['steps']:,} steps"

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from smidgen.data.captions import CaptionFindings
-from smidgen.data.folder import ImageFolder, Look, Progress, look_at_all
+from smidgen.data.folder import ImageFolder, Look
 from smidgen.data.listing import SIDE_FILE
 from smidgen.errors import shown
 
@@ -113,22 +113,6 @@ def findings_of(
         if image_size is None
         else sum(look.facts.enlarged(image_size) for look in looks),
     )
-
-
-def survey(
-    listed: ImageFolder, *, image_size: int | None = None, progress: Progress | None = None
-) -> tuple[ImageFolder, Findings]:
-    """A listed folder (`open_images(..., decode=False)`) as a training would find it, and its
-    report: every file is read and decoded once, nothing is encoded or kept.
-
-    For a dry run: `findings_of(listed)` is what the names alone tell, at once; this takes as long
-    as decoding all images. `check_bad_share(folder, limit)` of the folder that comes back refuses
-    what the training would refuse. A training has the same from its cache: `LatentSet.findings`.
-
-    Raises: SmidgenError if a class has no usable image, which a training refuses too.
-    """
-    folder, looks = look_at_all(listed, progress)
-    return folder, findings_of(folder, looks, image_size)
 
 
 def num_copies(contents: Iterable[Hashable]) -> int:

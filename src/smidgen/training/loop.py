@@ -33,6 +33,7 @@ from smidgen.training.network import averaged, training_network
 from smidgen.training.objective import Task, batch_loss, draw_batch
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
+from smidgen.training.start import INIT
 from smidgen.training.state import TrainingState, writing
 from smidgen.training.together import average_over_processes
 from smidgen.training.validation import Validation
@@ -173,7 +174,8 @@ def train_delta(
         contents=latents.contents,
     )
     state = fresh_state(delta, trained, config)
-    saver = Saver(run_folder, state, config, identity_of(base, latents))
+    start = delta.provenance.training.get(INIT)
+    saver = Saver(run_folder, state, config, identity_of(base, latents, start))
     scaler = saver.resume() if resume else {}
     task = task or Task(process=base.process, labels=labels_of(base, delta))
     first_step, first_seconds = state.step, state.seconds

@@ -67,7 +67,9 @@ def check_recipe(
         # without a recipe nothing says that these are ours: not even force may remove them
         ours = [name for name in (*FOLDERS, *FILES) if (folder / name).exists()]
         if ours:
-            raise UsageError(f"{folder} holds {ours[0]} but no {RECIPE}; give another output")
+            raise UsageError(
+                f"{folder} holds {ours[0]} but no {RECIPE} that can be read; give another output"
+            )
         return "new"
     if force:
         return "new"

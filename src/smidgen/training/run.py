@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from smidgen.data.cache import LatentCache, Share
 from smidgen.data.folder import check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
+from smidgen.diffusion.process import Process
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.names import check_names
 from smidgen.evaluation.protocol import version_of
 from smidgen.files.lock import held
 from smidgen.files.settings import settings_of
 from smidgen.files.standing import Standing
 from smidgen.files.writing import write_json
+from smidgen.hosts.family import Family
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
@@ -39,7 +42,7 @@ from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe
 from smidgen.training.runtime import check_runtime
 from smidgen.training.saving import identity_of
-from smidgen.training.start import begun_with
+from smidgen.training.start import INIT, begun_with, check_start, identity_of_start
 from smidgen.training.state import AGAIN, check_identity, checkpoints, read_position
 
 logger = logging.getLogger(__name__)
@@ -76,11 +79,15 @@ def fine_tune(
     """
     config = config.resolved()
     folder = config.output
-    standing: Standing = from_main(lambda: check_run(base, config, force=force))
-    with held(folder) if is_main() else nullcontext():
+    with ExitStack() as stack:
+        from_main(lambda: stack.enter_context(held(folder)))
+        standing: Standing = from_main(lambda: check_run(base, config, force=force))
         latents = read_latents(base, config, progress=progress and is_main())
+        if standing != "new":
+            from_main(lambda: _check_same(base, config, latents))
         if standing == "finished":
-            return _finished(base, config, latents)
+            logger.info("%s is finished: %d steps", folder, config.training.steps)
+            return read_delta(folder / DELTA, base)
         delta = fresh_delta(base, config, latents)
         if config.init is not None:
             # whatever became of it since: a run that goes on has the edits of its own last delta
@@ -106,12 +113,12 @@ def fine_tune(
     return result.delta.to(base.device)
 
 
-def _finished(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
-    """The delta of a finished run, if it is of these images and this base."""
-    folder = config.output
-    check_identity(folder, read_position(checkpoints(folder)[-1]), identity_of(base, latents))
-    logger.info("%s is finished: %d steps", folder, config.training.steps)
-    return read_delta(folder / DELTA, base)
+def _check_same(base: Base, config: RunConfig, latents: LatentSet) -> None:
+    """Raises: UsageError if the run in the output is of another base, images or start."""
+    if found := checkpoints(config.output):
+        start = identity_of_start(config.init, config.output / DELTA)
+        identity = identity_of(base, latents, start)
+        check_identity(config.output, read_position(found[-1]), identity)
 
 
 def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) -> None:
@@ -123,11 +130,14 @@ def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Described:
-    """What a recipe says of a base, known without its weights."""
+    """What is known of a base without its weights, and what a run can be judged by."""
 
     name: str
     given: Mapping[str, Any]
     image_size: int | None
+    family: Family
+    process: Process
+    device: torch.device
 
 
 def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
@@ -140,19 +150,25 @@ def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
     return values | dataclasses.asdict(config.training)
 
 
-def check_run(base: Base, config: RunConfig, *, force: bool = False) -> Standing:
+def check_run(base: Base | Described, config: RunConfig, *, force: bool = False) -> Standing:
     """Everything that can be wrong and is cheap to see, and how the run stands to what is in its
     folder; nothing is changed.
 
     Raises: UsageError, SmidgenError.
     """
-    if config.output.resolve().is_relative_to(config.data.resolve()):
-        raise UsageError(
-            f"the output {config.output} lies in the image folder {config.data}; give another"
-        )
+    for what, place in (("output", config.output), ("cache folder", config.cache_dir)):
+        if place is not None and place.resolve().is_relative_to(config.data.resolve()):
+            raise UsageError(
+                f"the {what} {place} lies in the image folder {config.data}, which is never "
+                "written to; give another"
+            )
+    check_names(config.training.metrics_features, None)
     _check_settings(base, config.training)
     check_runtime(config.training, base.device)
-    return check_recipe(config.output, recipe_of(base, config), defaults_of(config), force=force)
+    found = check_recipe(config.output, recipe_of(base, config), defaults_of(config), force=force)
+    if found == "new":
+        check_start(config.init, config.method)
+    return found
 
 
 def defaults_of(config: RunConfig) -> dict[str, Any]:
@@ -161,10 +177,10 @@ def defaults_of(config: RunConfig) -> dict[str, Any]:
     return {name: setting.default for name, setting in found.items()}
 
 
-def _check_settings(base: Base, training: TrainingConfig) -> None:
+def _check_settings(base: Base | Described, training: TrainingConfig) -> None:
     """Settings that this base has no use for are refused, not ignored."""
     used = {
-        "prompt": base.conditioner is not None,
+        "prompt": base.family.encode is not None,
         "embedded_guidance": base.family.guidance == "embedded",
     }
     for name, of_use in used.items():
@@ -233,6 +249,8 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
         "versions": {name: version_of(name) for name in ("smidgen", "torch")},
     }
     training |= provenance_of(latents)
+    if config.init is not None:
+        training[INIT] = identity_of_start(config.init, config.output / DELTA)
     if base.conditioner is not None and latents.captions is None:
         template = config.training.prompt or DEFAULT_PROMPT
         training[PROMPTS] = {"template": template, "classes": list(classes)}

@@ -25,6 +25,7 @@ from smidgen.models.base import Base
 from smidgen.processes import barrier, gather_list, is_main, shared, world_size
 from smidgen.training.config import TrainingConfig
 from smidgen.training.recipe import DELTA
+from smidgen.training.start import NO_START, START
 from smidgen.training.state import (
     AGAIN,
     CAPTIONS,
@@ -142,18 +143,24 @@ class Saver:
         )
 
 
-def identity_of(base: Base, latents: LatentSet) -> dict[str, str]:
-    """What must be the same for a run to be resumed: the base and its codec, the images by their
-    names, classes and bytes, their captions, and how many processes share the work.
+def identity_of(base: Base, latents: LatentSet, start: str | None) -> dict[str, str]:
+    """What must be the same for a run to be resumed: the base and its codec, the images and their
+    captions, how many processes share the work, and the `start` (`start.identity_of_start`).
     """
-    digest = hashlib.sha256("\0".join(latents.names).encode(errors="surrogatepass"))
-    digest.update(latents.labels.to(torch.int64).numpy().tobytes())
-    digest.update("\0".join(latents.contents).encode())
     captions = json.dumps(latents.captions).encode()
     return {
         "the base": base.fingerprint,
         "the codec": base.codec.fingerprint,
-        "the images": digest.hexdigest(),
+        "the images": identity_of_images(latents.names, latents.labels, latents.contents),
         CAPTIONS: NO_CAPTIONS if latents.captions is None else hashlib.sha256(captions).hexdigest(),
         "the number of processes": str(world_size()),
+        START: start or NO_START,
     }
+
+
+def identity_of_images(names: Sequence[str], labels: Tensor, contents: Sequence[str]) -> str:
+    """A SHA-256 of what images are trained on: names, labels (N,) and the SHA-256 of the files."""
+    digest = hashlib.sha256("\0".join(names).encode(errors="surrogatepass"))
+    digest.update(labels.to(torch.int64).numpy().tobytes())
+    digest.update("\0".join(contents).encode())
+    return digest.hexdigest()

@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
 import torch
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Table
+from smidgen.core.file import is_delta, read_header
 from smidgen.errors import UsageError
+from smidgen.files.reading import sha256_of
 from smidgen.files.standing import changed
+
+START, NO_START = "the start", "fresh"  # of the identity of a run
+INIT = "init"  # where a delta's provenance has it
+
+
+def check_start(init: Path | None, method: str) -> None:
+    """Raises: UsageError if a run of this method cannot begin from the file, as far as its header
+    tells; SmidgenError if that is damaged.
+    """
+    if init is None:
+        return
+    if not init.exists():
+        raise UsageError(f"no such delta to begin from: {init}; give the file of one with init")
+    if is_delta(init):
+        _check_method(read_header(init)["method"], method)
+
+
+def identity_of_start(init: Path | None, own: Path) -> str | None:
+    """A SHA-256 of the file, or of all files of the folder, from which a run begins: of one that is
+    gone since as the run's `own` delta says it; None for a fresh delta.
+    """
+    if init is None:
+        return None
+    if not init.exists():
+        return read_header(own)["training"].get(INIT) if own.is_file() else None
+    if init.is_file():
+        return sha256_of(init)
+    files = sorted(path for path in init.rglob("*") if path.is_file())
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def begun_with(fresh: Delta, other: Delta) -> Delta:
@@ -19,11 +52,7 @@ def begun_with(fresh: Delta, other: Delta) -> Delta:
     Raises: UsageError if `other` is of another method, or of the same with other options.
     """
     theirs, ours = other.provenance, fresh.provenance
-    if theirs.method != ours.method:
-        raise UsageError(
-            f"init is a delta of {theirs.method} and the method is {ours.method}; give --method "
-            f"{theirs.method}, or begin without init"
-        )
+    _check_method(theirs.method, ours.method)
     if theirs.config and (options := changed(theirs.config, ours.config)):
         raise UsageError(
             f"init was trained with other options ({', '.join(options)}); give the same ones"
@@ -37,6 +66,14 @@ def begun_with(fresh: Delta, other: Delta) -> Delta:
             edits[name] = edit
     provenance = dataclasses.replace(ours, config=theirs.config or ours.config)
     return Delta(edits, provenance).to(next(fresh.parameters()).device)
+
+
+def _check_method(theirs: str, ours: str) -> None:
+    if theirs != ours:
+        raise UsageError(
+            f"init is a delta of {theirs} and the method is {ours}; give the method {theirs}, or "
+            "begin without init"
+        )
 
 
 @torch.no_grad()
