@@ -53,6 +53,11 @@ def test_full_trains_all_of_it():
     assert _trainable("full") == SD_14
 
 
+def test_one_layer_after_the_cross_attention_has_the_count_of_a_summary_of_the_paper():
+    places = {"input_position": "CA_out", "output_position": "FFN_in"}
+    assert _trainable("adapter", form="linear", **places) == 12_402_880
+
+
 def test_sixteen_pairs_of_the_transformer_block_have_one_formula():
     assert len(PAIRS) == 16
     for read, write in PAIRS:

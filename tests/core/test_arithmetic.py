@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from smidgen.core.arithmetic import combine, interpolate, scaled
-from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck
+from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck, Linear
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Scale, Shift, Table, Weight
 from smidgen.core.fingerprint import fingerprint
@@ -41,6 +41,15 @@ def lora(width=2, scale=1.0, groups=1):
     conv = Conv(**vars(POINT) | {"groups": groups})
     body = Bottleneck(3, width, WIDTH, activation="identity", bias=False, conv=conv)
     return Bypass(Site("stem", "in", axis=1), (Site("stem", axis=1),), body, scale=scale)
+
+
+def layer(width=2, scale=1.0):
+    return Bypass(
+        Site("blocks.1.mixer", "in", "h"),
+        (Site("blocks.1.mixer"),),
+        Linear(WIDTH, WIDTH),
+        scale=scale,
+    )
 
 
 def residual():
@@ -143,12 +152,12 @@ def test_tables_of_other_classes_can_be_interpolated():
     torch.testing.assert_close(rows, nn.Parameter(mean.detach()))
 
 
-@pytest.mark.parametrize("make", [adapter, lora])
+@pytest.mark.parametrize("make", [adapter, lora, layer])
 def test_a_sum_of_bypasses_adds_what_they_do(make):
     parts = [make(2, 0.5), make(3, 2.0), make(1, 0.5)]
     each = [delta({"bypass": part}, seed) for seed, part in enumerate(parts)]
     total = combine(each, [0.7, -1.5, 2.0]).edits["bypass"]
-    assert total.body.width == 6
+    assert make is layer or total.body.width == 6
     h = X if make is lora else X.mean((2, 3)).repeat(1, 3)[:, :WIDTH]
     axis = 1 if make is lora else -1
     outputs = [part.scale * part.body(h, axis) for part in parts]

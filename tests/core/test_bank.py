@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from smidgen.core.bank import Bank
-from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck
+from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck, Linear
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Scale, Shift, Table, Weight
 from smidgen.core.fingerprint import fingerprint
@@ -35,6 +35,7 @@ def edits(width, num_rows):
             *STEM, Bottleneck(3, width, WIDTH, activation="identity", bias=False, conv=POINT)
         ),
         "stem.adapter": Bypass(*STEM, ConvBottleneck(3, width, WIDTH, groups=1, activation="relu")),
+        "stem.layer": Bypass(*STEM, Linear(3, WIDTH), scale=0.5 * width),
         "stem.point": Bypass(*STEM, Bottleneck(3, width, WIDTH, activation="sigmoid", bias=True)),
         "stem.gain": Scale(Site("stem", axis=1), WIDTH),
         "stem.offset": Shift(Site("stem", axis=1), WIDTH),

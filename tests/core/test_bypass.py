@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck
+from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck, Linear
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
 from smidgen.core.sites import Site
@@ -251,11 +251,26 @@ def test_the_start_draws_nothing_on_the_meta_device():
     assert torch.equal(generator.get_state(), state)
 
 
-@pytest.mark.parametrize("name", BODIES)
+def test_one_layer_is_a_matrix_and_a_bias_and_starts_at_zero_or_as_pytorchs():
+    network, x = layers(), normal(5, 3)
+    edit = bypass(Site("0", "in"), (Site("2"),), Linear(3, 4), scale=0.5)
+    p = dict(edit.named_parameters())
+    assert list(p) == ["linear.weight", "linear.bias"]
+    expected = network(x) + 0.5 * (x @ p["linear.weight"].T + p["linear.bias"])
+    with attach(edit, network):
+        torch.testing.assert_close(network(x), expected)
+    edit.initialise(torch.Generator().manual_seed(0), zero=False)
+    assert 0 < edit.body.linear.weight.abs().max() <= 3**-0.5
+    edit.initialise(torch.Generator())
+    assert not any(parameter.any() for parameter in edit.parameters())
+
+
+@pytest.mark.parametrize("name", [*BODIES, "one layer"])
 @pytest.mark.parametrize("rows", [None, (1, 4)])
 def test_a_bypass_is_rebuilt_from_its_spec_through_json(name, rows):
     sites = Site("a", "in", axis=1), (Site("b", "in", "x", axis=1), Site("c", axis=1))
-    edit = bypass(*sites, BODIES[name](), scale=0.25, rows=rows)
+    body = Linear(6, 3) if name == "one layer" else BODIES[name]()
+    edit = bypass(*sites, body, scale=0.25, rows=rows)
     rebuilt = edit_from_spec(json.loads(json.dumps(edit.spec())))
     assert rebuilt.spec() == edit.spec()
     assert rebuilt.sites == edit.sites

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck
+from smidgen.core.bypass import Bottleneck, Bypass, Conv, ConvBottleneck, Linear
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Scale, Shift, Table, Weight
 from smidgen.core.fold import IntoLinear, IntoTable, Refused, fold
@@ -153,6 +153,10 @@ def bypass_of(layer, *, bias, rows=None, width=4, **arguments):
     return Bypass(IN, (OUT,), body, scale=-0.5, rows=rows)
 
 
+def one_layer(rows):
+    return Bypass(IN, (OUT,), Linear(6, rows[1] - rows[0] if rows else 4), scale=0.3, rows=rows)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [None, (1, 3)])
@@ -164,6 +168,7 @@ def test_a_linear_bypass_of_one_linear_folds_into_it(name, bias, rows):
         "before": Scale(OUT, 4),
         "lora": bypass_of(LAYERS[name], bias=bias, rows=rows),
         "more": bypass_of(LAYERS[name], bias=bias, rows=rows, width=2),
+        **({"layer": one_layer(rows)} if name in ("linear", "point") else {}),
         "after": Scale(OUT, 4),
     }
     delta = lively(Delta(edits, provenance()).double(), 1)

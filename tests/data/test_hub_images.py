@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from smidgen.data.cache import LatentCache
+from smidgen.data.captions import read_captions
 from smidgen.data.hub_images import TableRow
 from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
@@ -49,6 +50,25 @@ def test_rows_keep_their_bytes_and_classes(tmp_path: Path, pictures: list[Path])
     assert [(found.name(bad.path), bad.kind) for bad in found.bad] == [
         ("rows/00000004", "no class")
     ]
+
+
+@pytest.mark.parametrize(
+    ("cells_of_text", "kind", "expected"),
+    [
+        (["an owl", " ", None], "string", [("an owl",), (), ()]),
+        ([["a", "b"], [], ["", "c"]], ["string"], [("a", "b"), (), ("c",)]),
+    ],
+)
+def test_a_column_of_texts_has_the_captions(
+    tmp_path: Path, pictures: list[Path], cells_of_text: list, kind, expected: list
+) -> None:
+    columns = {"image": cells(pictures[:3]), "caption": cells_of_text}
+    value = datasets.Value("string") if kind == "string" else datasets.List(datasets.Value(kind[0]))
+    table(columns, image=datasets.Image(), caption=value).save_to_disk(tmp_path / "set")
+    found = open_images(tmp_path / "set", layout="hf")
+    assert [file.captions for file in found.files] == expected
+    captions = read_captions(found)
+    assert (captions.source, list(captions.of(found))) == ("hf", expected)
 
 
 def test_plain_numbers_are_classes_and_minus_one_is_none(

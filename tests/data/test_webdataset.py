@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from smidgen.data.cache import LatentCache
+from smidgen.data.captions import read_captions
 from smidgen.data.findings import findings_of
 from smidgen.data.folder import ImageFolder, look_at_all
 from smidgen.data.layouts import open_images
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, UsageError
 from tests.tiny.codecs import BoxCodec
 from tests.tiny.images import write_folder, write_image
 
@@ -145,18 +146,40 @@ def test_numbers_are_named_by_classnames_and_unused_names_left_out(
         open_images(tmp_path, layout="webdataset", split="test")
 
 
-@pytest.mark.parametrize(("alike", "single"), [(1, 6), (2, 4)])
-def test_captions_are_no_classes(
-    tmp_path: Path, pictures: list[bytes], alike: int, single: int
-) -> None:
+@pytest.mark.parametrize("alike", [1, 2])
+def test_captions_are_no_classes(tmp_path: Path, pictures: list[bytes], alike: int) -> None:
     """Some captions occur twice: it counts what most are."""
     files: dict[str, bytes | str] = {}
     for number, data in enumerate(pictures):
         files |= {f"{number}.png": data, f"{number}.txt": f"photo of {max(number, alike - 1)}"}
         files[f"{number}.json"] = json.dumps({"url": "x", "width": 16})
     write_shard(tmp_path / "0.tar", files)
-    with pytest.raises(SmidgenError, match=f"captions, not classes: {single} of 6 occur once"):
-        open_images(tmp_path, layout="webdataset")
+    found = open_images(tmp_path, layout="webdataset")
+    assert (len(found.classes), found.flat) == (1, True)
+    texts = [file.captions for file in found.files]
+    assert texts == [(f"photo of {max(n, alike - 1)}",) for n in range(len(pictures))]
+    captions = read_captions(found)
+    assert (captions.source, captions.of(found)) == ("webdataset", tuple(texts))
+    assert not any(read_captions(found, "none").of(found))
+    with pytest.raises(UsageError, match="captions is txt, and images of layout webdataset"):
+        read_captions(found, "txt")
+
+
+def test_captions_stand_beside_classes_and_may_be_several(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    """Where .cls says the class, all texts are captions, also one that two images share."""
+    files: dict[str, bytes | str] = {}
+    for number, data in enumerate(pictures[:4]):
+        files |= {f"{number}.png": data, f"{number}.cls": "a"}
+    files |= {"0.txt": "an owl\n\nan owl at night", "1.txt": "an owl"}
+    files["1.json"] = json.dumps({"caption": "not this one"})
+    files["2.json"] = json.dumps({"text": None, "caption": [" a fox ", "", 3]})
+    write_shard(tmp_path / "0.tar", files)
+    found = open_images(tmp_path, layout="webdataset")
+    assert found.classes == ("a",)
+    expected = [("an owl", "an owl at night"), ("an owl",), ("a fox",), ()]
+    assert [file.captions for file in found.files] == expected
 
 
 def test_few_texts_are_classes_though_one_occurs_once(
@@ -166,7 +189,9 @@ def test_few_texts_are_classes_though_one_occurs_once(
     for number, data in enumerate(pictures[:3]):
         files |= {f"{number}.png": data, f"{number}.txt": "dog" if number else "cat"}
     write_shard(tmp_path / "0.tar", files)
-    assert open_images(tmp_path, layout="webdataset").classes == ("cat", "dog")
+    found = open_images(tmp_path, layout="webdataset")
+    assert found.classes == ("cat", "dog")
+    assert not any(file.captions for file in found.files)
 
 
 def test_splits_are_folders_or_words_in_the_names(tmp_path: Path, pictures: list[bytes]) -> None:

@@ -247,6 +247,12 @@ def test_a_share_without_a_width_is_refused():
         tiny_delta(law_base("unet"), "adapter", (), share=1e-6)
 
 
+@pytest.mark.parametrize("size", [{"width": 8}, {"share": 0.01}])
+def test_one_layer_has_no_width_to_choose(size):
+    with pytest.raises(UsageError, match="has no width to choose"):
+        AdapterConfig(form="linear", **size)
+
+
 def test_zero_starts_without_effect_and_pytorch_with_its_default_for_all():
     base = law_base("unet")
     inputs = TINY_HOSTS["unet"].inputs(all_labels(("one",)))

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from smidgen.errors import SmidgenError
+from smidgen.hosts.family import Pipeline
 from smidgen.models.conditioner import Conditioner, labels_alone
+from smidgen.models.prompt_files import PromptFiles
 
 
 def by_letters(pipeline, prompts, size):
@@ -66,3 +68,28 @@ def test_conditions_that_are_not_finite_are_refused_and_not_kept():
     for _ in range(2):
         with pytest.raises(SmidgenError, match=r'of "a fox": not finite .*: text; load .* bf16'):
             conditioner.encode(["a fox"])
+
+
+def test_texts_of_different_lengths_are_filled_up_to_the_longest_of_the_run(tmp_path):
+    index, none = {"_class_name": "Letters"}, tmp_path / "none"
+    files = PromptFiles(source=none, index=index, pipeline=Pipeline(), network="Letters")
+    conditioner = Conditioner(lambda: [], by_letters, 64, files)
+    reported = []
+    prompts = ("abc", "z", "")
+    conditioner.fill(prompts, tmp_path, torch.bfloat16, lambda *done: reported.append(done))
+    assert reported == [(1, 3), (2, 3), (3, 3)]
+    conditions = conditioner.stored(prompts, tmp_path, torch.device("cpu"), torch.bfloat16)
+    found = conditions(torch.tensor([1, 2]))
+    assert found["text"][:, :, 0].tolist() == [[122, 0, 0], [32, 0, 0]]
+    assert found["text"].dtype == torch.bfloat16
+    assert found["mask"].tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
+def test_a_store_is_of_one_precision_and_image_size(tmp_path):
+    asked = []
+    files = PromptFiles(
+        source=tmp_path / "none", index={"_class_name": "x"}, pipeline=Pipeline(), network="x"
+    )
+    for size, dtype in ((64, torch.float32), (32, torch.float32), (64, torch.bfloat16)) * 2:
+        Conditioner(lambda: asked, by_letters, size, files).fill(("a",), tmp_path, dtype)
+    assert asked == [("a", 64), ("a", 32), ("a", 64)]

@@ -112,7 +112,7 @@ def measure(
     base = drawn.load(source, delta, config, sampling.precision)
     if not class_names(base, delta):
         raise UsageError(
-            f'base "{base.name}" reads prompts and this delta was trained on none: draw images '
+            f'base "{base.name}" reads prompts and this delta names no classes: draw images '
             "(smidgen sample --prompt) and evaluate their folder"
         )
     return run.measure_drawing(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from smidgen.api.weights import count_weights
-from smidgen.data.findings import findings_of
+from smidgen.data.captions import distinct
+from smidgen.data.findings import Findings, findings_of
 from smidgen.data.folder import ImageFolder, Look, Progress, check_bad_share, look_at_all
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
@@ -26,8 +27,9 @@ from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.pipeline_base import check_size
-from smidgen.models.pretrained import note_on_size, trained_size
+from smidgen.models.pretrained import note_on_size, prompt_files, trained_size
 from smidgen.models.prompts import PROMPTS
+from smidgen.training.captions import captions_for
 from smidgen.training.config import RunConfig
 from smidgen.training.example import example_of
 from smidgen.training.loop import train_delta
@@ -68,6 +70,7 @@ def plan_run(
     warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
     folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
+    has_labels = find_host(network).has_labels  # else classes are prompts
     try:
         described = Described(
             name=str(base),
@@ -81,12 +84,12 @@ def plan_run(
         folder, looks = look_at_all(folder, progress)
         facts["images"] = findings_of(folder, looks, size)
         check_bad_share(folder, config.max_bad_share)
+        facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
         facts["run"] = _standing(config, standing, folder, looks)
     except SmidgenError as error:
         facts["refusal"] = str(error)
         if facts["images"] is None:
             facts["images"] = findings_of(folder)
-    has_labels = find_host(network).has_labels  # else classes are prompts
     counts = count_weights(
         base,
         num_classes=len(folder.classes) if has_labels else None,
@@ -97,6 +100,18 @@ def plan_run(
     )
     # tensor by tensor is what `smidgen inspect` shows
     return facts | {name: fact for name, fact in counts.items() if name != "tensors"}
+
+
+def _with_captions(
+    found: Findings, base: str | Path, config: RunConfig, folder: ImageFolder, has_labels: bool
+) -> Findings:
+    """With what is said of captions. Raises: UsageError, SmidgenError as the training."""
+    captions = captions_for(config, folder, base=str(base), reads_prompts=not has_labels)
+    if captions is None:
+        return found
+    files = None if captions.source == "none" else prompt_files(base)
+    cut = None if files is None else files.cut(distinct(captions.of(folder)))
+    return replace(found, captions=captions.findings(folder, cut))
 
 
 def _standing(

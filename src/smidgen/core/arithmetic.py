@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smidgen.core.bypass import Bottleneck, Bypass
+from smidgen.core.bypass import Bottleneck, Bypass, Linear
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit, Scale, Shift, Table, edit_from_spec
 from smidgen.core.fingerprint import fingerprints_match
@@ -118,6 +118,15 @@ def _side_by_side(name: str, parts: list[Part]) -> Bypass:
     """Widths after one another: act(down h) then holds those of all, as act goes one by one."""
     edits: list[Any] = [edit for edit, _ in parts]
     first = edits[0]
+    if isinstance(first.body, Linear):
+        weighted: list[Part] = [
+            (edit, w * edit.scale) for edit, (_, w) in zip(edits, parts, strict=True)
+        ]
+        values = {
+            name: _sum(weighted, lambda edit, name=name: edit.tensors()[name])
+            for name in first.tensors()
+        }
+        return _rebuilt(first, values, scale=1.0)
     if not isinstance(first.body, Bottleneck):
         raise SmidgenError(
             f'"{name}" has a norm of its own in each delta, so that they have no sum in one; '

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smidgen.core.arithmetic import check_same_edits, shape_of
 from smidgen.core.attachment import Attachment, HasDenoiser, attach
+from smidgen.core.bodies import Narrowing
 from smidgen.core.bypass import Bypass
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit, Table, Weight, edit_from_spec, plant
@@ -143,7 +144,7 @@ def _stacked(edits: Sequence[Edit], choice: Choice) -> Mixed:
 def _room(edit: Any) -> int:
     """What the stack of an edit must be large enough for: the width, or the number of rows."""
     if isinstance(edit, Bypass):
-        return edit.body.width
+        return edit.body.width if isinstance(edit.body, Narrowing) else 0
     return len(edit.rows) if isinstance(edit, Table) else 0
 
 

@@ -1,4 +1,4 @@
-"""What a bypass computes: the bottleneck adapter, LoRA and the adapter of residual blocks.
+"""What a bypass computes: the bottleneck adapter, LoRA, the adapter of residual blocks, one layer.
 
 B images, C channels that are read, D that are written, W the width in the middle. Weights may be
 kept in another precision or on another device than the activations.
@@ -65,6 +65,13 @@ class ConvBottleneckSpec(Struct, frozen=True, kw_only=True, forbid_unknown_field
     activation: str
 
 
+class LinearSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The schema of `Linear.spec` in a file."""
+
+    size_in: Width
+    size_out: Width
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conv:
     """The geometry of a convolution, one number for each spatial axis, or PyTorch's word for the
@@ -125,16 +132,17 @@ class Layer(nn.Module):
 
 
 class Body(nn.Module, ABC):
-    """What a bypass computes: `up` of the activation of `down`."""
+    """What a bypass computes."""
 
     form: ClassVar[str]
     schema: ClassVar[type[Struct]]
     size_in: int
-    width: int
     size_out: int
-    activation: str
-    down: Layer
-    up: Layer
+
+    @property
+    @abstractmethod
+    def layers(self) -> dict[str, Layer]:
+        """What is drawn at the start, by name; the last gives what is added."""
 
     @abstractmethod
     def forward(self, h: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
@@ -145,19 +153,32 @@ class Body(nn.Module, ABC):
         return {"form": self.form} | {n: getattr(self, n) for n in self.schema.__struct_fields__}
 
     def initialise(self, generator: torch.Generator, zero: bool = True) -> None:
-        """The start: `down` as PyTorch's layers start, `up` zero, so that the body returns zero;
-        or, if not `zero`, `up` as PyTorch's layers start too.
+        """The start: the last layer zero, so that the body returns zero, the others as PyTorch's
+        layers start; or, if not `zero`, the last one too.
         """
-        self.down.draw(generator)
-        if not zero:
-            self.up.draw(generator)
-        elif not self.up.weight.is_meta:
-            for parameter in self.up.parameters():
+        *others, last = self.layers.values()
+        for layer in others if zero else self.layers.values():
+            layer.draw(generator)
+        if zero and not last.weight.is_meta:
+            for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
 
+class Narrowing(Body):
+    """`up` of the activation of `down`, W channels in between."""
+
+    width: int
+    activation: str
+    down: Layer
+    up: Layer
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        return {"down": self.down, "up": self.up}
+
+
 @final
-class Bottleneck(Body):
+class Bottleneck(Narrowing):
     """Linear - activation - Linear over the channels (arXiv 2303.18181, 2106.09685).
 
     With `conv`, the first is a convolution of that geometry and the second one of kernel 1 with the
@@ -209,7 +230,7 @@ class Bottleneck(Body):
 
 
 @final
-class ConvBottleneck(Body):
+class ConvBottleneck(Narrowing):
     """GroupNorm - SiLU - Conv3x3 - activation - Conv3x3, both with bias: the adapter of residual
     blocks (arXiv 2303.18181). Channels at axis 1 of (B, C, H, W).
     """
@@ -237,12 +258,32 @@ class ConvBottleneck(Body):
         return functional.conv2d(z, *self.up.like(h), padding=1)
 
 
-BODIES: Mapping[str, type[Bottleneck] | type[ConvBottleneck]] = {
-    body.form: body for body in (Bottleneck, ConvBottleneck)
+@final
+class Linear(Body):
+    """One linear layer with bias over the channels, D x C: the adapter without a bottleneck."""
+
+    form = "linear"
+    schema = LinearSpec
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.size_in, self.size_out = size_in, size_out
+        self.linear = Layer((size_out, size_in), bias=True)
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        return {"linear": self.linear}
+
+    def forward(self, h: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+        return functional.linear(h.movedim(axis, -1), *self.linear.like(h)).movedim(-1, axis)
+
+
+BODIES: Mapping[str, type[Bottleneck] | type[ConvBottleneck] | type[Linear]] = {
+    body.form: body for body in (Bottleneck, ConvBottleneck, Linear)
 }
 
 
-def body_from_spec(spec: Mapping[str, Any]) -> Bottleneck | ConvBottleneck:
+def body_from_spec(spec: Mapping[str, Any]) -> Body:
     """The body that `spec` described, with zeros to be filled in.
 
     Raises: SmidgenError for a form that is unknown here, or if it describes no such body;

@@ -13,12 +13,12 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from smidgen.core.bodies import Bottleneck, Conv, ConvBottleneck, body_from_spec
+from smidgen.core.bodies import Body, Bottleneck, Conv, ConvBottleneck, Linear, body_from_spec
 from smidgen.core.edit import Acting, Edit, Size, Spec
 from smidgen.core.sites import Function, Site, SiteSpec, misfit, module_at, num_channels
 from smidgen.errors import SmidgenError
 
-__all__ = ["Adding", "Bottleneck", "Bypass", "Conv", "ConvBottleneck"]
+__all__ = ["Adding", "Bottleneck", "Bypass", "Conv", "ConvBottleneck", "Linear"]
 
 
 class Adding(Acting):
@@ -96,7 +96,7 @@ class Bypass(Adding, Edit):
         self,
         read: Site,
         writes: tuple[Site, ...],
-        body: Bottleneck | ConvBottleneck,
+        body: Body,
         *,
         scale: float = 1.0,
         rows: tuple[int, int] | None = None,
@@ -115,7 +115,7 @@ class Bypass(Adding, Edit):
             self.add_module(name, layer)
 
     @property
-    def body(self) -> Bottleneck | ConvBottleneck:
+    def body(self) -> Body:
         return self._body[0]
 
     def initialise(self, generator: torch.Generator, zero: bool = True) -> None:

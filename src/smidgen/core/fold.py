@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor, nn
 
-from smidgen.core.bypass import Bottleneck, Bypass
+from smidgen.core.bypass import Bottleneck, Bypass, Linear
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Scale, Shift, Table, Weight
 from smidgen.core.sites import Site, misfit
@@ -177,11 +177,11 @@ def _write(draft: _Draft, edit: Edit, target: Target | None) -> bool:
 
 
 def _write_bypass(draft: _Draft, name: str, edit: Bypass, target: Target | None) -> None:
-    """W x + b + s (up (down x + b_down) + b_up): W becomes W + s up down, b takes the rest. A
-    convolution likewise, group by group.
-    """
+    """W x + b + s (A x + c): W becomes W + s A, b takes the rest."""
     body, read, writes = edit.body, edit.sites[0], edit.sites[1:]
-    if not isinstance(body, Bottleneck) or body.activation != "identity":
+    if not isinstance(body, Bottleneck | Linear) or (
+        isinstance(body, Bottleneck) and body.activation != "identity"
+    ):
         raise _refusal(name, "what it adds is not linear")
     ends = f"reads at {read} and adds at {', '.join(map(str, writes))}"
     if len(writes) > 1 or not isinstance(target, IntoLinear):
@@ -189,25 +189,38 @@ def _write_bypass(draft: _Draft, name: str, edit: Bypass, target: Target | None)
     owner, _, _ = target.weight.rpartition(".")
     if (read.module, read.end) != (owner, "in"):
         raise _refusal(name, f"it {ends}, which are not the ends of one linear")
-    if body.up.bias is not None and target.bias is None:
+    product, offset = _product(body)
+    if offset is not None and target.bias is None:
         raise _refusal(name, f"it has a bias and {owner or 'the linear'} has none")
-    groups = 1 if body.conv is None else body.conv.groups
-    down, up = _double(body.down.weight), _double(body.up.weight)
-    down, up = down.unflatten(0, (groups, -1)), up.unflatten(0, (groups, -1)).flatten(2)
-    product = edit.scale * torch.einsum("gow,gw...->go...", up, down).flatten(0, 1)
     rows = slice(*edit.rows) if edit.rows else slice(None)
     weight = draft[target.weight].clone()
     part = weight[rows]
     if part.numel() != product.numel() or part.shape[:2] != product.shape[:2]:
         shapes = f"{tuple(part.shape)}, the delta {tuple(product.shape)}"
         raise misfit(f"{target.weight} has shape {shapes}")
-    weight[rows] += product.view_as(part)
+    weight[rows] += edit.scale * product.view_as(part)
     draft[target.weight] = weight
-    if body.up.bias is not None and body.down.bias is not None and target.bias is not None:
-        through = torch.einsum("gow,gw->go", up, _double(body.down.bias).view(groups, -1)).flatten()
+    if offset is not None and target.bias is not None:
         bias = draft[target.bias].clone()
-        bias[rows] += edit.scale * (through + _double(body.up.bias))
+        bias[rows] += edit.scale * offset
         draft[target.bias] = bias
+
+
+def _product(body: Bottleneck | Linear) -> tuple[Tensor, Tensor | None]:
+    """A and c of a body that is A x + c: up down, and up b_down + b_up, group by group where it is
+    a convolution.
+    """
+    if isinstance(body, Linear):
+        assert body.linear.bias is not None
+        return _double(body.linear.weight), _double(body.linear.bias)
+    groups = 1 if body.conv is None else body.conv.groups
+    down, up = _double(body.down.weight), _double(body.up.weight)
+    down, up = down.unflatten(0, (groups, -1)), up.unflatten(0, (groups, -1)).flatten(2)
+    product = torch.einsum("gow,gw...->go...", up, down).flatten(0, 1)
+    if body.up.bias is None or body.down.bias is None:
+        return product, None
+    through = torch.einsum("gow,gw->go", up, _double(body.down.bias).view(groups, -1)).flatten()
+    return product, through + _double(body.up.bias)
 
 
 def _refusal(name: str, why: str) -> SmidgenError:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from smidgen.core.bodies import ACTIVATIONS, CONVOLUTIONS, Bottleneck
+from smidgen.core.bodies import ACTIVATIONS, CONVOLUTIONS, Bottleneck, Linear
 from smidgen.core.bypass import Adding, Bypass
 from smidgen.core.edit import Acting, Edit, behind
 from smidgen.core.edits import Scale, Shift, Table
@@ -197,19 +197,22 @@ class MixedBypass(Adding, Mixed):
         return self.template.rows
 
     def values(self, edit: Bypass) -> Mapping[str, Tensor]:
-        up = {"up.weight", "up.bias"}
-        return {n: edit.scale * t if n in up else t for n, t in edit.tensors().items()}
+        last = [*edit.body.layers][-1]
+        scaled = {f"{last}.weight", f"{last}.bias"}
+        return {n: edit.scale * t if n in scaled else t for n, t in edit.tensors().items()}
 
     def read(self, h: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         site, body = self.sites[0], self.template.body
         slots = self.slots(h, site)
         own = {name: self.picked(name, slots, h) for name in self.template.tensors()}
-        if not isinstance(body, Bottleneck):
+        if isinstance(body, Linear):
+            self.kept = _linear(h, own, site.axis)
+        elif not isinstance(body, Bottleneck):
             self.kept = _conv_bottleneck(h, own, body.groups, body.activation)
         elif body.conv is not None:
             self.kept = _conv(h, own, body)
         else:
-            self.kept = _linear(h, own, site.axis, body.activation)
+            self.kept = _bottleneck(h, own, site.axis, body.activation)
         return h
 
 
@@ -222,13 +225,19 @@ MIXED: Mapping[type[Edit], type[Mixed]] = {
 }
 
 
-def _linear(
+def _bottleneck(
     h: Float[Tensor, "B ..."], own: Mapping[str, Tensor], axis: int, activation: str
+) -> Float[Tensor, "B ..."]:
+    z = ACTIVATIONS[activation](_linear(h, own, axis, "down"))
+    return _linear(z, own, axis, "up")
+
+
+def _linear(
+    h: Float[Tensor, "B ..."], own: Mapping[str, Tensor], axis: int, layer: str = "linear"
 ) -> Float[Tensor, "B ..."]:
     last = h.movedim(axis, -1)
     z = last.flatten(1, -2) if last.ndim > 2 else last[:, None]  # (B, ..., C) -> (B, N, C)
-    z = ACTIVATIONS[activation](_product(z, own["down.weight"], own.get("down.bias")))
-    z = _product(z, own["up.weight"], own.get("up.bias"))
+    z = _product(z, own[f"{layer}.weight"], own.get(f"{layer}.bias"))
     return z.reshape(*last.shape[:-1], z.shape[-1]).movedim(-1, axis)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
+from smidgen.data.captions import CaptionFindings
 from smidgen.data.folder import ImageFolder, Look
 from smidgen.data.listing import SIDE_FILE
 from smidgen.errors import shown
@@ -27,7 +28,7 @@ class Findings:
     files that are not used, by the kind of their reason. `examples`: the first of them but side
     files as `name: reason`. `other_suffix`: images whose suffix is not that of their content.
     `copies`: images whose bytes an earlier one has. `enlarged`: images smaller than the training
-    size.
+    size. `captions`: None of a base that reads none.
     """
 
     folder: str
@@ -41,6 +42,7 @@ class Findings:
     other_suffix: int | None = None
     copies: int | None = None
     enlarged: int | None = None
+    captions: CaptionFindings | None = None
 
     @property
     def read(self) -> bool:
@@ -65,6 +67,8 @@ class Findings:
             found.append(f"{self.enlarged:,} smaller than the training size, enlarged")
         if self.side_files:
             found.append(f"{self.side_files:,} side file(s) beside them, left alone")
+        if self.captions is not None:
+            found += self.captions.lines()
         others = {kind: number for kind, number in self.skipped.items() if kind != SIDE_FILE}
         if others:
             counted = ", ".join(f"{number:,} {kind}" for kind, number in others.items())

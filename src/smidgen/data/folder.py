@@ -43,11 +43,13 @@ class ImageFile:
     """One image and the index of its class. Its bytes come from `read` alone.
 
     With a `source` the path only names the image (shard.tar/key.jpg): there is no such file.
+    `captions` are those that its data set has beside it there.
     """
 
     path: Path
     label: int
     source: Source | None = None
+    captions: tuple[str, ...] = ()
 
     def read(self) -> bytes:
         """The bytes, read once so that what is hashed is what is decoded.

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from smidgen.data.caption_tables import COLUMNS
 from smidgen.data.folder import ImageFile, ImageFolder
 from smidgen.data.images import UnusableImage, read_bytes
 from smidgen.data.layout import Layout, contents, only_used, safe_names
@@ -52,7 +53,8 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
     """The rows of one split. `root`: a folder written by `save_to_disk`, or a hub id.
 
     Classes are those of the label column (names of a ClassLabel, or its values), without those that
-    no row has; without a label column all images are one class.
+    no row has; without a label column all images are one class. Captions are those of a column of
+    texts, or of lists of them, called text, caption or prompt.
 
     Raises: SmidgenError if the library is missing, there is no such data set or split, or no column
         of images.
@@ -60,6 +62,7 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
     table = _split_of(_load(root), root, split)
     image, label = _columns(table, root)
     names, labels = _labels(table, label, root.name)
+    captions = _captions(table, {image, label})
     cells = table.select_columns([image]).cast_column(image, _library().Image(decode=False))
     cells = cells.with_format(None)
     files: list[ImageFile] = []
@@ -74,7 +77,7 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
             )
             continue
         source = TableRow(table=cells, column=image, row=row)
-        files.append(ImageFile(path=path, label=number, source=source))
+        files.append(ImageFile(path=path, label=number, source=source, captions=captions[row]))
     found = ImageFolder(
         root=root,
         classes=safe_names(names),
@@ -187,6 +190,21 @@ def _labels(table: Any, column: str | None, fallback: str) -> tuple[list[str], l
     known = sorted({value for value in values if value not in (None, "", -1)})
     numbers = {value: number for number, value in enumerate(known)}
     return [str(value) for value in known], [numbers.get(value) for value in values]
+
+
+def _captions(table: Any, others: set[str | None]) -> list[tuple[str, ...]]:
+    """The captions of every row: of the first column of captions that is used for nothing else."""
+    column = next((n for n in COLUMNS if n in table.features and n not in others), None)
+    if column is None:
+        return [()] * len(table)
+    cells = table.select_columns([column]).with_format(None)[column][:]
+    return [_texts(cell) for cell in cells]
+
+
+def _texts(cell: Any) -> tuple[str, ...]:
+    """A text or a list of texts, without empty ones; nothing of anything else."""
+    texts = cell if isinstance(cell, list) else [cell]
+    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
 
 
 HF = Layout(

@@ -46,11 +46,13 @@ class MappedRows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSet:
-    """float32 posteriors with labels (N,) and the images' names; large sets stay on the disk.
+    """float32 posteriors with the numbers of the images' classes, `labels` (N,), and the images'
+    names; large sets stay on the disk.
 
     `folder` is what was scanned, with what turned out bad while encoding, and `findings` the report
     about it. `contents` are the SHA-256 of the images' files: equal ones are copies of a picture;
     empty: not known. `num_encoded` pictures were encoded now and not found in the cache.
+    `captions` are those of each image, None where classes are trained on.
     """
 
     mean: torch.Tensor | MappedRows
@@ -61,6 +63,7 @@ class LatentSet:
     contents: tuple[str, ...] = ()
     findings: Findings | None = None
     num_encoded: int = 0
+    captions: tuple[tuple[str, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,7 +88,7 @@ class LatentSet:
         generator: torch.Generator,
         rows: slice = slice(None),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (B, C, h, w) drawn from the posteriors of the images, and their labels (B,).
+        """Latents (B, C, h, w) drawn from the posteriors of the images, and their classes (B,).
 
         Each draw is mean + std * noise, of a random view where there are two. The result depends
         on `generator` (a CPU generator, advanced) and on the indices, nothing else. `rows`: the

@@ -1,4 +1,6 @@
-"""The names of layouts, which the command line knows before torch loads: the keys of LAYOUTS."""
+"""The names of layouts, the keys of LAYOUTS, and of the places of captions: the command line knows
+them before torch loads.
+"""
 
 from typing import Literal
 
@@ -16,3 +18,5 @@ LayoutName = Literal[
     "webdataset",
     "hf",
 ]
+
+CaptionSource = Literal["auto", "txt", "jsonl", "filename", "none"]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smidgen.data.caption_tables import COLUMNS
 from smidgen.data.folder import ImageFile, ImageFolder
 from smidgen.data.formats import FORMATS, SNIFFED_BYTES, has_image_suffix, sniff
 from smidgen.data.images import MAX_FILE_BYTES, UnusableImage
@@ -63,40 +64,47 @@ class ByteRange:
 
 
 class Sample(NamedTuple):
-    """One image of a shard, and the class that each source gives it, if any."""
+    """One image of a shard, the class that each source gives it, if any, and its captions."""
 
     path: Path
     image: ByteRange
     found: dict[str, str]
+    captions: dict[str, tuple[str, ...]]
 
 
 def read_shards(root: Path, split: str | None) -> ImageFolder:
     """Every sample of every shard. The classes come from .cls, else .json, else .txt, else the
     folder in the sample's name; without any of these all images are one class.
 
-    A class number is a line of classnames.txt, where that is there. Classes without an image are
-    left out.
+    Texts that say no class, most of which occur once where nothing surer says it, are captions; so
+    are those in .json. A class number is a line of classnames.txt, where that is there. Classes
+    without an image are left out.
 
-    Raises: SmidgenError for no shards, a damaged one, or texts that are captions and no classes.
+    Raises: SmidgenError for no shards, or a damaged one.
     """
     bad: list[BadFile] = []
     samples = [s for shard in find_shards(root, split) for s in _samples(shard, bad)]
     if not samples:
         raise SmidgenError(f'no shard of "{root}" has an image ({" ".join(FORMATS)})')
-    source = next((name for name in SOURCES if any(name in s.found for s in samples)), None)
+    source = _class_source(samples)
     if source is None:
         name = root.resolve().name or "images"
         samples = [s._replace(found={"none": name}) for s in samples]
         return _folder(root, samples, "none", [name], bad)
-    counts = Counter(sample.found[source] for sample in samples if source in sample.found)
-    single = sum(count == 1 for count in counts.values())
-    if source == "txt" and len(samples) > 1 and 2 * single > counts.total():
-        raise SmidgenError(
-            f'the texts in the shards of "{root}" are captions, not classes: {single:,} of '
-            f"{counts.total():,} occur once; expected .cls, .json with a label, or folders in the "
-            "names"
-        )
-    return _folder(root, samples, source, sorted(counts, key=_order), bad)
+    if source == "txt":
+        samples = [s._replace(captions={**s.captions, "txt": ()}) for s in samples]
+    values = {sample.found[source] for sample in samples if source in sample.found}
+    return _folder(root, samples, source, sorted(values, key=_order), bad)
+
+
+def _class_source(samples: Sequence[Sample]) -> str | None:
+    """The surest source of classes that a sample has; texts most of which occur once are none."""
+    for source in SOURCES:
+        counts = Counter(sample.found[source] for sample in samples if source in sample.found)
+        single = sum(count == 1 for count in counts.values())
+        if counts and not (source == "txt" and len(samples) > 1 and 2 * single > counts.total()):
+            return source
+    return None
 
 
 def _order(value: str) -> tuple[bool, int, str]:
@@ -124,7 +132,10 @@ def _folder(
     for sample in samples:
         if source in sample.found:
             label = labels[sample.found[source]]
-            files.append(ImageFile(path=sample.path, label=label, source=sample.image))
+            captions = sample.captions.get("txt") or sample.captions.get("json") or ()
+            files.append(
+                ImageFile(path=sample.path, label=label, source=sample.image, captions=captions)
+            )
         else:
             bad.append(BadFile(path=sample.path, reason=f"no class: its sample has no {source}"))
     folder = ImageFolder(
@@ -183,6 +194,7 @@ def _samples(shard: Path, bad: list[BadFile]) -> list[Sample]:
     """The samples of one shard in the order in which they lie there."""
     images: dict[str, list[tuple[str, ByteRange]]] = {}
     found: dict[str, dict[str, str]] = {}
+    captions: dict[str, dict[str, tuple[str, ...]]] = {}
     for member, data in tar_members(shard, _bytes_wanted):
         key, extension = _split_name(member.name)
         if META.fullmatch(member.name):
@@ -194,8 +206,10 @@ def _samples(shard: Path, bad: list[BadFile]) -> list[Sample]:
             images.setdefault(key, []).append((member.name, place))
         elif extension not in SOURCES:
             bad.append(BadFile(path=_place(shard, member.name), reason=SIDE_FILE, counts=False))
-        elif len(data) == member.size and (value := _class_in(extension, data)) is not None:
-            found.setdefault(key, {})[extension] = value
+        elif len(data) == member.size:
+            captions.setdefault(key, {})[extension] = _captions_in(extension, data)
+            if (value := _class_in(extension, data)) is not None:
+                found.setdefault(key, {})[extension] = value
     samples = []
     for key, places in images.items():
         # 000.jpg before 000.mask.png, which is something about it
@@ -205,7 +219,7 @@ def _samples(shard: Path, bad: list[BadFile]) -> list[Sample]:
         classes = found.get(key, {})
         if folder not in (".", ""):
             classes["folder"] = folder.rpartition("/")[2]
-        samples.append(Sample(_place(shard, name), image, classes))
+        samples.append(Sample(_place(shard, name), image, classes, captions.get(key, {})))
         reason = "not used: a further file of its sample"
         further = [_place(shard, other) for other, _ in places[1:]]
         bad += [BadFile(path=path, reason=reason, counts=False) for path in further]
@@ -251,20 +265,39 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _class_in(extension: str, data: bytes) -> str | None:
-    text = data.decode("utf-8", "replace").strip()
     if extension == "json":
-        try:
-            fields: Any = json.loads(text)  # which takes NaN too, as other programs write it
-        except (ValueError, RecursionError):
-            return None
-        values = [fields.get(name) for name in JSON_FIELDS] if isinstance(fields, dict) else []
+        fields = _fields(data)
+        values = [fields.get(name) for name in JSON_FIELDS]
         return next((str(v) for v in values if type(v) in (str, int) and v != ""), None)
-    return text or None
+    return data.decode("utf-8", "replace").strip() or None
+
+
+def _captions_in(extension: str, data: bytes) -> tuple[str, ...]:
+    """Each line of a text, or those of the first field of captions in .json."""
+    if extension == "txt":
+        return tuple(
+            s for line in data.decode("utf-8", "replace").splitlines() if (s := line.strip())
+        )
+    fields = _fields(data) if extension == "json" else {}
+    found = next((fields[name] for name in COLUMNS if fields.get(name)), [])
+    texts = found if isinstance(found, list) else [found]
+    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    """Those of a JSON object, none of anything else."""
+    try:
+        # which takes NaN too, as other programs write it
+        fields: Any = json.loads(data.decode("utf-8", "replace").strip())
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 WEBDATASET = Layout(
     title="a WebDataset",
     read=read_shards,
     looked_for=".tar shards, in a folder for each split or with the split in their names; classes "
-    f"in .cls, .json or .txt beside each image, or folders in its name; {CLASS_NAMES} for numbers",
+    f"in .cls, .json or .txt beside each image, or folders in its name; {CLASS_NAMES} for numbers; "
+    "captions in .txt or .json",
 )

@@ -116,23 +116,28 @@ def measure_drawing(
     *,
     name: str = "samples",
     facts: Mapping[str, Any] | None = None,
+    of_classes: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`measure_batches` of what is drawn, each process drawing its part; `facts` are known of it
-    besides its own.
+    besides its own. `of_classes`: the names of what is drawn are classes, not captions.
     """
     drawn = drawing.batches(part=(processes.rank(), processes.world_size()))
     with closing(drawn):
         return measure_batches(
             (
-                (places.start, images, [drawing.name(place) for place in places])
+                (
+                    places.start,
+                    images,
+                    [drawing.name(place) for place in places] if of_classes else None,
+                )
                 for places, images in drawn
             ),
             reference,
             config,
             sampling=drawing.facts() | dict(facts or {}),
             name=name,
-            classes=drawing.labels.names,
+            classes=drawing.labels.names if of_classes else (),
             num_images=drawing.num_images,
             progress=progress,
         )

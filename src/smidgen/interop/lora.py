@@ -128,6 +128,7 @@ def factors_of(delta: Delta) -> list[Factors]:
             )
         assert isinstance(edit, Bypass)
         body = edit.body
+        assert isinstance(body, Bottleneck)
         found.append(
             Factors(
                 module=edit.sites[0].module,

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from smidgen.core.bypass import Bottleneck, Bypass, ConvBottleneck
+from smidgen.core.bypass import Bottleneck, Bypass, ConvBottleneck, Linear
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import Block, Host, Position
 from smidgen.methods.configs import LEGAL, AdapterConfig, check_pair
@@ -121,8 +121,10 @@ def nearest_width(host: Host, places: tuple[str, str], config: AdapterConfig, ta
 
 def _body(
     read: Position, write: Position, width: int, config: AdapterConfig
-) -> Bottleneck | ConvBottleneck:
-    """The form of section 3.2 for tokens or, in residual blocks, for images."""
+) -> Bottleneck | ConvBottleneck | Linear:
+    """The form of section 3.2 for tokens or, in residual blocks, for images; or one layer."""
+    if config.form == "linear":
+        return Linear(read.size, write.size)
     if read.form == "image":
         # 32 groups in every published network; smaller ones may not divide by it
         groups = math.gcd(NUM_GROUPS, read.size)

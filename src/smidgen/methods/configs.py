@@ -30,6 +30,7 @@ Place = Literal[
 ]  # fmt: skip
 Output = Literal["SA_in", "CA_in", "CA_c", "FFN_in", "Trans_out", "Res_in", "Res_out"]
 Activation = Literal["relu", "sigmoid", "silu", "identity"]
+AdapterForm = Literal["bottleneck", "linear"]
 Init = Literal["zero", "pytorch"]
 Auto = Literal["auto"]
 
@@ -168,8 +169,10 @@ class AdapterConfig:
     output_position: Output | Auto = "auto"
     """Where they add; auto: the next place behind the input where something can be added (FFN_in
     behind CA_out)."""
+    form: AdapterForm = "bottleneck"
+    """linear: one layer of full width with a bias instead of two with a bottleneck between."""
     activation: Activation = "relu"
-    """The function between the two layers."""
+    """The function between the two layers of the bottleneck."""
     width: int | None = None
     """Width of the bottleneck; none: 64, or as `share` says."""
     share: float | None = None
@@ -183,6 +186,11 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.form == "linear" and (self.width or self.share):
+            raise UsageError(
+                "a linear adapter has no width to choose; leave out width and share, or use the "
+                "form bottleneck"
+            )
         if self.width is not None and self.share is not None:
             raise UsageError("width and share both say how wide the adapters are; give one")
         if self.width is not None:

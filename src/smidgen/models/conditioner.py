@@ -1,4 +1,5 @@
-"""Prompts as conditions: what a base's text encoders make of them, kept so that each is read once.
+"""Prompts as conditions: what a base's text encoders make of them, kept so that each is read once:
+a few in memory, many in a store on the disk.
 
 B images, K prompts, L tokens. The encoders are handed in as a loader, used and let go: they are
 often larger than the base itself. A condition is a mapping of tensors, images (or prompts) first.
@@ -7,7 +8,10 @@ often larger than the base itself. A condition is a mapping of tensors, images (
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +22,18 @@ from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
 from smidgen.hosts.family import Condition
+from smidgen.models.components import quiet
+from smidgen.models.condition_store import ConditionStore
+from smidgen.models.prompt_files import PromptFiles
 
 # (labels (B,)) -> the condition of so many images
 Conditions = Callable[[Tensor], Condition]
 # (pipeline, prompts, image size in pixels) -> the condition of these prompts
 Encode = Callable[[Any, Sequence[str], int], Condition]
+
+STORE_FORMAT = 1
+STORED_BYTES = 2**28  # of the conditions of one file of a store
+STORED_TEXTS = 1024
 
 LENGTHS = ("text", "mask")  # their second axis counts tokens, and may differ between prompts
 
@@ -35,9 +46,18 @@ def labels_alone(labels: Tensor) -> Condition:
 class Conditioner:
     """Encodes prompts; each distinct one once."""
 
-    def __init__(self, load: Callable[[], Any], encode: Encode, image_size: int) -> None:
-        """`load` gives the pipeline whose encoders `encode` calls, for images of so many pixels."""
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        encode: Encode,
+        image_size: int,
+        files: PromptFiles | None = None,
+    ) -> None:
+        """`load` gives the pipeline whose encoders `encode` calls, for images of so many pixels,
+        from these files, None if there are none.
+        """
         self._load = load
+        self.files = files
         self._encode = encode
         self._image_size = image_size
         self._known: dict[str, Condition] = {}
@@ -56,31 +76,36 @@ class Conditioner:
             raise SmidgenError("no prompts to encode; give at least one")
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if missing:
-            pipeline = self._load()
-            for prompt in missing:
-                try:
-                    found = self._encode(pipeline, [prompt], self._image_size)
-                except (
-                    TypeError,
-                    ValueError,
-                    ArithmeticError,
-                    LookupError,
-                    AttributeError,
-                ) as error:
-                    reason = in_one_line(error)
-                    raise SmidgenError(
-                        f'the tokenizers and text encoders fail on "{prompt}" ({reason}); '
-                        "get their folders again"
-                    ) from error
-                condition = {name: value.cpu() for name, value in found.items()}
-                remedy = "load the base in a precision of wider range, bf16 or fp32"
-                check_finite(condition, f'what the encoders make of "{prompt}"', remedy)
-                self._known[prompt] = condition
-            del pipeline
+            with self._loaded() as read:
+                for prompt in missing:
+                    self._known[prompt] = read(prompt)
+        return _rows([self._known[prompt] for prompt in prompts])
+
+    @contextmanager
+    def _loaded(self) -> Iterator[Callable[[str], Condition]]:
+        """The encoders as a function of one prompt, let go at the end."""
+        pipeline = [self._load()]
+
+        def read(prompt: str) -> Condition:
+            try:
+                found = self._encode(pipeline[0], [prompt], self._image_size)
+            except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+                raise SmidgenError(
+                    f'the tokenizers and text encoders fail on "{prompt}" ({in_one_line(error)}); '
+                    "get their folders again"
+                ) from error
+            condition = {name: value.cpu() for name, value in found.items()}
+            remedy = "load the base in a precision of wider range, bf16 or fp32"
+            check_finite(condition, f'what the encoders make of "{prompt}"', remedy)
+            return condition
+
+        try:
+            yield read
+        finally:
+            pipeline.clear()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return _rows([self._known[prompt] for prompt in prompts])
 
     def conditions(
         self, prompts: Sequence[str], device: torch.device, dtype: torch.dtype
@@ -92,9 +117,70 @@ class Conditioner:
         }
         return lambda labels: {name: value[labels] for name, value in rows.items()}
 
+    @torch.no_grad()
+    def fill(
+        self,
+        prompts: Sequence[str],
+        folder: Path,
+        dtype: torch.dtype,
+        report: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Encode what the store of these encoders below `folder` lacks of many prompts; `dtype` is
+        the base's and theirs, `report(done, in all)` is called for each. A killed run keeps what it
+        wrote.
 
-def _rows(conditions: Sequence[Condition]) -> Condition:
-    """Conditions of single prompts as one of all of them."""
+        Raises: SmidgenError as `encode`, or if the disk refuses.
+        """
+        store = ConditionStore(self._place(folder, dtype))
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in store]
+        if not missing:
+            return
+        waiting: dict[str, Condition] = {}
+        num_bytes = 0
+        with self._loaded() as read, quiet():  # which texts are cut was said before
+            for number, prompt in enumerate(missing, start=1):
+                waiting[prompt] = read(prompt)
+                num_bytes += sum(value.nbytes for value in waiting[prompt].values())
+                full = num_bytes >= STORED_BYTES or len(waiting) == STORED_TEXTS
+                if full or number == len(missing):
+                    store.add(waiting)
+                    waiting, num_bytes = {}, 0
+                if report is not None:
+                    report(number, len(missing))
+
+    def stored(
+        self, prompts: Sequence[str], folder: Path, device: torch.device, dtype: torch.dtype
+    ) -> Conditions:
+        """Label i as the condition of prompt i, of which a batch's rows alone are read from the
+        store that `fill` filled, and moved.
+
+        Raises: SmidgenError for texts of different lengths that have no mask.
+        """
+        store = ConditionStore(self._place(folder, dtype))
+        rows = [store[prompt] for prompt in prompts]
+        longest = _longest(rows)
+
+        def conditions(labels: Tensor) -> Condition:
+            found = _rows([rows[label] for label in labels.tolist()], longest)
+            return {
+                name: value.to(device, dtype if value.is_floating_point() else None)
+                for name, value in found.items()
+            }
+
+        return conditions
+
+    def _place(self, folder: Path, dtype: torch.dtype) -> Path:
+        """By all that a condition depends on besides its text."""
+        assert self.files is not None, "conditions are stored by the files of their encoders"
+        spec = (STORE_FORMAT, self.files.fingerprint, str(dtype), self._image_size)
+        return folder / "conditions" / hashlib.sha256(repr(spec).encode()).hexdigest()[:32]
+
+
+def _longest(conditions: Sequence[Condition]) -> dict[str, int]:
+    """The most tokens that one of these has.
+
+    Raises: SmidgenError for different numbers of them without a mask.
+    """
     longest = {
         name: max(condition[name].shape[1] for condition in conditions)
         for name in LENGTHS
@@ -107,6 +193,12 @@ def _rows(conditions: Sequence[Condition]) -> Condition:
                 f"the text encoder gives texts of {lengths[0]} to {lengths[-1]} tokens without a "
                 "mask; expected one length for all prompts"
             )
+    return longest
+
+
+def _rows(conditions: Sequence[Condition], longest: Mapping[str, int] | None = None) -> Condition:
+    """Conditions of single prompts as one of all of them, of so many tokens, None: as they need."""
+    longest = _longest(conditions) if longest is None else longest
     filled = [
         {name: _fill(value, longest.get(name)) for name, value in condition.items()}
         for condition in conditions

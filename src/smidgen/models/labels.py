@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table
 from smidgen.errors import UsageError
+from smidgen.files.names import excerpt
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions, labels_alone
-from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS, prompt_of
+from smidgen.models.prompts import CAPTIONS, DEFAULT_PROMPT, PROMPTS, prompt_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +35,35 @@ def labels_of(
     """The labels of these prompts, each once; without any, those of the classes that `delta` was
     trained on or the base knows. `negative` is the prompt of no class.
 
-    Raises: UsageError for prompts where the base reads none, or none where it reads such;
-        SmidgenError as `Conditioner.encode`.
+    Raises: UsageError for prompts where the base reads none, or none where it reads such, or one
+        that its text encoders cut; SmidgenError as `Conditioner.encode`.
     """
     if prompts:
         names = tuple(dict.fromkeys(prompts))
+        _check_lengths(base, (*names, negative))
         return Labels(names=names, conditions=base.conditions(names, negative))
     names = class_names(base, delta)
     if base.conditioner is not None and not names:
+        captions = {} if delta is None else delta.provenance.training.get(CAPTIONS, {})
+        if captions:
+            raise UsageError(
+                "this delta was trained on captions: give prompts (prompts=..., --prompt), such as "
+                f'"{captions["examples"][0]}"'
+            )
         raise UsageError(
             f'base "{base.name}" reads prompts: give some (prompts=..., --prompt), or a delta that '
             "was trained on classes"
         )
     return Labels(names=names, conditions=base.conditions(class_prompts(base, delta), negative))
+
+
+def _check_lengths(base: Base, prompts: Sequence[str]) -> None:
+    files = None if base.conditioner is None else base.conditioner.files
+    for prompt, most in ({} if files is None else files.cut(prompts)).items():
+        raise UsageError(
+            f'prompt "{excerpt(prompt)}" is too long: base "{base.name}" reads {most} tokens of a '
+            "text; shorten it"
+        )
 
 
 def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from smidgen.models.pipelines import (
     pipeline_of,
     trained_pixels,
 )
+from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
 from smidgen.models.schemas import Scheduler
 
@@ -81,7 +82,8 @@ def load_pipeline(
     base.family = family
     assert family.encode is not None, "the family of such a pipeline reads prompts"
     load = partial(_encoders, source, index, pipeline, base)
-    base.conditioner = Conditioner(load, family.encode, pixels)
+    files = PromptFiles(source=source, index=index, pipeline=pipeline, network=network)
+    base.conditioner = Conditioner(load, family.encode, pixels, files)
     return base
 
 

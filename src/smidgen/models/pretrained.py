@@ -32,6 +32,7 @@ from smidgen.models.hub import download
 from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_names
 from smidgen.models.pipeline_base import check_size, load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
+from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
 from smidgen.processes import is_main
 
@@ -169,6 +170,23 @@ def trained_size(
         return architecture(name).image_size * factor, factor
     folder = source / pipeline_of(described, source)[1].denoiser
     return trained_pixels(read_json(folder / "config.json"), factor), factor
+
+
+def prompt_files(name: str | Path) -> PromptFiles | None:
+    """The files with which a base reads prompts; None of one that reads none or lies on the hub.
+
+    Raises: UsageError, SmidgenError as `load_base`.
+    """
+    if on_hub(name):
+        return None
+    source = _locate(name)
+    described = _describe(source)
+    if not is_pipeline(described):
+        return None
+    network, pipeline = pipeline_of(described, source)
+    if not pipeline.prompts:
+        return None
+    return PromptFiles(source=source, index=described, pipeline=pipeline, network=network)
 
 
 def note_on_size(name: str | Path, trained: int | None, used: int | None) -> str | None:

@@ -2,7 +2,8 @@
 
 CLASS = "{class}"
 DEFAULT_PROMPT = "a photo of a {class}"
-PROMPTS = "prompts"  # where a delta's provenance says which prompts it was trained on
+# where a delta's provenance says which prompts it was trained on: those of classes, or captions
+PROMPTS, CAPTIONS = "prompts", "captions"
 
 
 def prompt_of(name: str, template: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from smidgen.data.names import LayoutName
+from smidgen.data.names import CaptionSource, LayoutName
 from smidgen.errors import UsageError
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
@@ -151,6 +151,10 @@ class RunConfig:
     method: str = "difffit"
     """What is trained: full, bitfit, difffit, adaptformer, vpt, lora, adapter; or several at once,
     such as difffit+lora, whose flags then begin with the method: --lora.rank 8."""
+    captions: CaptionSource = "auto"
+    """What a base that reads prompts is told of each image: txt, of a text file beside it, a line a
+    caption; jsonl, of metadata.jsonl or .csv; filename; none: the prompt of its class; auto: text
+    files or a table if there are any."""
     resize: Literal["crop", "resize"] = "crop"
     """crop: the centre square of each image; resize: all of it, squeezed to a square."""
     flip: bool = False

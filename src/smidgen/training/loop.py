@@ -156,7 +156,8 @@ def train_delta(
 ) -> TrainingResult:
     """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
     it is. `config` is resolved and fits this machine (`runtime.check_runtime`). `task` says for
-    what, None: the base's own process and what labels mean with this delta.
+    what, None: the base's own process and what labels mean with this delta. Of images that are told
+    apart by their captions, any may be held out.
     Files are written below `run_folder`, where the newest checkpoint is gone on from if `resume`.
     `on_step(step, loss)` is called after each step.
 
@@ -167,7 +168,7 @@ def train_delta(
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
     trained, held_out = hold_out(
-        latents.labels,
+        latents.labels if latents.captions is None else torch.zeros_like(latents.labels),
         share=config.validation_share,
         seed=config.seed,
         contents=latents.contents,

@@ -1,7 +1,7 @@
 """What is trained: noised latents with their labels, and the loss of the network on them.
 
-B images of one forward pass. Labels are numbers throughout; what one means to the network, a class
-or a prompt, is looked up when it is called.
+B images of one forward pass, N in all. Labels are numbers throughout; what one means to the
+network, a class or a prompt, is looked up when it is called.
 """
 
 from __future__ import annotations
@@ -22,11 +22,36 @@ from smidgen.training.randomness import Streams
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choices:
+    """The labels that each of N images may be trained with: image i has `counts[i]` of them, at
+    least one, in `labels` from `starts[i]` on.
+    """
+
+    labels: Tensor
+    starts: Tensor
+    counts: Tensor
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One label for each of these images (B,), all of an image's being as likely."""
+        share = torch.rand(len(images), generator=generator, dtype=torch.float64)
+        counts = self.counts[images]
+        return self.labels[self.starts[images] + (share * counts).long().clamp(max=counts - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a network is trained for, whoever it is: a process, and what labels mean."""
+    """What a network is trained for, whoever it is: a process, and what labels mean.
+
+    `choices` None: the label of an image is the number of its class.
+    """
 
     process: Process
     labels: Labels
+    choices: Choices | None = None
+
+    def label(self, images: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """The labels (B,) of images of these classes; with several to choose from, drawn."""
+        return classes if self.choices is None else self.choices.draw(images, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +85,8 @@ def draw_batch(
     train on what one process with their batches as one would.
     """
     own = slice(rank() * config.batch_size, (rank() + 1) * config.batch_size)
-    x0, labels = latents.draw(indices, streams.latents, own)
+    x0, classes = latents.draw(indices, streams.latents, own)
+    labels = task.label(indices, classes, streams.labels)
     labels = drop_labels(labels, task.labels.null, config.label_dropout, streams.labels)
     times = task.process.draw_times(
         len(indices), streams.timesteps, config.timestep_sampling, config.timestep_shift

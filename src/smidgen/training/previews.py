@@ -12,8 +12,10 @@ from PIL import Image
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.run import measure_drawing
 from smidgen.models.base import Base
+from smidgen.models.labels import Labels
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
+from smidgen.training.captions import a_few
 from smidgen.training.config import RunConfig
 from smidgen.training.loop import Evaluator
 from smidgen.training.objective import Task
@@ -21,14 +23,14 @@ from smidgen.training.state import writing
 
 # quick to draw, and the same ones every time
 STEPS = 20
-GRID_IMAGES = 64
+GRID_IMAGES, GRID_CAPTIONS = 64, 16
 METRIC_IMAGES = 512
 BATCH = 64
 
 
 def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     """The grid and the metrics of a run, as far as its settings ask for them."""
-    training = config.training
+    training, of_classes = config.training, task.choices is None
     measured = EvaluationConfig(
         features=training.metrics_features,
         layout=config.layout,
@@ -38,7 +40,8 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     )
 
     def draw_grid(step: int) -> dict[str, float]:
-        images = [part for _, part in _drawing(base, task, GRID_IMAGES).batches()]
+        labels = task.labels if of_classes else a_few(task.labels, GRID_CAPTIONS)
+        images = [part for _, part in _drawing(base, labels, GRID_IMAGES).batches()]
         path = config.output / "samples" / f"step-{step}.png"
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +49,9 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
         return {}
 
     def measure(step: int) -> dict[str, float]:
-        result = measure_drawing(_drawing(base, task, METRIC_IMAGES), config.data, measured)
+        labels = task.labels if of_classes else a_few(task.labels, METRIC_IMAGES)
+        drawing = _drawing(base, labels, METRIC_IMAGES)
+        result = measure_drawing(drawing, config.data, measured, of_classes=of_classes)
         found = result["metrics"].items()
         means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}
         return {name: value for name, value in means.items() if value is not None}
@@ -55,15 +60,15 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     return [Evaluator(every=every, run=function) for function, every in wanted.items() if every]
 
 
-def _drawing(base: Base, task: Task, count: int) -> Drawing:
-    """So many images of the base as it is now, or one of each class if there are more of them."""
+def _drawing(base: Base, labels: Labels, count: int) -> Drawing:
+    """So many images of the base as it is now, or one of each label if there are more of them."""
     sampling = SamplingConfig(
-        num_images=max(count, len(task.labels.names)),
+        num_images=max(count, len(labels.names)),
         steps=STEPS,
         sampler=base.process.preview_sampler,
         batch_size=BATCH,
     )
-    return prepare(base, sampling, labels=task.labels)
+    return prepare(base, sampling, labels=labels)
 
 
 def grid(images: NDArray[np.uint8]) -> Image.Image:

@@ -31,13 +31,12 @@ from smidgen.files.writing import write_json
 from smidgen.hosts.family import Family
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
-from smidgen.models.labels import labels_of
 from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
 from smidgen.processes import barrier, from_main, is_main, rank, world_size
 from smidgen.progress import counting_bar
+from smidgen.training.captions import captioned, captions_for, provenance_of, task_of
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.loop import TrainingResult, train_delta
-from smidgen.training.objective import Task
 from smidgen.training.previews import evaluators_of
 from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe
@@ -95,7 +94,7 @@ def fine_tune(
             goes_on = standing == "begun" and (folder / DELTA).is_file()
             init = read_delta(folder / DELTA, base) if goes_on else read_init(config.init, base)
             delta = begun_with(delta, init)
-        task = Task(process=base.process, labels=labels_of(base, delta))
+        task = task_of(base, delta, latents, config, progress=progress)
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
         result = train_delta(
@@ -146,7 +145,7 @@ def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
     values |= dataclasses.asdict(config.method_config) | {"image_size": base.image_size}
-    for name in ("resize", "flip", "max_bad_share", "init"):
+    for name in ("captions", "resize", "flip", "max_bad_share", "init"):
         values[name] = getattr(config, name)
     return values | dataclasses.asdict(config.training)
 
@@ -196,11 +195,13 @@ def _check_settings(base: Base | Described, training: TrainingConfig) -> None:
 
 
 def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> LatentSet:
-    """The latents of the images, encoded where the cache lacks them."""
+    """The latents of the images, encoded where the cache lacks them, with their captions."""
     images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     check_bad_share(images, config.max_bad_share)
+    reader = base.conditioner
+    captions = captions_for(config, images, base=base.name, reads_prompts=reader is not None)
     with counting_bar("encoding", progress=progress) as report:
-        return LatentCache.build(
+        latents = LatentCache.build(
             images,
             base.codec,
             image_size=base.image_size,
@@ -213,14 +214,16 @@ def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> La
             if world_size() == 1
             else Share(files=slice(rank(), None, world_size()), wait=barrier),
         )
+    files = None if reader is None else reader.files
+    return captioned(latents, captions, None if files is None else files.cut)
 
 
 def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     """A fresh delta of the method for the classes of the images, its provenance filled in.
 
     Where the base reads prompts, classes are no part of the delta, but its provenance has their
-    names and the template of their prompts. It names no time and no path, so that equal runs write
-    equal files.
+    names and the template of their prompts, or examples of the captions. It names no time and no
+    path, so that equal runs write equal files.
     """
     if latents.folder is None:
         raise SmidgenError("these latents come from no folder: nothing says what their classes are")
@@ -245,9 +248,10 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
         },
         "versions": {name: version_of(name) for name in ("smidgen", "torch")},
     }
+    training |= provenance_of(latents)
     if config.init is not None:
         training[INIT] = identity_of_start(config.init, config.output / DELTA)
-    if base.conditioner is not None:
+    if base.conditioner is not None and latents.captions is None:
         template = config.training.prompt or DEFAULT_PROMPT
         training[PROMPTS] = {"template": template, "classes": list(classes)}
     return build_delta(

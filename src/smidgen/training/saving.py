@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,8 @@ from smidgen.training.recipe import DELTA
 from smidgen.training.start import NO_START, START
 from smidgen.training.state import (
     AGAIN,
+    CAPTIONS,
+    NO_CAPTIONS,
     TrainingState,
     checkpoints,
     keep_newest,
@@ -141,13 +144,15 @@ class Saver:
 
 
 def identity_of(base: Base, latents: LatentSet, start: str | None) -> dict[str, str]:
-    """What must be the same for a run to be resumed: the base and its codec, the images, how many
-    processes share the work, and the `start` (`start.identity_of_start`).
+    """What must be the same for a run to be resumed: the base and its codec, the images and their
+    captions, how many processes share the work, and the `start` (`start.identity_of_start`).
     """
+    captions = json.dumps(latents.captions).encode()
     return {
         "the base": base.fingerprint,
         "the codec": base.codec.fingerprint,
         "the images": identity_of_images(latents.names, latents.labels, latents.contents),
+        CAPTIONS: NO_CAPTIONS if latents.captions is None else hashlib.sha256(captions).hexdigest(),
         "the number of processes": str(world_size()),
         START: start or NO_START,
     }

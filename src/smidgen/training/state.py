@@ -35,6 +35,7 @@ AGAIN = (  # what to do where the disk refused: what was saved before is never t
     "make room and run the same command again: it resumes at the last checkpoint, which is intact"
 )
 writing = functools.partial(writing_files, remedy=AGAIN)
+CAPTIONS, NO_CAPTIONS = "the captions", "none"  # in an identity
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps for each tensor
 STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -179,7 +180,7 @@ def check_identity(folder: Path, position: Position, current: Mapping[str, str])
     """Raises: UsageError naming what is not the same as when the run in `folder` was started; what
     one of the two does not know is not compared.
     """
-    saved = {"the number of processes": "1", **position.identity}
+    saved = {"the number of processes": "1", CAPTIONS: NO_CAPTIONS, **position.identity}
     if position.format_version < FORMAT_VERSION:
         saved.pop("the images", None)
     shared = [name for name in current if name in saved]

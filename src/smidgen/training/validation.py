@@ -29,7 +29,7 @@ class Validation:
         generator = generator_for(config.seed, "validation")
         # (i * M) // count visits all of M images evenly, more than once where count exceeds M
         chosen = indices[(torch.arange(count) * len(indices)) // count]
-        x0, labels = latents.draw(chosen, generator)
+        x0, classes = latents.draw(chosen, generator)
         within = torch.rand(count, generator=generator, dtype=torch.float64)
         strata = torch.randperm(count, generator=generator)
         self._task = task
@@ -37,7 +37,7 @@ class Validation:
         self._draws = Batch(
             images=chosen,
             latents=x0,
-            labels=labels,
+            labels=task.label(chosen, classes, generator_for(config.seed, "validation labels")),
             timesteps=task.process.times(
                 (strata + within) / count, config.timestep_sampling, config.timestep_shift
             ),

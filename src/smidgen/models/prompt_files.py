@@ -1,0 +1,99 @@
+"""The tokenizers and text encoders in a pipeline's folder: what they are known by, and how many
+tokens of a prompt they read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smidgen.errors import SmidgenError
+from smidgen.files.names import excerpt
+from smidgen.files.reading import in_one_line, sha256_of
+from smidgen.hosts.family import Pipeline
+from smidgen.models.components import load_encoders, quiet
+from smidgen.models.pipelines import beside_prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFiles:
+    """The files with which a pipeline reads prompts; `network` is the class of its denoiser."""
+
+    source: Path
+    index: Mapping[str, Any]
+    pipeline: Pipeline
+    network: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all of them. Raises: SmidgenError if one cannot be read."""
+        digest = hashlib.sha256(self.kind.encode())
+        for name in self.pipeline.prompts:
+            folder = self.source / name
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path.is_file():
+                    digest.update(f"\0{name}/{path.name}\0{sha256_of(path)}".encode())
+        return digest.hexdigest()
+
+    @property
+    def kind(self) -> str:
+        """The class of the pipeline."""
+        return str(self.index["_class_name"])
+
+    def cut(self, prompts: Iterable[str]) -> dict[str, int]:
+        """Those of the prompts whose last tokens no text encoder reads, and how many one does.
+
+        Raises: SmidgenError if a tokenizer cannot be loaded, or fails.
+        """
+        pipeline, tokenizers = self._tokenizers
+        found = dict.fromkeys(prompts, 0)
+        with quiet():
+            for tokenizer in tokenizers:
+                most = most_tokens(pipeline, tokenizer)
+                found = {
+                    text: max(most, read)
+                    for text, read in found.items()
+                    if _num_tokens(tokenizer, text) > most
+                }
+        return found if tokenizers else {}
+
+    @cached_property
+    def _tokenizers(self) -> tuple[Any, list[Any]]:
+        """The pipeline without its networks, and its tokenizers."""
+        parts = dict.fromkeys((*beside_prompts(self.index, self.pipeline), *self.pipeline.encoders))
+        loaded = load_encoders(
+            self.source,
+            self.kind,
+            self.network,
+            torch.float32,
+            parts | {self.pipeline.denoiser: None},
+        )
+        found = [getattr(loaded, name, None) for name in self.pipeline.tokenizers]
+        # a processor, which reads images as well, has its tokenizer inside
+        return loaded, [getattr(one, "tokenizer", one) for one in found if one is not None]
+
+
+def most_tokens(pipeline: Any, tokenizer: Any) -> int:
+    """How many tokens of a prompt the encoder behind this tokenizer reads: as the pipeline says for
+    what is no CLIP, else as the tokenizer does.
+    """
+    said = inspect.signature(pipeline.encode_prompt).parameters.get("max_sequence_length")
+    is_clip = type(tokenizer).__name__.startswith("CLIP")
+    return tokenizer.model_max_length if said is None or is_clip else said.default
+
+
+def _num_tokens(tokenizer: Any, text: str) -> int:
+    """With those that stand before and behind a prompt."""
+    try:
+        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise SmidgenError(
+            f'the tokenizer fails on "{excerpt(text)}" ({in_one_line(error)}); get its folder again'
+        ) from error

@@ -1,0 +1,134 @@
+"""What a training on captions is told: the caption of each image in the place of its class.
+
+An image has a class, by which images are held out and reported; a condition, which is the text that
+the network is told; and a label, the number by which a condition is looked up. Without captions the
+label is the class, with them it is the number of a caption. N images, B of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smidgen.core.delta import Delta
+from smidgen.data.cache import default_cache_dir
+from smidgen.data.captions import Captions, distinct, read_captions
+from smidgen.data.folder import ImageFolder
+from smidgen.data.latents import LatentSet
+from smidgen.errors import SmidgenError, UsageError, shown
+from smidgen.models.base import Base
+from smidgen.models.calling import dtype_of
+from smidgen.models.labels import Labels, labels_of
+from smidgen.models.prompts import CAPTIONS
+from smidgen.processes import from_main, is_main
+from smidgen.progress import counting_bar
+from smidgen.training.config import RunConfig
+from smidgen.training.objective import Choices, Task
+
+EXAMPLES = 4  # of a delta's provenance
+# (captions) -> those of them that the text encoders cut
+Cut = Callable[[Sequence[str]], Collection[str]]
+
+
+def captions_for(
+    config: RunConfig, folder: ImageFolder, *, base: str, reads_prompts: bool
+) -> Captions | None:
+    """The captions of a folder for a base of this name, None for one that reads none.
+
+    Raises: UsageError for captions that are of no use, or a template of prompts beside them;
+        SmidgenError as `read_captions`.
+    """
+    if not reads_prompts:
+        if config.captions not in ("auto", "none"):
+            raise UsageError(
+                f'captions is of no use to base "{base}", which knows classes and reads no prompts;'
+                " leave it out"
+            )
+        if folder.layout == "webdataset" and folder.flat and any(f.captions for f in folder.files):
+            raise SmidgenError(
+                f'the texts in the shards of "{shown(str(folder.root))}" are captions, not classes,'
+                f' and base "{base}" reads none; expected .cls, .json with a label, or folders in '
+                "the names"
+            )
+        return None
+    captions = read_captions(folder, config.captions)
+    if captions.source != "none" and config.training.prompt is not None:
+        raise UsageError(
+            f"prompt makes those of classes, and the images have captions ({captions.source}): "
+            "leave prompt out, or give --captions none"
+        )
+    return captions
+
+
+def captioned(latents: LatentSet, captions: Captions | None, cut: Cut | None) -> LatentSet:
+    """The latents with the captions of their files, and what is said of these in the findings."""
+    if captions is None or latents.folder is None or latents.findings is None:
+        return latents
+    texts = captions.of(latents.folder)
+    short = cut(distinct(texts)) if cut is not None and captions.source != "none" else None
+    said = dataclasses.replace(latents.findings, captions=captions.findings(latents.folder, short))
+    return dataclasses.replace(
+        latents, findings=said, captions=None if captions.source == "none" else texts
+    )
+
+
+def task_of(
+    base: Base, delta: Delta, latents: LatentSet, config: RunConfig, *, progress: bool = False
+) -> Task:
+    """What is trained: the latents' captions, or else the classes that the delta was made for."""
+    if latents.captions is None:
+        return Task(process=base.process, labels=labels_of(base, delta))
+    assert base.conditioner is not None, "captions are read for bases that read prompts"
+    names = distinct(latents.captions)
+    prompts, dtype = (*names, ""), dtype_of(base.denoiser)
+    place = config.cache_dir or default_cache_dir()
+    conditioner = base.conditioner
+    with counting_bar("reading captions", progress=progress and is_main()) as report:
+        from_main(lambda: conditioner.fill(prompts, place, dtype, report))
+    conditions = conditioner.stored(prompts, place, base.device, dtype)
+    return Task(
+        process=base.process,
+        labels=Labels(names=names, conditions=conditions),
+        choices=choices_of(latents.captions, names),
+    )
+
+
+def choices_of(captions: Sequence[Sequence[str]], names: Sequence[str]) -> Choices:
+    """Each image's captions as numbers of `names`; the null label of one that has none."""
+    numbers = {name: number for number, name in enumerate(names)}
+    of_images = [[numbers[text] for text in own] or [len(names)] for own in captions]
+    counts = torch.tensor([len(own) for own in of_images])
+    return Choices(
+        labels=torch.tensor([label for own in of_images for label in own]),
+        starts=counts.cumsum(0) - counts,
+        counts=counts,
+    )
+
+
+def provenance_of(latents: LatentSet) -> dict[str, Any]:
+    """What a delta says of the captions that it was trained on: a few of them, evenly taken."""
+    if latents.captions is None or latents.findings is None or latents.findings.captions is None:
+        return {}
+    names, found = distinct(latents.captions), latents.findings.captions
+    facts = {"source": found.source, "images": found.images, "distinct": found.distinct}
+    return {CAPTIONS: {**facts, "examples": [names[i] for i in evenly(len(names), EXAMPLES)]}}
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """At most `count` of so many numbers, from the first one on."""
+    count = min(count, total)
+    return [number * total // count for number in range(count)]
+
+
+def a_few(labels: Labels, count: int) -> Labels:
+    """The labels of at most `count` of the names, and that of none."""
+    kept = torch.tensor([*evenly(len(labels.names), count), labels.null])
+
+    def conditions(chosen: Tensor) -> Any:
+        return labels.conditions(kept.to(chosen.device)[chosen])
+
+    return Labels(names=tuple(labels.names[i] for i in kept[:-1].tolist()), conditions=conditions)
