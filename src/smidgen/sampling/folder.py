@@ -45,8 +45,8 @@ def read_record(folder: Path) -> SampleRecord | None:
         fit(record.settings, SamplingFacts)
     except Unreadable as error:
         raise SmidgenError(
-            f"{path} is no record of smidgen sample, or damaged ({error.reason}); sample again, or "
-            "move it elsewhere"
+            f"{path} is no record of smidgen sample, or damaged ({error.reason}); sample into "
+            "another folder, or move it elsewhere"
         ) from error
     return record
 
@@ -57,13 +57,13 @@ def standing_of(folder: Path, settings: Mapping[str, Any], *, force: bool = Fals
     Raises: UsageError if it holds other pictures or, without `force`, images of other settings or
         another program's record.
     """
+    pictures = {path.name for path in folder.glob("*.png")} if folder.is_dir() else set()
     try:
         record = read_record(folder)
     except SmidgenError as error:
-        if not force:
-            raise UsageError(f"{error}, or {START_OVER}") from error
+        if not force:  # pictures are ours by nothing else
+            raise UsageError(f"{error}" + ("" if pictures else f", or {START_OVER}")) from error
         record = None
-    pictures = {path.name for path in folder.glob("*.png")} if folder.is_dir() else set()
     ours = set(record.images) if record is not None else set()
     if pictures - ours:
         raise UsageError(
