@@ -145,7 +145,8 @@ def test_grids_and_metrics_come_when_asked_for(tmp_path, base, monkeypatch):
     monkeypatch.setattr("smidgen.training.previews.METRIC_IMAGES", 6)
     seen = []
 
-    def measure(drawing, reference, config):
+    def measure(drawing, reference, config, of_classes):
+        assert of_classes
         seen.append((drawing, reference, config))
         return {"metrics": {"fd": 1.5, "class_agreement": None}}
 
@@ -315,3 +316,19 @@ def test_folding_writes_a_base_that_samples_as_the_delta_does(tmp_path, base):
         torch.testing.assert_close(model(x, t, y), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match='unknown format "onnx"'):
         smidgen.fold(base, delta, format="onnx", output=tmp_path / "x")
+
+
+@pytest.mark.parametrize("draw", [smidgen.sample, smidgen.sample_arrays])
+@pytest.mark.parametrize("prompt", ["a", ("a",), ["a"]])
+def test_a_prompt_is_never_dropped_under_either_of_its_names(base, draw, prompt):
+    for name in ("prompt", "prompts"):
+        with pytest.raises(UsageError, match='base "tiny-0" knows classes and reads no prompts'):
+            draw(base, **{name: prompt})
+    with pytest.raises(UsageError, match="prompt and prompts are one setting; give one of them"):
+        draw(base, prompt=prompt, prompts=prompt)
+
+
+def test_a_mistyped_keyword_of_train_finds_those_of_the_run_and_of_the_training(base, tmp_path):
+    for mistyped, meant in (("layut", "layout"), ("stesp", "steps")):
+        with pytest.raises(UsageError, match=f'setting "{mistyped}"; did you mean "{meant}"'):
+            smidgen.train(base, write_photos(tmp_path / "photos"), **{mistyped: 1})

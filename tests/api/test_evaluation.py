@@ -1,5 +1,7 @@
 """Runs and deltas are measured straight from the sampler, each process drawing its part."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(base, delta):
 
 
 def test_a_delta_is_measured_as_the_images_that_it_gives(base, delta, photos, tmp_path):
-    document = evaluate(delta, photos, base=base, sampling=DRAW, batch_size=4)
+    document = evaluate(delta, photos, base=base, sampling=replace(DRAW, batch_size=4))
     images = smidgen.sample(
         base, delta=delta, num_images=7, steps=3, guidance=2.0, seed=4, batch_size=4
     )
@@ -139,3 +141,40 @@ def test_each_process_of_several_takes_its_own_accelerator(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert own_device("cuda") == "cuda:2"
     assert own_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["negative_prompt", "guidance", "num_images", "seed"])
+def test_a_setting_of_sampling_is_refused_with_where_it_is_given(base, delta, photos, name):
+    message = rf"{name} is about drawing samples; give sampling=SamplingConfig\({name}=...\)"
+    with pytest.raises(UsageError, match=message):
+        evaluate(delta, photos, base=base, **{name: 3})
+
+
+def test_what_has_no_use_is_refused_and_never_dropped(base, delta, photos):
+    for setting in ({"codec": "c"}, {"image_size": 8}, {"frequency_shift": 0.0}):
+        (name,) = setting
+        with pytest.raises(UsageError, match=f"holds images: {name} is for a run or a delta"):
+            evaluate(photos, photos, **setting)
+        with pytest.raises(UsageError, match=f"{name} is for a base that is loaded here"):
+            evaluate(delta, photos, base=base, **setting)
+
+
+def test_samples_are_drawn_as_many_at_a_time_as_sampling_says(base, delta, photos, monkeypatch):
+    drawn = []
+
+    def look(base, config, **options):
+        drawn.append(config.batch_size)
+        return prepare(base, config, **options)
+
+    monkeypatch.setattr("smidgen.api.evaluation.prepare", look)
+    evaluate(delta, photos, base=base, sampling=replace(DRAW, batch_size=3), batch_size=5)
+    monkeypatch.setattr("smidgen.api.evaluation.MEASURED_IMAGES", 7)
+    evaluate(delta, photos, base=base, batch_size=5)
+    assert drawn == [3, 5]
+
+
+def test_a_base_is_measured_in_its_own_precision_and_in_no_other(base, delta, photos):
+    with pytest.raises(UsageError, match="precision is bf16"):
+        evaluate(delta, photos, base=base, sampling=replace(DRAW, precision="bf16"))
+    found = evaluate(delta, photos, base=base, sampling=DRAW)
+    assert found["protocol"]["sampling"]["precision"] == "fp32"

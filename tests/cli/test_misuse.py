@@ -69,6 +69,7 @@ def test_every_help_has_two_examples(smidgen, verb):
         (("--base", "sd-1.4"), ("sd-1.4", "without weights", "a hub id", "inspect sd-1.4")),
         (("--base", "none.pt"), ("none.pt",)),
         (("stray",), ('unexpected "stray"',)),
+        (("--time",), ("--time", "give --dry-run too")),
     ],
 )
 def test_wrong_flags_are_named_with_what_was_expected(

@@ -4,9 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from smidgen.errors import SmidgenError
-from smidgen.files.writing import MOST_NAME_BYTES, partial_of, whole_file, write_json, write_text
+from smidgen.files.writing import (
+    MOST_NAME_BYTES,
+    partial_of,
+    whole_file,
+    write_json,
+    write_png,
+    write_text,
+)
 
 
 def test_a_file_appears_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:
@@ -51,3 +59,9 @@ def test_the_name_beside_a_file_is_never_too_long_and_never_the_same(name: str) 
     assert first != second
     assert first.parent == path.parent
     assert all(len(os.fsencode(one.name)) <= MOST_NAME_BYTES for one in (first, second))
+
+
+def test_a_picture_is_written_whole_under_any_name(tmp_path: Path) -> None:
+    write_png(Image.new("RGB", (4, 3)), tmp_path / "deep" / "name.png")
+    assert Image.open(tmp_path / "deep" / "name.png").size == (4, 3)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["name.png"]

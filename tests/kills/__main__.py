@@ -3,6 +3,7 @@ the same command; each must end bit-equal to a run of its kind that nobody kille
 """
 
 import contextlib
+import shutil
 import signal
 import sys
 import tempfile

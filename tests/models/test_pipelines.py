@@ -119,7 +119,7 @@ def test_a_negative_prompt_leads_as_in_the_stock_pipeline(base, folder):
 def test_a_negative_prompt_that_would_do_nothing_is_refused(base, tmp_path):
     with pytest.raises(UsageError, match="acts through guidance, which is 1"):
         smidgen.sample(base, prompts="a", negative_prompt="b", guidance=1)
-    with pytest.raises(UsageError, match='of no use to base "tiny-0": it reads none'):
+    with pytest.raises(UsageError, match=r'of no use to base "tiny-0".*leave it out'):
         smidgen.sample(tiny_base(), negative_prompt="b")
 
 

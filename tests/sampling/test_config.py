@@ -4,7 +4,9 @@ import dataclasses
 from typing import get_args
 
 import pytest
+import torch
 
+import smidgen
 from smidgen.diffusion.names import Sampler
 from smidgen.diffusion.sampler import SAMPLERS
 from smidgen.errors import UsageError
@@ -40,6 +42,18 @@ def test_the_base_decides_what_is_left_open():
         SamplingConfig(sampler="euler").resolved(base)
     with pytest.raises(UsageError, match="dpm\\+\\+ takes at most 999"):
         SamplingConfig(sampler="dpm++", steps=1000).resolved(base)
+
+
+def test_a_precision_that_is_not_the_bases_is_refused_with_how_to_get_it():
+    single, half = tiny_base(), tiny_base().to(dtype=torch.bfloat16)
+    assert SamplingConfig().resolved(half).precision == "bf16"
+    assert SamplingConfig(precision="bf16").resolved(half).precision == "bf16"
+    assert SamplingConfig(precision="fp32").resolved(single).precision == "fp32"
+    message = 'precision is bf16 and base "tiny-0" is in fp32; load it with dtype=torch.bfloat16'
+    with pytest.raises(UsageError, match=message):
+        smidgen.sample(single, precision="bf16")
+    with pytest.raises(UsageError, match=r"load it with dtype=torch\.float32"):
+        smidgen.sample(half, precision="fp32")
 
 
 def test_every_sampler_has_a_name_and_every_name_a_sampler():

@@ -30,6 +30,17 @@ def test_the_record_lists_the_images_in_order_and_names_the_sampler(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.png")) == names
 
 
+def test_an_image_that_breaks_off_is_not_there(tmp_path, monkeypatch):
+    def write_a_part(image, path, **options):
+        path.write_bytes(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", write_a_part)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sample.json"]
+
+
 def test_the_same_request_is_finished_and_another_is_refused(tmp_path):
     assert standing_of(tmp_path, SETTINGS) == "new"
     fill(tmp_path)

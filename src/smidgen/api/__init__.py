@@ -1,7 +1,8 @@
 """What `import smidgen` offers: plain functions over everything below.
 
-training.py trains, sampling.py draws images, evaluation.py measures, weights.py counts, folding.py
-folds and converts; bases and deltas come from models and core.
+training.py trains, planning.py says what a training would do, sampling.py draws images,
+evaluation.py measures, weights.py counts, folding.py folds and converts; bases and deltas come from
+models and core.
 """
 
 from smidgen.api.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""`evaluate` and `compare`: a run, a delta or a folder of images against a reference.
+"""`evaluate`: a run, a delta or a folder of images against a reference.
 
 Of a run and a delta the samples go straight from the sampler to the metrics: none is held and none
 written. With several processes (torchrun) each draws and measures its part.
@@ -16,12 +16,12 @@ from smidgen.errors import UsageError
 from smidgen.evaluation import run
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.files.reading import sha256_of
-from smidgen.files.settings import make
+from smidgen.files.settings import make, settings_of
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES, device_of
 from smidgen.models.labels import class_names
 from smidgen.models.pretrained import load_base
-from smidgen.sampling.config import MEASURED_IMAGES, MeasuredSampling, SamplingConfig
+from smidgen.sampling.config import MEASURED_IMAGES, SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.training.recipe import RECIPE, read_recipe
 
@@ -41,9 +41,17 @@ class Drawn:
     image_size: int | None = None
     frequency_shift: float | None = None
 
-    def load(self, source: Path, delta: Delta, config: EvaluationConfig, precision: str) -> Base:
+    def load(
+        self, source: Path, delta: Delta, config: EvaluationConfig, precision: str | None
+    ) -> Base:
         """The base itself, from what is given and what the run's recipe says."""
         if isinstance(self.base, Base):
+            for name in ("codec", "image_size", "frequency_shift"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"{name} is for a base that is loaded here; give it to load_base, or "
+                        "leave it out"
+                    )
             return self.base
         recipe = read_recipe(source if source.is_dir() else source.parent) or {}
         given = {"codec": self.codec, "frequency_shift": self.frequency_shift}
@@ -52,7 +60,7 @@ class Drawn:
         return load_base(
             self.base or recipe.get("base") or delta.provenance.base,
             device=device_of(config.device),
-            dtype=DTYPES[precision],
+            dtype=DTYPES[precision or "fp32"],
             image_size=self.image_size or recipe.get("image_size"),
             **given,
         )
@@ -78,7 +86,8 @@ def evaluate(
     None: the one that the run's recipe or the delta's header names; `codec`, `image_size` and
     `frequency_shift` are as in `load_base`, None: as the recipe has them. `settings`: those of
     EvaluationConfig (features, metrics, batch_size, cache_dir, weights, resize, layout, split,
-    prompt); `reference` and the result are as in `smidgen.evaluation.run.evaluate`;
+    prompt), of which `batch_size` counts where images are drawn only without `sampling`, which has
+    one of its own; `reference` and the result are as in `smidgen.evaluation.run.evaluate`;
     progress(done, total) is called as images are read or drawn.
 
     Raises: UsageError for a setting that makes no sense, or sampling asked of images that are drawn
@@ -86,11 +95,22 @@ def evaluate(
         reference without a class that is drawn.
     """
     source = Path(source)
-    if source_kind(source) == "images" and (sampling is not None or base is not None):
-        raise UsageError(f"{source} holds images: base and sampling are for a run or a delta")
     drawn = Drawn(base=base, codec=codec, image_size=image_size, frequency_shift=frequency_shift)
+    if source_kind(source) == "images":
+        for name, value in {**vars(drawn), "sampling": sampling}.items():
+            if value is not None:
+                raise UsageError(
+                    f"{source} holds images: {name} is for a run or a delta; leave it out"
+                )
+    known = settings_of(EvaluationConfig)
+    for name in settings_of(SamplingConfig):
+        if name in settings and name not in known:
+            raise UsageError(
+                f"{name} is about drawing samples; give sampling=SamplingConfig({name}=...)"
+            )
     config = make(EvaluationConfig, {**settings, "device": str(device)})
-    return measure(source, reference, config, drawn, sampling or MeasuredSampling(), progress)
+    sampling = sampling or SamplingConfig(batch_size=config.batch_size)
+    return measure(source, reference, config, drawn, sampling, progress)
 
 
 def measure(
@@ -107,8 +127,7 @@ def measure(
     run.check_reference(Path(reference), config)
     path = source / DELTA if source.is_dir() else source
     delta = Delta.load(path)  # before the base, which may take long
-    count = sampling.num_images or MEASURED_IMAGES
-    sampling = replace(sampling, num_images=count, batch_size=config.batch_size)
+    sampling = replace(sampling, num_images=sampling.num_images or MEASURED_IMAGES)
     base = drawn.load(source, delta, config, sampling.precision)
     if not class_names(base, delta):
         raise UsageError(

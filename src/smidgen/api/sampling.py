@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from smidgen.core.delta import Delta
+from smidgen.errors import UsageError
 from smidgen.files.settings import make
 from smidgen.models.base import Base
 from smidgen.progress import counting_bar
@@ -28,10 +29,10 @@ def sample(
 ) -> list[Image.Image]:
     """Images of the base, or of the base with `delta` (a Delta or its file).
 
-    `prompts`: one or several for a base that reads them; none: those of the classes that the delta
-    was trained on. `settings`: those of SamplingConfig, such as classes, num_images, steps,
-    sampler, guidance, seed. The images do not depend on `batch_size`, and the first n do not depend
-    on `num_images`.
+    `prompts`, or `prompt`: one or several for a base that reads them; none: those of the classes
+    that the delta was trained on. `settings`: those of SamplingConfig, such as classes, num_images,
+    steps, sampler, guidance, seed. The images do not depend on `batch_size`, and the first n do not
+    depend on `num_images`.
 
     Raises: UsageError for an unknown class or setting or a number that makes no sense, SmidgenError
         for a file that is no delta, a delta of another base, or a base that no host calls.
@@ -72,7 +73,11 @@ def _drawing(
     prompts: str | Sequence[str] | None,
     settings: Mapping[str, Any],
 ) -> Drawing:
-    prompt = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+    given = [one for one in (prompts, settings.get("prompt")) if one is not None]
+    if len(given) > 1:
+        raise UsageError("prompt and prompts are one setting; give one of them")
+    prompt = given[0] if given else ()
+    prompt = (prompt,) if isinstance(prompt, str) else tuple(prompt)
     config = make(SamplingConfig, {**settings, "prompt": prompt})
     if delta is not None and not isinstance(delta, Delta):
         delta = Delta.load(delta)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from smidgen.core.delta import Delta
 from smidgen.core.file import is_delta
 from smidgen.errors import UsageError
 from smidgen.files.names import file_part
-from smidgen.files.settings import make
+from smidgen.files.settings import check_values, fill
 from smidgen.interop.lora import read_lora
 from smidgen.methods import configure
 from smidgen.models.base import Base
@@ -52,13 +52,12 @@ def train(
         for images that cannot be used, a loss that is not finite, a disk that refuses; Interrupted
         after Ctrl-C.
     """
-    of_run = {field.name for field in fields(RunConfig)}
-    given = {name: value for name, value in settings.items() if name in of_run}
-    given |= {"data": Path(data), "output": Path(output or RUNS), "method": method}
+    given = {**settings, "data": data, "output": output or RUNS, "method": method}
+    values = check_values(given, RunConfig, TrainingConfig, source="", kind="setting")
     config = replace(
-        make(RunConfig, given),
+        fill(RunConfig, values),
         method_config=configure(method, method_config),
-        training=make(TrainingConfig, {k: v for k, v in settings.items() if k not in of_run}),
+        training=fill(TrainingConfig, values),
     ).resolved()
     # a data set of the hub has no folder here
     if config.layout != "hf" and not config.data.is_dir():

@@ -12,6 +12,7 @@ from PIL import Image
 from smidgen.cli import pictures
 from smidgen.cli.pictures import Panel
 from smidgen.evaluation.schemas import Spread
+from smidgen.files.writing import write_png
 from smidgen.sampling.folder import read_record
 
 SET = "greek"
@@ -75,7 +76,7 @@ def write_grid(folder: Path, classes: Sequence[str]) -> None:
         for number, letter in enumerate(small)
     ]
     title = "A base that knew only Latin letters, before and after learning Greek"
-    pictures.image_grid(rows, small, title=title).save(folder / "grid.png")
+    write_png(pictures.image_grid(rows, small, title=title), folder / "grid.png")
 
 
 def _spread(folder: Path, number: int) -> Path:

@@ -201,9 +201,10 @@ def measure(request: Request) -> dict[str, Any]:
     from smidgen.progress import counting_bar
 
     place, drawn = request.place, evaluation.Drawn(**vars(request.drawn))
+    sampling = dataclasses.replace(request.sampling, batch_size=request.config.batch_size)
     with counting_bar("measuring", progress=is_main()) as progress:
         return evaluation.measure(
-            place.images, place.reference, request.config, drawn, request.sampling, progress
+            place.images, place.reference, request.config, drawn, sampling, progress
         )
 
 

@@ -113,7 +113,7 @@ def _takes(setting: Setting) -> tuple[str, str]:
     words: list[str] = []
     for one in alternatives(kind):
         words += get_args(one) if get_origin(one) is Literal else [WORDS.get(one, "TEXT")]
-    takes = "|".join(words)
+    takes = "|".join(dict.fromkeys(words))
     if len(takes) <= MOST_CHOICES:
         return takes, ""
     return setting.name.rpartition(".")[2].upper(), describe(kind)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from smidgen.files.writing import write_png
+
 PAPER = (255, 255, 255)
 TEXT = (34, 38, 46)
 FAINT = (214, 218, 224)
@@ -81,7 +83,7 @@ def chart(panels: Sequence[Panel], *, x_label: str, path: Path) -> None:
     draw = ImageDraw.Draw(picture)
     for number, panel in enumerate(panels):
         _draw_panel(draw, panel, (number * width, 0, (number + 1) * width, height), x_label)
-    picture.save(path)
+    write_png(picture, path)
 
 
 def _draw_panel(

@@ -28,7 +28,7 @@ from smidgen.errors import SmidgenError
 from smidgen.files.reading import read_json, sha256_of
 from smidgen.files.settings import flatten
 from smidgen.models.names import EMBEDDED, shipped_names
-from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.config import LoadedSampling
 from smidgen.sampling.folder import (
     SampleRecord,
     fill_folder,
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
     """Parse, check, draw, answer."""
     parsed = parse(
         read_request("sample", argv),
-        {"base": BaseOnDevice, "sampling": SamplingConfig, "place": SampleOptions},
+        {"base": BaseOnDevice, "sampling": LoadedSampling, "place": SampleOptions},
         switches=OutputSwitches,
         description=DESCRIPTION,
     )
@@ -118,7 +118,7 @@ def known_early(base: str, delta: Path | None) -> list[str]:
 
 
 def settings_of_samples(
-    base_options: BaseOnDevice, config: SamplingConfig, options: SampleOptions
+    base_options: BaseOnDevice, config: LoadedSampling, options: SampleOptions
 ) -> dict[str, Any]:
     """What the images depend on, as JSON: the delta by its content."""
     values = flatten(base_options, config, options)
@@ -129,7 +129,7 @@ def settings_of_samples(
 
 def draw(
     base_options: BaseOnDevice,
-    config: SamplingConfig,
+    config: LoadedSampling,
     options: SampleOptions,
     settings: dict[str, Any],
 ) -> SampleRecord:

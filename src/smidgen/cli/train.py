@@ -47,6 +47,10 @@ class TrainSwitches(OutputSwitches):
     time: bool = dataclasses.field(default=False, metadata=SWITCH)
     """With --dry-run: load the base and time a few steps, for an estimate of the whole."""
 
+    def __post_init__(self) -> None:
+        if self.time and not self.dry_run:
+            raise UsageError("--time tells how long a training would take; give --dry-run too")
+
 
 GROUPS: Mapping[str, type] = {"base": BaseOnDevice, "run": RunConfig, "training": TrainingConfig}
 

@@ -12,12 +12,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 REMEDY = "make room or give a place where you may write"
 PARTIAL = ".partial"
@@ -65,6 +68,12 @@ def write_text(text: str, path: Path | str, remedy: str = REMEDY) -> None:
 def write_json(document: Any, path: Path | str, remedy: str = REMEDY) -> None:
     """Write a document as indented JSON. Raises: SmidgenError as `whole_file`."""
     write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", path, remedy)
+
+
+def write_png(image: Image, path: Path | str, remedy: str = REMEDY) -> None:
+    """Write a picture. Raises: SmidgenError as `whole_file`."""
+    with whole_file(path, remedy) as partial:
+        image.save(partial, format="PNG")
 
 
 def try_writing(folder: Path) -> None:

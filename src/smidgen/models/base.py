@@ -85,7 +85,9 @@ class Base:
         """
         if self.conditioner is None:
             if prompts:
-                raise UsageError(f'base "{self.name}" knows classes and reads no prompts')
+                raise UsageError(
+                    f'base "{self.name}" knows classes and reads no prompts; give classes instead'
+                )
             return labels_alone
         if not prompts:
             raise UsageError(f'base "{self.name}" reads prompts: give at least one')

@@ -84,7 +84,8 @@ def most_tokens(pipeline: Any, tokenizer: Any) -> int:
     """How many tokens of a prompt the encoder behind this tokenizer reads: as the pipeline says for
     what is no CLIP, else as the tokenizer does.
     """
-    said = inspect.signature(pipeline.encode_prompt).parameters.get("max_sequence_length")
+    encode = getattr(pipeline, "encode_prompt", None)  # which a pipeline of others may lack
+    said = encode and inspect.signature(encode).parameters.get("max_sequence_length")
     is_clip = type(tokenizer).__name__.startswith("CLIP")
     return tokenizer.model_max_length if said is None or is_clip else said.default
 

@@ -51,8 +51,8 @@ class SamplingConfig:
     """Image i depends on this and i only."""
     batch_size: int = 32
     """Images at a time; the images are the same whatever it is."""
-    precision: Precision = "fp32"
-    """Number format of the denoiser."""
+    precision: Precision | None = None
+    """Number format of the denoiser, in which the base must have been loaded; none: the base's."""
 
     def __post_init__(self) -> None:
         for name in ("num_images", "steps"):
@@ -69,13 +69,25 @@ class SamplingConfig:
     def resolved(self, base: Base) -> SamplingConfig:
         """With the sampler and the precision that `base` makes of it.
 
-        Raises: UsageError for a sampler that is not for this base, or steps that it does not take.
+        Raises: UsageError for a sampler that is not for this base, steps that it does not take, a
+            precision that it is not in, or a negative prompt that it has no use for.
         """
         if self.negative_prompt and base.conditioner is None:
-            raise UsageError(f'negative_prompt is of no use to base "{base.name}": it reads none')
+            raise UsageError(
+                f'negative_prompt is of no use to base "{base.name}", which reads no prompts; '
+                "leave it out"
+            )
         if self.negative_prompt and base.family.guidance == "embedded":
             raise UsageError(
-                f'negative_prompt is of no use to base "{base.name}", whose guidance is an input'
+                f'negative_prompt is of no use to base "{base.name}", whose guidance is an '
+                "input; leave it out"
+            )
+        if self.precision not in (None, base.precision):
+            from smidgen.models.calling import DTYPES
+
+            raise UsageError(
+                f'precision is {self.precision} and base "{base.name}" is in {base.precision}; '
+                f"load it with dtype={DTYPES[self.precision]}, or leave precision out"
             )
         process = base.process
         sampler = self.sampler or process.default_sampler
@@ -125,7 +137,15 @@ class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredSampling(SamplingConfig):
+class LoadedSampling(SamplingConfig):
+    """What to draw, and how. Raises: UsageError for a value that makes no sense."""
+
+    precision: Precision = "fp32"
+    """Number format of the denoiser: the base is loaded in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSampling(LoadedSampling):
     """How the samples of a run or a delta are drawn where they are measured, of all its classes.
 
     Raises: UsageError for a value that makes no sense.

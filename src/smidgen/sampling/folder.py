@@ -14,7 +14,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.names import file_part
 from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.standing import START_OVER, Standing, standing
-from smidgen.files.writing import write_json, writing
+from smidgen.files.writing import write_json, write_png
 from smidgen.sampling.config import SamplingFacts
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def fill_folder(
     with contextlib.closing(drawing.batches(report=report)) as batches:
         for numbers, pixels in batches:
             for number, image in zip(numbers, pixels, strict=True):
-                with writing(path := folder / files[number]):
-                    Image.fromarray(image).save(path)
+                write_png(Image.fromarray(image), folder / files[number])
     record.finished = True
     write_json(msgspec.to_builtins(record), folder / RECORD)
     return record

@@ -11,15 +11,17 @@ from PIL import Image
 
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.run import measure_drawing
+from smidgen.files.writing import write_png
 from smidgen.models.base import Base
 from smidgen.models.labels import Labels
+from smidgen.processes import is_main
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
 from smidgen.training.captions import a_few
 from smidgen.training.config import RunConfig
 from smidgen.training.loop import Evaluator
 from smidgen.training.objective import Task
-from smidgen.training.state import writing
+from smidgen.training.state import AGAIN
 
 # quick to draw, and the same ones every time
 STEPS = 20
@@ -40,12 +42,11 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     )
 
     def draw_grid(step: int) -> dict[str, float]:
-        labels = task.labels if of_classes else a_few(task.labels, GRID_CAPTIONS)
-        images = [part for _, part in _drawing(base, labels, GRID_IMAGES).batches()]
-        path = config.output / "samples" / f"step-{step}.png"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            grid(np.concatenate(images)).save(path)
+        if is_main():  # nothing in it waits for the others
+            labels = task.labels if of_classes else a_few(task.labels, GRID_CAPTIONS)
+            images = [part for _, part in _drawing(base, labels, GRID_IMAGES).batches()]
+            path = config.output / "samples" / f"step-{step}.png"
+            write_png(grid(np.concatenate(images)), path, AGAIN)
         return {}
 
     def measure(step: int) -> dict[str, float]:
