@@ -46,7 +46,7 @@ class ConvertOptions:
         if self.leave_out_text_encoder and self.format != "delta":
             raise UsageError("--leave-out-text-encoder is for --format delta, which reads files")
         if self.output.suffix != ".safetensors":
-            raise UsageError(f"{self.output} must end in .safetensors")
+            raise UsageError(f"{self.output} must end in .safetensors; give such an output")
 
 
 def run(argv: Sequence[str]) -> None:

@@ -41,7 +41,10 @@ class FoldOptions:
 
     def __post_init__(self) -> None:
         if self.format == "single-file" and self.output.suffix != ".safetensors":
-            raise UsageError(f"{self.output}: a single file must end in .safetensors")
+            raise UsageError(
+                f"{self.output}: a single file must end in .safetensors; give such an output, or "
+                "--format dit for the .pt of a DiT"
+            )
         if self.format != "diffusers" and self.output.is_dir():
             raise UsageError(f"{self.output} is a folder; give the name of a file")
         if self.format == "diffusers" and self.output.is_file():
