@@ -96,7 +96,9 @@ class Judge:
     def real_agreement(self) -> float:
         heads = self.extractor.heads[self.name]
         intended = torch.tensor([heads.index(name) for name in self.known.classes])
-        return class_agreement(self.known.predictions[self.name], intended[self.known.labels])
+        return class_agreement(
+            self.known.predictions[self.name], intended[self.known.class_numbers]
+        )
 
 
 def draw(base: Base, delta: Delta) -> tuple[np.ndarray, list[str]]:

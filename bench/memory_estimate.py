@@ -106,7 +106,7 @@ def train(config, settings, method):
     latents = LatentSet(
         mean=torch.randn(shape),
         std=torch.full(shape, 0.1),
-        labels=torch.arange(len(range(shape[0]))) % NUM_CLASSES,
+        class_numbers=torch.arange(len(range(shape[0]))) % NUM_CLASSES,
         names=tuple(map(str, range(shape[0]))),
     )
     with tempfile.TemporaryDirectory() as folder:

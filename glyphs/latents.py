@@ -81,7 +81,7 @@ def load_latents(script: str, image_size: int, vae: Path, colourings: int, seed:
     weights = np.repeat(family_weights(glyphs.family[fonts]), classes)
     return Latents(
         means=cached_means(script, image_size, vae, colourings, seed),
-        labels=torch.arange(classes).repeat(len(fonts) * colourings),
+        class_numbers=torch.arange(classes).repeat(len(fonts) * colourings),
         share=torch.from_numpy(np.cumsum(np.tile(weights, colourings))),
         class_names=glyphs.class_names,
     )

@@ -45,7 +45,9 @@ def write_reference(name: str, folder: Path, extractor: Extractor) -> dict[str, 
         stored = {key: arrays[key] for key in arrays.files}
     np.savez_compressed(path, **stored | {"features": stored["features"].astype(np.float16)})
     index = {class_name: i for i, class_name in enumerate(extractor.heads[name])}
-    expected = torch.tensor([index[class_name] for class_name in known.classes])[known.labels]
+    expected = torch.tensor([index[class_name] for class_name in known.classes])[
+        known.class_numbers
+    ]
     right = (known.predictions[name] == expected).double().mean()
     return {"num_reference": known.gaussian.count, "real_agreement": round(float(right), 4)}
 

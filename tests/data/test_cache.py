@@ -44,7 +44,7 @@ def test_latents_are_those_of_the_images_with_labels_and_names(images: Path) -> 
     codec = BoxCodec(factor=4, spread=0.25)
     latents = build(images, codec)
     assert latents.names == ("a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png")
-    assert latents.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert latents.class_numbers.tolist() == [0, 0, 0, 1, 1, 1]
     assert latents.mean.shape == (6, 1, 4, 4, 4)
     assert latents.mean.dtype == torch.float32
     for index, seed in enumerate([0, 1, 2, 100, 101, 102]):
@@ -63,7 +63,7 @@ def test_a_second_build_encodes_nothing_and_gives_the_same(images: Path) -> None
     assert (first.num_encoded, second.num_encoded) == (6, 0)
     assert torch.equal(first.mean, second.mean)
     assert torch.equal(first.std, second.std)
-    assert first.labels.tolist() == second.labels.tolist()
+    assert first.class_numbers.tolist() == second.class_numbers.tolist()
     assert first.names == second.names
 
 
@@ -75,7 +75,7 @@ def test_entries_belong_to_content_wherever_it_lies(images: Path) -> None:
     again = build(moved)
     assert again.num_encoded == 0
     assert torch.equal(again.mean[0], first.mean[4])
-    assert again.labels.tolist() == [0]
+    assert again.class_numbers.tolist() == [0]
 
 
 def test_only_a_changed_file_is_encoded_again_even_with_its_old_time_and_size(
@@ -151,7 +151,7 @@ def test_equal_files_are_encoded_once(images: Path) -> None:
     assert "2 are duplicates of others" in latents.report()
     assert build(images).report().endswith("\n0 encoded, 6 from the cache")
     copies = [latents.names.index(f"b/copy {number}.png") for number in (1, 2)]
-    assert latents.labels[copies].tolist() == [1, 1]
+    assert latents.class_numbers[copies].tolist() == [1, 1]
     for copy in copies:
         assert torch.equal(latents.mean[copy], latents.mean[0])
 

@@ -22,9 +22,9 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
     write_folder(tmp_path, ("zeta", "Alpha", "beta 2", "Ωmega"), per_class=2)
     folder = scan(tmp_path)
     assert folder.classes == ("Alpha", "beta 2", "zeta", "Ωmega")
-    assert folder.labels == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert folder.class_numbers == (0, 0, 1, 1, 2, 2, 3, 3)
     for file in folder.files:
-        assert file.path.parent.name == folder.classes[file.label]
+        assert file.path.parent.name == folder.classes[file.class_number]
     assert folder.bad == ()
 
 

@@ -44,7 +44,7 @@ def test_rows_keep_their_bytes_and_classes(tmp_path: Path, pictures: list[Path])
     labelled(pictures, [0, 2, 0, 2, -1, 0]).save_to_disk(tmp_path / "set")
     found = open_images(tmp_path / "set", layout="hf")
     assert found.classes == ("cat", "dog-wolf")
-    assert found.labels == (0, 1, 0, 1, 0)
+    assert found.class_numbers == (0, 1, 0, 1, 0)
     used = [pictures[n] for n in (0, 1, 2, 3, 5)]
     assert [file.read() for file in found.files] == [path.read_bytes() for path in used]
     assert [(found.name(bad.path), bad.kind) for bad in found.bad] == [
@@ -78,7 +78,7 @@ def test_plain_numbers_are_classes_and_minus_one_is_none(
     made = table(columns, image=datasets.Image(), label=datasets.Value("int64"))
     made.save_to_disk(tmp_path / "set")
     found = open_images(tmp_path / "set", layout="hf")
-    assert (found.classes, found.labels) == (("9", "10"), (1, 0, 1))
+    assert (found.classes, found.class_numbers) == (("9", "10"), (1, 0, 1))
     assert [(found.name(bad.path), bad.kind) for bad in found.bad] == [
         ("rows/00000001", "no class")
     ]
@@ -103,7 +103,7 @@ def test_latents_are_those_of_the_same_files(tmp_path: Path, pictures: list[Path
     assert isinstance(latents.mean, torch.Tensor)
     assert isinstance(expected.mean, torch.Tensor)
     torch.testing.assert_close(latents.mean, expected.mean, rtol=0, atol=0)
-    assert latents.labels.tolist() == expected.labels.tolist()
+    assert latents.class_numbers.tolist() == expected.class_numbers.tolist()
 
 
 def test_splits_are_asked_for_where_there_are_several(tmp_path: Path, pictures: list[Path]) -> None:
@@ -130,7 +130,7 @@ def test_rows_that_were_chosen_or_lie_in_files(tmp_path: Path, pictures: list[Pa
     chosen = whole.cast_column("img", datasets.Image()).select([5, 0, 3])
     chosen.save_to_disk(tmp_path / "chosen")
     found = open_images(tmp_path / "chosen", layout="hf")
-    assert [found.classes[file.label] for file in found.files] == ["b", "b", "a"]
+    assert [found.classes[file.class_number] for file in found.files] == ["b", "b", "a"]
     assert [file.read() for file in found.files] == [pictures[n].read_bytes() for n in (5, 0, 3)]
 
 
@@ -234,7 +234,7 @@ def test_class_names_that_do_not_fit_the_rows_are_one_line(
     path.write_text(json.dumps(info))
     if names == ["cat"]:
         found = open_images(tmp_path / "set", layout="hf")
-        assert (found.classes, found.labels) == (("cat",), (0, 0, 0, 0))
+        assert (found.classes, found.class_numbers) == (("cat",), (0, 0, 0, 0))
         assert {bad.kind for bad in found.bad} == {"no class"}
     else:
         with pytest.raises(SmidgenError) as caught:

@@ -11,7 +11,7 @@ def example(num_images: int = 5, num_views: int = 1) -> LatentSet:
     return LatentSet(
         mean=torch.randn(shape, generator=generator),
         std=torch.rand(shape, generator=generator) + 0.1,
-        labels=torch.arange(num_images) * 10,
+        class_numbers=torch.arange(num_images) * 10,
         names=tuple(f"{number}.png" for number in range(num_images)),
     )
 
@@ -48,7 +48,7 @@ def test_without_deviation_a_draw_is_the_mean_with_its_label() -> None:
     sure = LatentSet(
         mean=latents.mean,
         std=torch.zeros_like(latents.std),
-        labels=latents.labels,
+        class_numbers=latents.class_numbers,
         names=latents.names,
     )
     drawn, labels = sure.draw([4, 0, 4], seeded())
@@ -61,7 +61,10 @@ def test_without_deviation_a_draw_is_the_mean_with_its_label() -> None:
 def test_both_views_are_drawn_equally_often() -> None:
     latents = example(num_views=2)
     sure = LatentSet(
-        mean=latents.mean, std=latents.std * 0, labels=latents.labels, names=latents.names
+        mean=latents.mean,
+        std=latents.std * 0,
+        class_numbers=latents.class_numbers,
+        names=latents.names,
     )
     drawn, _ = sure.draw([2] * 4000, seeded())
     second = (drawn == latents.mean[2, 1]).flatten(1).all(1)
@@ -84,7 +87,7 @@ def test_rows_in_several_parts_are_drawn_as_from_one_tensor() -> None:
     mean, std = split(whole.mean), split(whole.std)
     assert mean.shape == whole.mean.shape
     assert torch.equal(mean.to_tensor(), whole.mean)
-    apart = LatentSet(mean=mean, std=std, labels=whole.labels, names=whole.names)
+    apart = LatentSet(mean=mean, std=std, class_numbers=whole.class_numbers, names=whole.names)
     indices = [6, 0, 0, 3, 2, 5, 1, 4]
     for one, other in zip(
         whole.draw(indices, seeded(3)), apart.draw(indices, seeded(3)), strict=True

@@ -43,7 +43,7 @@ def pictures(tmp_path_factory) -> list[bytes]:
 
 
 def shown(folder: ImageFolder) -> dict[str, str]:
-    return {folder.name(file.path): folder.classes[file.label] for file in folder.files}
+    return {folder.name(file.path): folder.classes[file.class_number] for file in folder.files}
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -58,7 +58,7 @@ def test_images_are_read_in_place_byte_for_byte(
     write_shard(tmp_path / "000001.tar", {f"{long}.png": pictures[4], f"{long}.cls": "1"}, form)
     found = open_images(tmp_path, layout="webdataset")
     assert found.classes == ("0", "1")
-    assert found.labels == (0, 1, 0, 1, 1)
+    assert found.class_numbers == (0, 1, 0, 1, 1)
     assert [file.read() for file in found.files] == pictures[:5]
     assert found.name(found.files[0].path) == "000000.tar/0000.png"
     assert found.bad == ()
@@ -113,7 +113,7 @@ def test_the_surest_source_gives_the_class(
     write_shard(tmp_path / "0.tar", content)
     found = open_images(tmp_path, layout="webdataset")
     assert found.classes == classes
-    assert found.labels == (0, 0, 0, 1)
+    assert found.class_numbers == (0, 0, 0, 1)
 
 
 def test_folders_in_the_names_are_classes_else_there_is_one(
@@ -140,7 +140,7 @@ def test_numbers_are_named_by_classnames_and_unused_names_left_out(
     (tmp_path / "classnames.txt").write_text(names, encoding="utf-8")
     found = open_images(tmp_path, layout="webdataset", split="test")
     assert found.classes == ("name 2", "name 10")
-    assert found.labels == (0, 1, 0)
+    assert found.class_numbers == (0, 1, 0)
     (tmp_path / "classnames.txt").write_text("only one", encoding="utf-8")
     with pytest.raises(SmidgenError, match="beyond the 1 lines"):
         open_images(tmp_path, layout="webdataset", split="test")

@@ -37,7 +37,7 @@ def test_statistics_are_numpys_of_the_features_whatever_the_batch_size(tmp_path)
         expected = np.cov(values.double().numpy(), rowvar=False)
         np.testing.assert_allclose(statistics.gaussian.covariance, expected, rtol=1e-5, atol=1e-9)
         assert statistics.predictions["colours"].tolist() == logits["colours"].argmax(1).tolist()
-        assert statistics.labels.tolist() == list(folder.labels)
+        assert statistics.class_numbers.tolist() == list(folder.class_numbers)
 
 
 def test_a_folder_is_read_once_and_again_when_anything_that_counts_changes(tmp_path):
@@ -49,7 +49,10 @@ def test_a_folder_is_read_once_and_again_when_anything_that_counts_changes(tmp_p
     assert again.identity == first.identity
     assert torch.equal(again.gaussian.covariance, first.gaussian.covariance)
     assert torch.equal(again.predictions["colours"], first.predictions["colours"])
-    assert (again.classes, again.labels.tolist()) == (first.classes, first.labels.tolist())
+    assert (again.classes, again.class_numbers.tolist()) == (
+        first.classes,
+        first.class_numbers.tolist(),
+    )
 
     write_image(folder / "red" / "0.png", "red", seed=99)
     folder_statistics(folder, colour_extractor(on_run=calls))
@@ -68,7 +71,7 @@ def test_a_folder_is_read_once_and_again_when_anything_that_counts_changes(tmp_p
 def test_a_list_that_gives_an_image_another_class_is_another_reference(tmp_path):
     listed = scan(class_folder(tmp_path / "images", 2))
     first, *rest = listed.files
-    moved = replace(listed, files=(replace(first, label=1), *rest))
+    moved = replace(listed, files=(replace(first, class_number=1), *rest))
     keys = [content_key(images, colour_extractor(), ["hash"] * 6) for images in (listed, moved)]
     assert keys[0] != keys[1]
 
@@ -163,7 +166,7 @@ def test_a_folder_without_classes_names_none(tmp_path):
         write_image(tmp_path / "flat" / f"{number}.png", "red", seed=number)
     statistics = folder_statistics(tmp_path / "flat", colour_extractor())
     assert statistics.classes == ()
-    assert len(statistics.labels) == 0
+    assert len(statistics.class_numbers) == 0
 
 
 def test_what_cannot_be_read_is_counted(tmp_path):
@@ -172,7 +175,7 @@ def test_what_cannot_be_read_is_counted(tmp_path):
     for _ in ("computed", "from the cache"):
         statistics = folder_statistics(folder, colour_extractor())
         assert statistics.num_skipped == 1
-        assert statistics.gaussian.count == len(statistics.labels) == 9
+        assert statistics.gaussian.count == len(statistics.class_numbers) == 9
     for path in (folder / "red").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(SmidgenError, match='class folder "red"'):
@@ -242,5 +245,5 @@ def test_other_arrays_of_another_program_are_left_alone(tmp_path):
     arrays = {"labels": np.array(["a", "b"]), "mean_direction": np.zeros((2, 2))}
     np.savez(path, mu=np.zeros(6), sigma=np.eye(6), **arrays)
     statistics = read_statistics(path, colour_extractor())
-    assert len(statistics.labels) == 0
+    assert len(statistics.class_numbers) == 0
     assert statistics.mean_direction is None

@@ -62,7 +62,7 @@ def save_ours(path, meta=None, **changes):
 )
 def test_statistics_with_one_thing_wrong_are_refused_in_one_line(changes, message, tmp_path):
     path = save_ours(tmp_path / "statistics.npz")
-    assert len(read_statistics(path, colour_extractor()).labels) == 9
+    assert len(read_statistics(path, colour_extractor()).class_numbers) == 9
     with pytest.raises(SmidgenError, match=message) as caught:
         read_statistics(save_ours(path, **changes), colour_extractor())
     assert "\n" not in str(caught.value)

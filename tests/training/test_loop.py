@@ -42,7 +42,7 @@ def latent_set(num_images: int = 20, num_views: int = 1) -> LatentSet:
     return LatentSet(
         mean=torch.randn(shape, generator=generator),
         std=torch.full(shape, 0.1),
-        labels=torch.arange(num_images) % 2,
+        class_numbers=torch.arange(num_images) % 2,
         names=tuple(f"image-{number}" for number in range(num_images)),
     )
 

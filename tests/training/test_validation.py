@@ -37,7 +37,7 @@ def test_timesteps_are_stratified_and_all_images_take_part():
     for number, timestep in enumerate(sorted(draws.timesteps.tolist())):
         # one in each 64th of the schedule, rounded down
         assert number * 1000 / count - 1 < timestep < (number + 1) * 1000 / count
-    held_out = latent_set().labels[torch.tensor([1, 4, 6])]
+    held_out = latent_set().class_numbers[torch.tensor([1, 4, 6])]
     assert draws.labels.bincount().tolist() == [  # 64 draws of three images, as even as can be
         sum(n for n, label in zip((22, 21, 21), held_out.tolist(), strict=True) if label == value)
         for value in (0, 1)

@@ -127,7 +127,7 @@ def _standing(
     names = [folder.name(file.path) for file in folder.files]
     contents = [look.content for look in looks]
     identity = {
-        "the images": identity_of_images(names, torch.tensor(folder.labels), contents),
+        "the images": identity_of_images(names, torch.tensor(folder.class_numbers), contents),
         START: identity_of_start(config.init, config.output / DELTA) or NO_START,
     }
     check_identity(config.output, position, identity)
@@ -151,8 +151,10 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
     count = max(num_classes, training.batch_size * training.gradient_accumulation)
     noise = torch.randn((count, 1, *base.latent_shape), generator=torch.Generator().manual_seed(0))
     names = tuple(f"{number}" for number in range(count))
-    labels = torch.arange(count) % num_classes
-    latents = LatentSet(mean=noise, std=torch.zeros_like(noise), labels=labels, names=names)
+    class_numbers = torch.arange(count) % num_classes
+    latents = LatentSet(
+        mean=noise, std=torch.zeros_like(noise), class_numbers=class_numbers, names=names
+    )
     classes = [f"class {number}" for number in range(num_classes)]
     reads_prompts = base.conditioner is not None
     delta = build_delta(

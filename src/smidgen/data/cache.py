@@ -277,7 +277,7 @@ class LatentCache:
         return LatentSet(
             mean=mean.to_tensor() if small else mean,
             std=std.to_tensor() if small else std,
-            labels=torch.tensor(folder.labels),
+            class_numbers=torch.tensor(folder.class_numbers),
             names=tuple(folder.name(file.path) for file in folder.files),
             folder=folder,
             contents=tuple(look.content for look in looks),

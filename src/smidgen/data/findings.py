@@ -88,7 +88,7 @@ def findings_of(
 
     `image_size`: the training size in pixels, for what will be enlarged.
     """
-    labels = Counter(folder.labels)
+    labels = Counter(folder.class_numbers)
     kinds = Counter(bad.kind for bad in folder.bad)
     named = Findings(
         folder=shown(str(folder.root)),

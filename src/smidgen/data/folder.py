@@ -47,7 +47,7 @@ class ImageFile:
     """
 
     path: Path
-    label: int
+    class_number: int
     source: Source | None = None
     captions: tuple[str, ...] = ()
 
@@ -76,8 +76,8 @@ class ImageFolder:
     split: str | None = None
 
     @property
-    def labels(self) -> tuple[int, ...]:
-        return tuple(file.label for file in self.files)
+    def class_numbers(self) -> tuple[int, ...]:
+        return tuple(file.class_number for file in self.files)
 
     @property
     def num_bad(self) -> int:
@@ -135,7 +135,7 @@ def scan(
     listed = ImageFolder(
         root=root,
         classes=tuple(images),
-        files=tuple(ImageFile(path=path, label=label) for label, ps in paths for path in ps),
+        files=tuple(ImageFile(path=path, class_number=label) for label, ps in paths for path in ps),
         bad=tuple(bad),
         flat=flat,
         min_size=min_size,
@@ -225,7 +225,7 @@ def check_classes(folder: ImageFolder) -> None:
 
     Raises: SmidgenError.
     """
-    found = set(folder.labels)
+    found = set(folder.class_numbers)
     empty = [name for label, name in enumerate(folder.classes) if label not in found]
     if folder.files and not empty:
         return

@@ -77,7 +77,9 @@ def read_dataset(root: Path, split: str | None) -> ImageFolder:
             )
             continue
         source = TableRow(table=cells, column=image, row=row)
-        files.append(ImageFile(path=path, label=number, source=source, captions=captions[row]))
+        files.append(
+            ImageFile(path=path, class_number=number, source=source, captions=captions[row])
+        )
     found = ImageFolder(
         root=root,
         classes=safe_names(names),

@@ -46,7 +46,7 @@ class MappedRows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSet:
-    """float32 posteriors with the numbers of the images' classes, `labels` (N,), and the images'
+    """float32 posteriors with the numbers of the images' classes, `class_numbers` (N,), and their
     names; large sets stay on the disk.
 
     `folder` is what was scanned, with what turned out bad while encoding, and `findings` the report
@@ -57,7 +57,7 @@ class LatentSet:
 
     mean: torch.Tensor | MappedRows
     std: torch.Tensor | MappedRows
-    labels: torch.Tensor
+    class_numbers: torch.Tensor
     names: tuple[str, ...]
     folder: ImageFolder | None = None
     contents: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class LatentSet:
     captions: tuple[tuple[str, ...], ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.class_numbers)
 
     @property
     def num_views(self) -> int:
@@ -100,7 +100,7 @@ class LatentSet:
             views = torch.randint(self.num_views, (len(images),), generator=generator)
         noise = torch.randn((len(images), *self.shape), generator=generator)[rows]
         mean, std = (part[images[rows], views[rows]] for part in (self.mean, self.std))
-        return mean + std * noise, self.labels[images]
+        return mean + std * noise, self.class_numbers[images]
 
     def report(self) -> str:
         """What was found, and what of it had to be encoded, as lines of text."""

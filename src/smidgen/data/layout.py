@@ -169,7 +169,7 @@ def listed(
             check_inside(root, path)
             names = present[path.parent] = names_in(path.parent)
         if path.name in names:
-            files.append(ImageFile(path=path, label=label))
+            files.append(ImageFile(path=path, class_number=label))
         else:
             absent.append(BadFile(path=path, reason=MISSING))
     return ImageFolder(
@@ -193,10 +193,13 @@ def names_in(folder: Path) -> set[str]:
 
 def only_used(folder: ImageFolder) -> ImageFolder:
     """Without the classes that have no image, for data that may name more than it shows."""
-    used = sorted(set(folder.labels))
+    used = sorted(set(folder.class_numbers))
     numbers = {label: number for number, label in enumerate(used)}
     return dataclasses.replace(
         folder,
         classes=tuple(folder.classes[label] for label in used),
-        files=tuple(dataclasses.replace(file, label=numbers[file.label]) for file in folder.files),
+        files=tuple(
+            dataclasses.replace(file, class_number=numbers[file.class_number])
+            for file in folder.files
+        ),
     )

@@ -134,7 +134,9 @@ def _folder(
             label = labels[sample.found[source]]
             captions = sample.captions.get("txt") or sample.captions.get("json") or ()
             files.append(
-                ImageFile(path=sample.path, label=label, source=sample.image, captions=captions)
+                ImageFile(
+                    path=sample.path, class_number=label, source=sample.image, captions=captions
+                )
             )
         else:
             bad.append(BadFile(path=sample.path, reason=f"no class: its sample has no {source}"))

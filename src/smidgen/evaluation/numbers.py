@@ -117,7 +117,7 @@ def _classified(sets: Sets) -> tuple[Any, ...]:
     index = {name: number for number, name in enumerate(names)}
     real = None
     if head in known.predictions and known.classes and set(known.classes) <= set(index):
-        meant = torch.tensor([index[name] for name in known.classes])[known.labels]
+        meant = torch.tensor([index[name] for name in known.classes])[known.class_numbers]
         real = known.predictions[head], meant
     intended = torch.tensor([index[name] for name in sets.intended])
     return sets.made.predictions[head], intended, real, head, names

@@ -118,14 +118,14 @@ class _Source:
         return {e.name: self._statistics(e, found) for e in extractors}
 
     def _statistics(self, extractor: Extractor, found: Measured) -> Statistics:
-        classes, labels = (), torch.zeros(0, dtype=torch.long)
+        classes, numbers = (), torch.zeros(0, dtype=torch.long)
         num_skipped = 0
         if isinstance(self.images, ImageFolder):
             good = [self.images.files[place] for place in found.numbers]
             checked = with_findings(self.images, good, found.bad)
             num_skipped = checked.num_bad
             if not checked.flat:
-                classes, labels = checked.classes, torch.tensor(checked.labels)
+                classes, numbers = checked.classes, torch.tensor(checked.class_numbers)
         seen = found.accumulated[extractor.name]
         gaussian = seen.gaussian
         if isinstance(self.images, SampleBatch):
@@ -133,7 +133,7 @@ class _Source:
         return Statistics(
             gaussian=gaussian,
             classes=classes,
-            labels=labels,
+            class_numbers=numbers,
             predictions=seen.predictions,
             extractor=extractor.sha256,
             resize=extractor.resize,
@@ -203,5 +203,5 @@ def content_key(images: ImageFolder, extractor: Extractor, hashes: Sequence[str]
     total.update(f"{FORMAT_VERSION}/{extractor.sha256}/{extractor.resize}".encode())
     total.update(f"/{extractor.image_size}/{images.classes}".encode())
     for file, content in zip(images.files, hashes, strict=True):
-        total.update(f"\n{images.name(file.path)}/{file.label}/{content}".encode())
+        total.update(f"\n{images.name(file.path)}/{file.class_number}/{content}".encode())
     return total.hexdigest()[:32]

@@ -266,7 +266,7 @@ def _array_identity(plan: Plan, measured: Measured) -> dict[str, str]:
 def intended_classes(folder: ImageFolder, record: SampleRecord | None) -> list[str] | None:
     """The class that each file was meant to show, None if any is unknown."""
     if not folder.flat:
-        return [folder.classes[file.label] for file in folder.files]
+        return [folder.classes[file.class_number] for file in folder.files]
     listed = record.images if record is not None else {}
     found = []
     for file in folder.files:

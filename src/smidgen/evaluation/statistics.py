@@ -35,15 +35,16 @@ class Statistics:
     """What evaluation needs to know about a reference.
 
     `predictions` holds, for each head of the extractor, the class index it sees in each image;
-    `labels` each image's class as an index into `classes`. Both are empty where not known, as in a
-    .npz of somebody else, and `classes` for images without classes. `mean_direction` (D) is the
-    mean of the normalised features, `features` (N, D) they themselves; None where not known.
-    `identity` names the content. `num_skipped` files could not be used.
+    `class_numbers` each image's class as an index into `classes`. Both are empty where not
+    known, as in a .npz of somebody else, and `classes` for images without classes.
+    `mean_direction` (D) is the mean of the normalised features, `features` (N, D) they
+    themselves; None where not known. `identity` names the content. `num_skipped` files could
+    not be used.
     """
 
     gaussian: Gaussian
     classes: tuple[str, ...]
-    labels: Tensor
+    class_numbers: Tensor
     predictions: dict[str, Tensor]
     extractor: str
     resize: str
@@ -87,7 +88,7 @@ def write_statistics(statistics: Statistics, path: Path) -> None:
     arrays: dict[str, Any] = {
         "mu": statistics.gaussian.mean.numpy(),
         "sigma": statistics.gaussian.covariance.numpy(),
-        "labels": statistics.labels.numpy().astype(np.int32),
+        "labels": statistics.class_numbers.numpy().astype(np.int32),
         **{f"predicted/{k}": v.numpy().astype(np.int32) for k, v in statistics.predictions.items()},
         "meta": np.array(msgspec.json.encode(meta).decode()),
     }
@@ -135,7 +136,7 @@ def read_statistics(path: Path, extractor: Extractor, *, features: bool = True) 
     return Statistics(
         gaussian=gaussian,
         classes=meta.classes if "labels" in indices else (),
-        labels=indices.pop("labels", torch.zeros(0, dtype=torch.long)),
+        class_numbers=indices.pop("labels", torch.zeros(0, dtype=torch.long)),
         predictions={name.removeprefix("predicted/"): found for name, found in indices.items()},
         extractor=meta.extractor or "",
         resize=meta.resize or "",

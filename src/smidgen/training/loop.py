@@ -168,7 +168,9 @@ def train_delta(
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
     trained, held_out = hold_out(
-        latents.labels if latents.captions is None else torch.zeros_like(latents.labels),
+        latents.class_numbers
+        if latents.captions is None
+        else torch.zeros_like(latents.class_numbers),
         share=config.validation_share,
         seed=config.seed,
         contents=latents.contents,

@@ -151,16 +151,16 @@ def identity_of(base: Base, latents: LatentSet, start: str | None) -> dict[str, 
     return {
         "the base": base.fingerprint,
         "the codec": base.codec.fingerprint,
-        "the images": identity_of_images(latents.names, latents.labels, latents.contents),
+        "the images": identity_of_images(latents.names, latents.class_numbers, latents.contents),
         CAPTIONS: NO_CAPTIONS if latents.captions is None else hashlib.sha256(captions).hexdigest(),
         "the number of processes": str(world_size()),
         START: start or NO_START,
     }
 
 
-def identity_of_images(names: Sequence[str], labels: Tensor, contents: Sequence[str]) -> str:
-    """A SHA-256 of what images are trained on: names, labels (N,) and the SHA-256 of the files."""
+def identity_of_images(names: Sequence[str], class_numbers: Tensor, contents: Sequence[str]) -> str:
+    """A SHA-256 of what images are trained on: names, class numbers (N,), files' SHA-256."""
     digest = hashlib.sha256("\0".join(names).encode(errors="surrogatepass"))
-    digest.update(labels.to(torch.int64).numpy().tobytes())
+    digest.update(class_numbers.to(torch.int64).numpy().tobytes())
     digest.update("\0".join(contents).encode())
     return digest.hexdigest()

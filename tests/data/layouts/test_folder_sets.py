@@ -19,7 +19,7 @@ def test_caltech_101_leaves_the_background_out_unless_asked(tmp_path: Path) -> N
     (root / "BACKGROUND_Google" / "tmp").write_bytes(b"what the archive has there")
     objects = open_images(tmp_path, layout="caltech-101")
     assert objects.classes == ("accordion", "Faces easy", "yin yang")
-    assert objects.labels == (0, 0, 1, 1, 2, 2)
+    assert objects.class_numbers == (0, 0, 1, 1, 2, 2)
     assert objects.bad == ()
     everything = open_images(tmp_path / "caltech-101", layout="caltech-101", split="all")
     assert everything.classes == ("accordion", "BACKGROUND Google", "Faces easy", "yin yang")
@@ -39,9 +39,9 @@ def test_artbench_10_in_folders_of_its_splits(tmp_path: Path) -> None:
     assert train.classes[0] == "Art Nouveau"
     assert train.classes[-1] == "Ukiyo-e"
     assert len(train.classes) == 10
-    assert [len(train.files), train.labels.count(4)] == [20, 2]
+    assert [len(train.files), train.class_numbers.count(4)] == [20, 2]
     for file in train.files:
-        assert file.path.parent.name == list(STYLES)[file.label]
+        assert file.path.parent.name == list(STYLES)[file.class_number]
     assert len(open_images(root, layout="artbench-10", split="test").files) == 10
     shutil.rmtree(root / "train" / "realism")
     with pytest.raises(SmidgenError, match=r"looked for the style realism .*found: art_nouveau/"):
@@ -60,7 +60,7 @@ def test_artbench_10_without_splits_needs_its_table(tmp_path: Path) -> None:
     (tmp_path / "ArtBench-10.csv").write_text("\n".join(rows), encoding="utf-8")
     train = open_images(tmp_path, layout="artbench-10")
     assert {file.path.name for file in train.files} == {"one, two.jpg"}
-    assert sorted(train.labels) == list(range(10))
+    assert sorted(train.class_numbers) == list(range(10))
     for wrong in ("c.jpg,somebody,cubism,train", ",somebody,baroque,train"):
         (tmp_path / "ArtBench-10.csv").write_text("\n".join([*rows, wrong]), encoding="utf-8")
         with pytest.raises(SmidgenError, match=r"line 22 of .*ArtBench-10.csv names no image"):

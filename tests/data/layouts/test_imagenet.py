@@ -44,20 +44,20 @@ def test_the_devkit_names_classes_and_validation_images(tmp_path: Path) -> None:
         write_image(tmp_path / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", seed=number)
     train = open_images(tmp_path, layout="imagenet")
     assert train.classes == NAMES
-    assert train.labels == (0, 0, 1, 1, 2, 2)
+    assert train.class_numbers == (0, 0, 1, 1, 2, 2)
     for file in train.files:
-        assert file.path.parent.name == ORDER[file.label]
+        assert file.path.parent.name == ORDER[file.class_number]
     val = open_images(tmp_path, layout="imagenet", split="val")
     assert val.classes == NAMES
-    assert [ORDER[label] for label in val.labels] == list(TRUTH)
+    assert [ORDER[label] for label in val.class_numbers] == list(TRUTH)
     # the same images sorted into folders of synsets
     for file in val.files:
-        target = tmp_path / "val" / ORDER[file.label]
+        target = tmp_path / "val" / ORDER[file.class_number]
         target.mkdir(exist_ok=True)
         file.path.rename(target / file.path.name)
     again = open_images(tmp_path, layout="imagenet", split="val")
-    labels = {file.path.name: file.label for file in val.files}
-    assert {file.path.name: file.label for file in again.files} == labels
+    labels = {file.path.name: file.class_number for file in val.files}
+    assert {file.path.name: file.class_number for file in again.files} == labels
 
 
 def test_kaggles_tree_is_the_same_data(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_kaggles_tree_is_the_same_data(tmp_path: Path) -> None:
     (tmp_path / "LOC_synset_mapping.txt").write_text(lines)
     assert open_images(tmp_path, layout="imagenet").classes == NAMES
     val = open_images(tmp_path, layout="imagenet", split="val")
-    assert [ORDER[label] for label in val.labels] == list(TRUTH)
+    assert [ORDER[label] for label in val.class_numbers] == list(TRUTH)
 
 
 def test_a_tree_that_lacks_a_synset_or_the_devkit_is_refused(tmp_path: Path) -> None:

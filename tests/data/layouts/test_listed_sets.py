@@ -19,7 +19,7 @@ def write_lines(path: Path, *lines: str) -> None:
 
 def shown(folder: ImageFolder) -> dict[str, str]:
     """Class by image, as the folder has them."""
-    return {folder.name(file.path): folder.classes[file.label] for file in folder.files}
+    return {folder.name(file.path): folder.classes[file.class_number] for file in folder.files}
 
 
 def make_food(root: Path) -> Path:
@@ -110,7 +110,7 @@ def test_sun397_is_all_or_one_half_of_a_partition(tmp_path: Path, lists: str) ->
     found = open_images(tmp_path, layout="sun397")
     assert found.classes == ("abbey", "apartment building (outdoor)", "theater (indoor seats)")
     assert found.split == "all"
-    assert found.labels == (0, 0, 1, 1, 2, 2)
+    assert found.class_numbers == (0, 0, 1, 1, 2, 2)
     train = open_images(tmp_path, layout="sun397", split="train-07")
     test = open_images(tmp_path, layout="sun397", split="test-07")
     assert shown(train)["a/apartment_building/outdoor/sun_ba.jpg"] == "apartment building (outdoor)"

@@ -33,11 +33,11 @@ def test_flowers_102_takes_classes_and_splits_from_its_files(tmp_path: Path) -> 
     assert train.classes[0] == "pink primrose"
     assert train.classes[53] == "sunflower"
     assert train.classes[101] == "blackberry lily"
-    assert sorted(train.labels) == list(range(102))
+    assert sorted(train.class_numbers) == list(range(102))
     for split in ("train", "val", "test"):
         for file in open_images(tmp_path, layout="flowers-102", split=split, decode=False).files:
             number = int(file.path.stem.removeprefix("image_"))
-            assert file.label == labels[number - 1] - 1
+            assert file.class_number == labels[number - 1] - 1
 
 
 def test_flowers_102_with_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_stanford_cars_reads_its_devkit(tmp_path: Path) -> None:
     scipy.io.savemat(root / "devkit" / "cars_train_annos.mat", train)
     found = open_images(tmp_path, layout="stanford-cars")
     assert found.classes == (CARS[0], "Ram C-V Cargo Van Minivan 2012", CARS[2])
-    assert [(file.path.name, file.label) for file in found.files] == [
+    assert [(file.path.name, file.class_number) for file in found.files] == [
         ("00001.jpg", 1),
         ("00002.jpg", 0),
         ("00003.jpg", 2),
@@ -84,7 +84,7 @@ def test_stanford_cars_reads_its_devkit(tmp_path: Path) -> None:
     test = {"annotations": annotations(rows["test"], "class", "fname")}
     scipy.io.savemat(root / "cars_test_annos_withlabels.mat", test)
     found = open_images(root, layout="stanford-cars", split="test")
-    assert found.labels == (2, 1, 0, 0)
+    assert found.class_numbers == (2, 1, 0, 0)
     assert found.files[0].path == root / "cars_test" / "00001.jpg"
 
 
@@ -111,5 +111,5 @@ def test_stanford_cars_in_its_older_form(tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "cars_annos.mat", variables)
     train = open_images(tmp_path, layout="stanford-cars")
     assert [train.name(file.path) for file in train.files] == [row[0] for row in rows[:3]]
-    assert train.labels == (0, 1, 2)
+    assert train.class_numbers == (0, 1, 2)
     assert len(open_images(tmp_path, layout="stanford-cars", split="test").files) == 3

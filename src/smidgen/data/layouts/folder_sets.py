@@ -49,7 +49,7 @@ def class_folders(root: Path, folders: Iterable[tuple[Path, str]]) -> ImageFolde
         check_inside(root, folder)
         images, skipped = list_class(folder)
         names.append(name)
-        files += [ImageFile(path=path, label=label) for path in images]
+        files += [ImageFile(path=path, class_number=label) for path in images]
         bad += skipped
     return ImageFolder(root=root, classes=safe_names(names), files=tuple(files), bad=tuple(bad))
 
