@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from smidgen.api.weights import count_weights
+from smidgen.api.weights import count_weights, reader_without_weights
 from smidgen.data.captions import distinct
 from smidgen.data.findings import Findings, findings_of
 from smidgen.data.folder import ImageFolder, Look, Progress, check_bad_share, look_at_all
@@ -29,7 +30,7 @@ from smidgen.models.dit import DiT
 from smidgen.models.pipeline_base import check_size
 from smidgen.models.pretrained import note_on_size, prompt_files, trained_size
 from smidgen.models.prompts import PROMPTS
-from smidgen.training.captions import captions_for
+from smidgen.training.captions import captions_for, read_in_the_step
 from smidgen.training.config import RunConfig
 from smidgen.training.example import example_of
 from smidgen.training.loop import train_delta
@@ -90,6 +91,7 @@ def plan_run(
         facts["refusal"] = str(error)
         if facts["images"] is None:
             facts["images"] = findings_of(folder)
+    reads = config.encodes_in_step and not has_labels
     counts = count_weights(
         base,
         num_classes=len(folder.classes) if has_labels else None,
@@ -97,6 +99,9 @@ def plan_run(
         method_config=config.method_config,
         training=config.training,
         latent_side=None if size is None or factor is None else size // factor,
+        reader=reader_without_weights(base, size) if reads else None,
+        trains_encoders=reads and config.trains_encoders,
+        token=config.token,
     )
     # tensor by tensor is what `smidgen inspect` shows
     return facts | {name: fact for name, fact in counts.items() if name != "tensors"}
@@ -157,16 +162,22 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
     )
     classes = [f"class {number}" for number in range(num_classes)]
     reads_prompts = base.conditioner is not None
-    delta = build_delta(
-        config.method,
-        base,
-        config.method_config,
-        () if reads_prompts else classes,
-        torch.Generator(),
-        training={PROMPTS: {"classes": classes}} if reads_prompts else {},
-    )
     ends = [time.perf_counter()]
-    with TemporaryDirectory(prefix="smidgen-") as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="smidgen-"))
+        reader = None
+        if config.encodes_in_step and base.conditioner is not None:
+            reader = stack.enter_context(base.conditioner.open())
+        delta = build_delta(
+            config.method,
+            base,
+            config.method_config,
+            () if reads_prompts else classes,
+            torch.Generator(),
+            training={PROMPTS: {"classes": classes}} if reads_prompts else {},
+            encoders=reader.encoders if reader is not None and config.trains_encoders else (),
+            token=config.token,
+        )
         train_delta(
             base,
             delta,
@@ -174,6 +185,7 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
             training,
             Path(folder),
             on_step=lambda *_: ends.append(time.perf_counter()),
+            task=None if reader is None else read_in_the_step(base, delta, config, reader),
         )
     each = sorted(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False))
     median = each[len(each) // 2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,22 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
 from smidgen.errors import UsageError
 from smidgen.files.settings import make
-from smidgen.hosts.host import Host, find_host
-from smidgen.methods import configure
+from smidgen.hosts.host import Host, find_family, find_host
+from smidgen.methods import acts_in_encoders, configure, parts_of
 from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
-from smidgen.training.config import TrainingConfig
+from smidgen.models.pipelines import DEFAULT_PIXELS
+from smidgen.models.pretrained import prompt_files, trained_size
+from smidgen.models.reader import Reader
+from smidgen.training.config import NEW_WORD, TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
 
 MOST_CLASSES = 1_000_000
+SOME_WORD = "<word>"  # is counted, whatever it will be
 LATER_BYTES = 100_000_000  # of libraries that only a training imports, such as accelerate
 
 
@@ -61,13 +65,41 @@ def inspect(
 
     Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
+    training = make(TrainingConfig, settings) if settings else None
+    asked = training is not None and training.train_text_encoder
+    reads = acts_in_encoders(method, asked=asked)
     return count_weights(
         base,
         num_classes=num_classes,
         method=method,
         method_config=configure(method, method_config),
-        training=make(TrainingConfig, settings) if settings else None,
+        training=training,
+        reader=reader_without_weights(base) if reads else None,
+        trains_encoders=reads,
+        token=SOME_WORD if NEW_WORD in parts_of(method) else None,
     )
+
+
+def reader_without_weights(base: Base | str | Path, image_size: int | None = None) -> Reader:
+    """The text encoders of a base without weights, for images of so many pixels (None: its own).
+
+    Raises: UsageError for one that reads no prompts, or lies on the hub.
+    """
+    loaded = base if isinstance(base, Base) else None
+    if loaded is None:
+        files, network = prompt_files(str(base)), meta_network(base)
+    else:
+        files = None if loaded.conditioner is None else loaded.conditioner.files
+        network = loaded.denoiser
+    encode = find_family(network).encode
+    if files is None or encode is None:
+        name = str(base) if loaded is None else loaded.name
+        raise UsageError(
+            f'base "{name}" has no text encoders here, in which something could be trained: it '
+            "reads no prompts, or was not fetched from the hub yet"
+        )
+    size = image_size or (loaded.image_size if loaded is not None else trained_size(base)[0])
+    return files.without_weights(encode, size or DEFAULT_PIXELS, network)
 
 
 def count_weights(
@@ -78,17 +110,32 @@ def count_weights(
     method_config: Any,
     training: TrainingConfig | None = None,
     latent_side: int | None = None,
+    reader: Reader | None = None,
+    trains_encoders: bool = False,
+    token: str | None = None,
 ) -> dict[str, Any]:
     """`inspect` with the method's own Config; `training` None: without the memory, which is that of
-    latents of `latent_side`, None: of the base's own.
+    latents of `latent_side`, None: of the base's own. `reader` (`reader_without_weights`): what
+    encodes texts in the step, None where nothing does; `trains_encoders`: whether something is
+    trained there, `token`: the new word of textual inversion.
     """
     shape = _shape_of(base, num_classes, latent_side)
     count = _num_labels(shape)
     classes = [f"class {number}" for number in range(count or 0)]
-    delta = build_delta(method, shape, method_config, classes, torch.Generator())
+    encoders = reader.encoders if reader is not None and trains_encoders else ()
+    delta = build_delta(
+        method,
+        shape,
+        method_config,
+        classes,
+        torch.Generator(),
+        encoders=encoders,
+        token=token,
+    )
     own = shape.denoiser.get_parameter
     found: dict[str, Any] = {"base": shape.name, "host": shape.host.family, "method": method}
-    found |= {"num_classes": count} | _counts(shape.denoiser, delta)
+    networks = (shape.denoiser, *(one.network for one in encoders))
+    found |= {"num_classes": count} | _counts(networks, delta)
     found["tensors"] = tensor_rows(delta)
     found["untouched"] = {name: own(name).numel() for name in shape.host.untouched}
     if training is not None:
@@ -97,7 +144,7 @@ def count_weights(
         if latent_side is not None:
             channels = example.latent_shape[0]
             example = replace(example, latent_shape=(channels, latent_side, latent_side))
-        memory = estimate_memory(shape.denoiser, delta, training, example)
+        memory = estimate_memory(shape.denoiser, delta, training, example, reader)
         found["memory"] = memory.as_dict()
         if resident is not None:
             loaded = memory.weights if isinstance(base, Base) else 0
@@ -123,8 +170,10 @@ def tensor_rows(delta: Delta) -> list[dict[str, Any]]:
 def _placed(edit: Edit) -> Iterator[tuple[str, torch.Tensor, str]]:
     """The tensors of an edit with where they act: a copy stands for the parameter it is of."""
     sites = " -> ".join(map(str, dict.fromkeys(edit.sites)))
+    within = f"{edit.component}: " if edit.component else ""
     for key, tensor in edit.tensors().items():
-        yield key, tensor, f"{edit.target}.{key}".strip(".") if isinstance(edit, Weight) else sites
+        place = f"{edit.target}.{key}".strip(".") if isinstance(edit, Weight) else sites
+        yield key, tensor, within + place
 
 
 def _shape_of(
@@ -161,9 +210,9 @@ def _num_labels(shape: _Shape) -> int | None:
     return table.get_parameter("weight").shape[0] - 1
 
 
-def _counts(denoiser: nn.Module, delta: Delta) -> dict[str, Any]:
+def _counts(networks: Sequence[nn.Module], delta: Delta) -> dict[str, Any]:
     trainable = delta.num_parameters()
-    total = sum(parameter.numel() for parameter in denoiser.parameters())
+    total = sum(parameter.numel() for network in networks for parameter in network.parameters())
     return {
         "trainable": trainable,
         "total": total,

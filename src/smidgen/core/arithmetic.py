@@ -19,6 +19,7 @@ from smidgen.core.edits import Edit, Scale, Shift, Table, edit_from_spec
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.core.sites import module_at
 from smidgen.core.tokens import Tokens
+from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 
 Rows = Float[Tensor, "R C"]
@@ -85,7 +86,7 @@ def combine(
 def base_rows_of(delta: Delta, root: nn.Module) -> Rows | None:
     """The table of `root` that `delta` replaces; None if it replaces none."""
     for edit in delta.edits.values():
-        if isinstance(edit, Table):
+        if isinstance(edit, Table) and not edit.component:
             weight = getattr(module_at(root, edit.sites[-1].module), "weight", None)
             return weight.detach() if isinstance(weight, Tensor) else None
     return None
@@ -105,6 +106,10 @@ def _summed(name: str, parts: list[Part], delta: Delta, base_rows: Rows | None) 
             return _side_by_side(name, parts)
         case Table():
             return _summed_table(name, parts, delta, base_rows)
+        case Word() as edit if abs(math.fsum(w for _, w in parts) - 1) < 1e-12:
+            return _rebuilt(edit, {"rows": _sum(parts, lambda word: word.rows)})
+        case Word() as edit:
+            why = f'the new word "{edit.token}", of which the base has nothing'
         case Tokens():
             why = "added tokens: the sequence has them or has them not"
         case other:
@@ -225,6 +230,11 @@ def check_same_edits(
         names = sorted(set(shapes) ^ set(other.edits)) or list(shapes)
         raise SmidgenError(f'{which} has other edits than the first: "{names[0]}"; {alike}')
     for name, edit in other.edits.items():
+        if isinstance(edit, Word) and shapes[name].get("token") not in (None, edit.token):
+            raise SmidgenError(
+                f'{which} has the new word "{edit.token}", the first "{shapes[name]["token"]}": '
+                "two words have no sum; take deltas of one"
+            )
         if shapes[name] != shape_of(edit, rows=rows):
             raise SmidgenError(f'{which} differs from the first at edit "{name}"; {alike}')
 

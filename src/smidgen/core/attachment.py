@@ -35,8 +35,11 @@ class HasEdits(Protocol):
 class Attachment:
     """A delta or a bank in a network. `detach()`, or the end of a `with`, leaves nothing there."""
 
-    def __init__(self, root: nn.Module, delta: HasEdits, undo: ExitStack) -> None:
+    def __init__(
+        self, root: nn.Module, delta: HasEdits, edits: Mapping[str, Acting], undo: ExitStack
+    ) -> None:
         self.delta = delta
+        self.edits = edits
         self._root = root
         self._undo = undo
         _forget_compiled()
@@ -51,7 +54,7 @@ class Attachment:
     def detach(self) -> None:
         """Remove the edits; a second time does nothing."""
         self._undo.close()
-        for edit in self.delta.edits.values():
+        for edit in self.edits.values():
             edit.forget()
         others = tuple(other for other in _attachments(self._root) if other is not self)
         self._root.__dict__[_ATTACHED] = others
@@ -73,25 +76,27 @@ def _forget_compiled() -> None:
         torch.compiler.reset()
 
 
-def attach(delta: HasEdits, model: nn.Module | HasDenoiser) -> Attachment:
-    """Let the edits of `delta` act in `model` (or its `.denoiser`) until they are detached.
+def attach(delta: HasEdits, model: nn.Module | HasDenoiser, component: str = "") -> Attachment:
+    """Let the edits of `delta` in this component act in `model` (or its `.denoiser`) until they are
+    detached.
 
     Raises: SmidgenError as `Delta.attach`.
     """
     root = network_of(model)
+    edits = {name: edit for name, edit in delta.edits.items() if edit.component == component}
     check_attachable(root)
-    _check_claims(root, delta)
-    for edit in delta.edits.values():
+    _check_claims(root, delta, edits)
+    for edit in edits.values():
         edit.check(root)
     with ExitStack() as undo:
-        for handle in _verify_first_forward(root, delta.edits):
+        for handle in _verify_first_forward(root, edits):
             undo.callback(handle.remove)
-        for edit in sorted(delta.edits.values(), key=lambda edit: edit.encloses):
+        for edit in sorted(edits.values(), key=lambda edit: edit.encloses):
             for handle in edit.attach(root):
                 undo.callback(handle.remove)
-        for handle in _forget_at_the_end(root, delta.edits):
+        for handle in _forget_at_the_end(root, edits):
             undo.callback(handle.remove)
-        return Attachment(root, delta, undo.pop_all())
+        return Attachment(root, delta, edits, undo.pop_all())
 
 
 def network_of(model: nn.Module | HasDenoiser) -> nn.Module:
@@ -103,13 +108,15 @@ def network_of(model: nn.Module | HasDenoiser) -> nn.Module:
     return root
 
 
-def _check_claims(root: nn.Module, delta: HasEdits) -> None:
+def _check_claims(root: nn.Module, delta: HasEdits, edits: Mapping[str, Acting]) -> None:
     """Tables and weights replace, so that two for one thing could only hide each other."""
-    others = [attachment.delta for attachment in _attachments(root)]
-    if any(other is delta for other in others):
+    others = _attachments(root)
+    if any(other.delta is delta for other in others):
         raise SmidgenError("this delta is attached to the model already; detach it first")
     taken: dict[str, str] = {}
-    for name, edit in (entry for each in (*others, delta) for entry in each.edits.items()):
+    for name, edit in (
+        entry for each in (*(other.edits for other in others), edits) for entry in each.items()
+    ):
         for claim in edit.claims():
             if claim in taken:
                 raise SmidgenError(

@@ -120,6 +120,11 @@ class Bank(nn.Module):
 def _check_alike(shapes: dict[str, Any], first: Provenance, delta: Delta, slot: int) -> None:
     """Raises: SmidgenError if an edit cannot be stacked, or `delta` does not fit the bank."""
     for name, edit in delta.edits.items():
+        if edit.component:
+            raise SmidgenError(
+                f'"{name}" acts in {edit.component}, which reads the prompts of all images of a '
+                "batch; attach this delta alone"
+            )
         if isinstance(edit, Weight):
             raise SmidgenError(
                 f'"{name}" is a copy of weights, which all images of a batch run through together; '

@@ -37,10 +37,14 @@ class Delta(nn.Module):
         for name, edit in edits.items():
             plant(self, name, edit)
 
-    def attach(self, model: nn.Module | HasDenoiser, strength: float = 1.0) -> "Attachment":
+    def attach(
+        self, model: nn.Module | HasDenoiser, strength: float = 1.0, *, component: str = ""
+    ) -> "Attachment":
         """Let the edits act in `model` (or its `.denoiser`) until the attachment is detached, which
         the end of a `with` does. Neither weights nor `requires_grad` of the base change. At another
-        strength than 1 what acts is a copy (`arithmetic.scaled`): 0 is the base.
+        strength than 1 what acts is a copy (`arithmetic.scaled`): 0 is the base. Those of another
+        `component` of the base than the denoiser, one of `components`, act in the `model` that is
+        that component.
 
         The first forward that is not compiled verifies that every site was reached, and raises
         SmidgenError if not. Attach after moving the model and before compiling it; to change the
@@ -51,10 +55,16 @@ class Delta(nn.Module):
             the same table or parameter; at another strength than 1, as `scaled`.
         """
         if strength == 1:
-            return attach(self, model)
+            return attach(self, model, component)
         from smidgen.core.arithmetic import base_rows_of, scaled  # which makes deltas
 
-        return attach(scaled(self, strength, base_rows_of(self, network_of(model))), model)
+        copy = scaled(self, strength, base_rows_of(self, network_of(model)))
+        return attach(copy, model, component)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components of the base besides the denoiser in which edits act."""
+        return tuple(dict.fromkeys(e.component for e in self.edits.values() if e.component))
 
     def num_parameters(self) -> int:
         """The number of trained numbers."""
@@ -102,6 +112,16 @@ class Delta(nn.Module):
                 f'"{name}" are others; give the base that it was made for'
             )
 
+    def check_component(self, component: str, fingerprint: str) -> None:
+        """Raises: SmidgenError if the component with this fingerprint of its weights is not the one
+        in which this delta's edits act.
+        """
+        if not fingerprints_match(self.provenance.components[component], fingerprint):
+            raise SmidgenError(
+                f'the delta was made for base "{self.provenance.base}" and the weights of this '
+                f"base's {component} are others; give the base that it was made for"
+            )
+
     def save(self, path: Path | str, dtype: torch.dtype | None = None) -> None:
         """Write the delta, its values as `dtype` (None: as they are), as a whole or not at all.
         Equal deltas give equal bytes.
@@ -113,7 +133,10 @@ class Delta(nn.Module):
             name: value.to("cpu", dtype).contiguous() for name, value in self.state_dict().items()
         }
         check_finite(tensors, f"cannot write {path}", "train anew, or save in another precision")
-        write_file(path, tensors, asdict(self.provenance) | {"edits": self.specs()})
+        header = asdict(self.provenance)
+        if not header["components"]:
+            del header["components"]
+        write_file(path, tensors, header | {"edits": self.specs()})
 
     @classmethod
     def load(cls, path: Path | str) -> "Delta":
@@ -130,6 +153,9 @@ class Delta(nn.Module):
             empty = _empty(header["edits"], provenance)
         except Unreadable as error:
             raise damaged(path, f"its header: {error.reason}") from error
+        for component in empty.components:
+            if component not in provenance.components:
+                raise damaged(path, f'it has edits in "{component}" and no fingerprint of it')
         for edit in empty.edits.values():
             rows = len(edit.rows) - 1 if isinstance(edit, Table) else num_classes
             if num_classes and rows != num_classes:

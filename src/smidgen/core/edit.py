@@ -31,6 +31,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The schema of `Edit.spec` in a file, with the name of the edit; kinds add to it."""
 
     name: Name = ""
+    component: Name = ""
     kind: Name
     sites: tuple[SiteSpec, ...]
     shapes: dict[Name, Shape]
@@ -45,11 +46,13 @@ class Removable(Protocol):
 class Acting(nn.Module, ABC):
     """What acts in a network: it says where (`sites`) and what it does there (`actions`).
 
-    Weights may be kept in another precision or on another device than the activations: actions
-    convert them.
+    The network is the component of a base that `component` names, such as a text encoder; "" is the
+    denoiser. Weights may be kept in another precision or on another device than the activations:
+    actions convert them.
     """
 
     sites: tuple[Site, ...]
+    component: str = ""
     encloses: ClassVar[bool] = False  # before all others at its inputs, behind them at its outputs
 
     def actions(self) -> tuple[tuple[Site, Function], ...]:
@@ -99,10 +102,13 @@ class Edit(Acting):
         """
 
     def spec(self) -> dict[str, Any]:
-        """Plain JSON that says all but the values: kind, sites and shapes."""
+        """Plain JSON that says all but the values: kind, sites and shapes, and the component that
+        is not the denoiser.
+        """
         shapes = {name: list(tensor.shape) for name, tensor in self.tensors().items()}
         sites = [site.spec() for site in self.sites]
-        return {"kind": self.kind, "sites": sites, "shapes": shapes}
+        spec: dict[str, Any] = {"kind": self.kind, "sites": sites, "shapes": shapes}
+        return spec | ({"component": self.component} if self.component else {})
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The trained tensors of this edit by name."""

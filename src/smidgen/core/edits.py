@@ -19,6 +19,7 @@ from smidgen.core.bypass import Bypass
 from smidgen.core.edit import Edit, Removable, Size, Spec, along, plant
 from smidgen.core.sites import Function, Name, Site, SiteSpec, misfit, module_at
 from smidgen.core.tokens import Tokens
+from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import Unreadable, fit
 
@@ -230,7 +231,7 @@ class Weight(Edit):
 
 
 EDITS: Mapping[str, type[Edit]] = {
-    edit.kind: edit for edit in (Shift, Scale, Bypass, Tokens, Table, Weight)
+    edit.kind: edit for edit in (Shift, Scale, Bypass, Tokens, Table, Weight, Word)
 }
 
 
@@ -248,7 +249,9 @@ def edit_from_spec(spec: Mapping[str, Any]) -> Edit:
         )
     checked = fit(spec, EDITS[kind].schema if isinstance(kind, str) else Spec)
     try:
-        return EDITS[checked.kind].from_spec(checked)
+        edit = EDITS[checked.kind].from_spec(checked)
+        edit.component = checked.component
+        return edit
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise Unreadable(f'"{checked.name}" is no {checked.kind}: {error}') from error
 

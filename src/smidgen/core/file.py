@@ -3,6 +3,7 @@
 What the header and the tensors mean is in delta.py.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ class Provenance:
 
     `base` is a name for people, `fingerprint` tells whether other weights are the same base.
     `classes` names the rows of the label table, but for the null row. `training` is free: data,
-    steps, seed, learning rate, versions, date.
+    steps, seed, learning rate, versions, date. `components` has the fingerprints of the other
+    components of the base in which edits act, such as its text encoders.
     """
 
     method: str
@@ -59,6 +61,7 @@ class Provenance:
     fingerprint: str
     classes: tuple[str, ...]
     training: dict[str, Any]
+    components: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write_file(path: Path | str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from smidgen.core.edits import Edit, Scale, Shift, Table, Weight
 from smidgen.core.sites import Site, misfit
 from smidgen.core.tokens import Tokens
 from smidgen.core.weights import check_finite
+from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 
 
@@ -73,9 +74,13 @@ Target = IntoLinear | IntoModulation | IntoTable | Refused
 
 
 def fold(
-    delta: Delta, state: Mapping[str, Shaped[Tensor, "..."]], targets: Mapping[Site, Target]
+    delta: Delta,
+    state: Mapping[str, Shaped[Tensor, "..."]],
+    targets: Mapping[Site, Target],
+    component: str = "",
 ) -> dict[str, Shaped[Tensor, "..."]]:
-    """The state dict of a base that does by itself what `state` does with `delta` attached.
+    """The state dict of a base that does by itself what `state` does with `delta` attached; of this
+    component of the base, "" being the denoiser.
 
     Computed in float64 and rounded once, to the precision of `state`. Tensors that the delta leaves
     alone are the very ones of `state`, not copies. A table may have another number of rows.
@@ -84,7 +89,7 @@ def fold(
         `state` lacks a tensor, or a weight would not be finite.
     """
     draft = _Draft(state)
-    for name, edit, target in _in_order(delta, targets):
+    for name, edit, target in _in_order(delta, targets, component):
         if isinstance(target, Refused):
             raise _refusal(name, target.reason)
         if isinstance(edit, Bypass):
@@ -122,7 +127,7 @@ class _Draft(dict[str, Tensor]):
 
 
 def _in_order(
-    delta: Delta, targets: Mapping[Site, Target]
+    delta: Delta, targets: Mapping[Site, Target], component: str
 ) -> list[tuple[str, Edit, Target | None]]:
     """The edits in the order in which they can be written.
 
@@ -132,6 +137,8 @@ def _in_order(
     """
     found: list[tuple[str, Edit, Target | None]] = []
     for name, edit in delta.edits.items():
+        if edit.component != component:
+            continue
         if isinstance(edit, Tokens):
             raise _refusal(name, "no weights do what added tokens do")
         site = edit.sites[-1] if edit.sites else None
@@ -156,6 +163,12 @@ def _write(draft: _Draft, edit: Edit, target: Target | None) -> bool:
                 draft[name] = _double(copy)
         case Table(), IntoTable(weight):
             draft[weight] = _double(edit.rows)
+        case Word(), IntoTable(weight):
+            table = draft[weight]
+            more = table.new_zeros(edit.num_new_rows - len(table), table.shape[1])
+            table = torch.cat([table, more])
+            table[edit.first : edit.first + len(edit.rows)] = _double(edit.rows)
+            draft[weight] = table
         case Shift(), IntoTable(weight):
             draft[weight] = draft[weight] + _double(edit.offset)
         case Scale(), IntoTable(weight):

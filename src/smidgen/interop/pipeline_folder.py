@@ -10,15 +10,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 
 from smidgen.core.delta import Delta
 from smidgen.core.fold import fold
+from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 from smidgen.files.writing import write_json, writing
 from smidgen.hosts.host import Host
+from smidgen.interop.encoder_folder import fold_encoder
 from smidgen.interop.single_file import original_of, single_file
 from smidgen.models.files import (
     read_json,
@@ -64,7 +67,8 @@ def open_pipeline(folder: Path) -> Pipeline:
 
 
 def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path) -> Path:
-    """Write a copy of the pipeline with `delta` folded into its denoiser, for stock diffusers.
+    """Write a copy of the pipeline with `delta` folded into its denoiser, for stock diffusers; and
+    into text encoders and their tokenizers, if it has edits there.
 
     Second copies of weights in other formats are not copied, and optional components that the
     folder lacks are switched off in the index. Weights that `output` holds already are replaced.
@@ -74,9 +78,12 @@ def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path)
     check_apart(pipeline.folder, output)
     folded = fold(delta, component_state(pipeline.folder / pipeline.denoiser), host.folds)
     present = pipeline.components()
+    changed = {pipeline.denoiser, *delta.components}
     for name in present:
         _remove_weights(output / name)
-        _copy_component(pipeline.folder / name, output / name, weights=name != pipeline.denoiser)
+        _copy_component(pipeline.folder / name, output / name, weights=name not in changed)
+    for name in delta.components:
+        fold_encoder(delta, pipeline.folder, name, output)
     write_safetensors_file(folded, output / pipeline.denoiser / WEIGHTS)
     index = {
         key: [None, None] if _is_class(value) and key not in present else value
@@ -90,9 +97,14 @@ def fold_into_single_file(delta: Delta, pipeline: Pipeline, host: Host, output: 
     """Write the pipeline with `delta` folded in as one `.safetensors` in the original names.
 
     Raises: SmidgenError if the delta does not fold, the family has no such file or it has no place
-        for a tensor, `output` is in the base, or the disk refuses.
+        for a tensor, such as a new word's, `output` is in the base, or the disk refuses.
     """
     check_apart(pipeline.folder, output)
+    if any(isinstance(edit, Word) for edit in delta.edits.values()):
+        raise SmidgenError(
+            "a single file has no tokenizer to know a new word: write a diffusers folder, or the "
+            "word alone (smidgen convert --format embeddings)"
+        )
     configs = {
         name: read_json(pipeline.folder / name / "config.json")
         for name in pipeline.components()
@@ -105,11 +117,20 @@ def fold_into_single_file(delta: Delta, pipeline: Pipeline, host: Host, output: 
         for name in ("text_encoder", "text_encoder_2"):
             if name in configs:
                 activation = str(configs[name].get("hidden_act", "quick_gelu"))
-                texts[name] = (component_state(pipeline.folder / name), activation)
+                texts[name] = (_encoder_state(delta, pipeline, name), activation)
     codec = component_state(pipeline.folder / "vae")
     tensors = single_file(original, folded, codec, texts)
     write_safetensors_file(tensors, output)
     return output
+
+
+def _encoder_state(delta: Delta, pipeline: Pipeline, name: str) -> dict[str, Tensor]:
+    if name not in delta.components:
+        return component_state(pipeline.folder / name)
+    with TemporaryDirectory(prefix="smidgen-") as folder:
+        fold_encoder(delta, pipeline.folder, name, Path(folder))
+        found = component_state(Path(folder) / name)
+        return {key: tensor.clone() for key, tensor in found.items()}  # the file goes
 
 
 def component_state(folder: Path) -> dict[str, Tensor]:

@@ -14,18 +14,20 @@ from smidgen.methods.configs import (
     DiffFitConfig,
     LoRAConfig,
     NoOptions,
+    TextualInversionConfig,
     VPTConfig,
 )
 from smidgen.methods.method import Method
 
 METHODS: Mapping[str, Method] = {
-    "full": Method(NoOptions, default_lr=1e-4),
+    "full": Method(NoOptions, default_lr=1e-4, encoders="asked"),
     "bitfit": Method(NoOptions, default_lr=1e-3),
     "difffit": Method(DiffFitConfig, default_lr=1e-3),
     "adaptformer": Method(AdaptFormerConfig, default_lr=1e-3),
     "vpt": Method(VPTConfig, default_lr=1e-3),
     "lora": Method(LoRAConfig, default_lr=1e-3),
     "adapter": Method(AdapterConfig, default_lr=1e-4),
+    "textual-inversion": Method(TextualInversionConfig, default_lr=5e-3, encoders="always"),
 }
 
 
@@ -61,4 +63,19 @@ def configure(name: str, values: Mapping[str, Any] | None = None) -> Any:
     return make(resolve(name).config, values or {}, source=name, kind="option")
 
 
-__all__ = ["METHODS", "Method", "configure", "parts_of", "resolve"]
+def acts_in_encoders(name: str, *, asked: bool) -> bool:
+    """Whether the method of this name has edits in text encoders; `asked`: with train_text_encoder.
+
+    Raises: UsageError as `parts_of`, or if that was asked of methods that cannot do it.
+    """
+    kinds = {method.encoders for method in parts_of(name).values()}
+    if asked and "asked" not in kinds:
+        able = ", ".join(one for one, method in METHODS.items() if method.encoders == "asked")
+        raise UsageError(
+            f"train_text_encoder is of no use to {name}, which trains nothing in a text encoder; "
+            f"leave it out, or use: {able}"
+        )
+    return asked or "always" in kinds
+
+
+__all__ = ["METHODS", "Method", "acts_in_encoders", "configure", "parts_of", "resolve"]

@@ -16,10 +16,10 @@ import torch
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit, Shift, Weight
 from smidgen.errors import SmidgenError
-from smidgen.methods import parts_of
-from smidgen.methods.combine import PLUS, merged
+from smidgen.methods import METHODS, parts_of
+from smidgen.methods.combine import PLUS, field_of, merged
 from smidgen.methods.label_table import label_edits
-from smidgen.methods.method import Tunable
+from smidgen.methods.method import Encoder, Tunable
 
 
 def build_delta(
@@ -30,20 +30,32 @@ def build_delta(
     generator: torch.Generator,
     *,
     training: Mapping[str, Any] | None = None,
+    encoders: Sequence[Encoder] = (),
+    token: str | None = None,
 ) -> Delta:
     """A fresh delta of the method, or of the several, called `name`, on the base's device.
 
     `config` is what `configure` gives for that name, `classes` what the label table has rows for
-    (empty where the base has no labels), `training` that part of the provenance.
+    (empty where the base has no labels), `training` that part of the provenance. `encoders` are the
+    base's text encoders, if something of them is trained (`methods.acts_in_encoders`), `token` the
+    new word of textual inversion.
 
     Raises: UsageError for an unknown name or options that do not fit the base; SmidgenError if a
         method does not work there or finds nothing to train, or as `label_edits` and `merged`.
     """
     parts = list(parts_of(name))
-    options = {part: getattr(config, part) if len(parts) > 1 else config for part in parts}
+    options = {
+        part: getattr(config, field_of(part)) if len(parts) > 1 else config for part in parts
+    }
     # each part with a table of its own, of which `merged` keeps the first: what a part draws from
     # the generator then does not depend on its being one of several
-    edits = merged({part: _edits(part, base, options[part], classes, generator) for part in parts})
+    edits = merged(
+        {
+            part: _edits(part, base, options[part], classes, generator)
+            | _edits_in(encoders, part, options[part], generator, token)
+            for part in parts
+        }
+    )
     method = PLUS.join(parts)
     if not edits:
         raise SmidgenError(
@@ -57,6 +69,11 @@ def build_delta(
         fingerprint=base.fingerprint,
         classes=tuple(classes),
         training=dict(training or {}),
+        components={
+            one.component: one.fingerprint
+            for one in encoders
+            if any(edit.component == one.component for edit in edits.values())
+        },
     )
     return Delta(edits, provenance).to(next(base.denoiser.parameters()).device)
 
@@ -70,7 +87,7 @@ def _edits(
     reason = base.host.refusals.get(method)
     if reason is not None:
         raise SmidgenError(f"{method} does not work on a {base.host.family} base: {reason}")
-    build = import_module(f"smidgen.methods.{method}").build
+    build = _module(method).build
     # beside a base on another device the edits are made on the CPU, where the generator draws
     on_meta = next(base.denoiser.parameters()).is_meta
     with torch.device("meta") if on_meta else nullcontext():
@@ -78,6 +95,25 @@ def _edits(
     table = label_edits(base, classes, generator)
     own = dict(takewhile(lambda item: isinstance(item[1], Weight | Shift), edits.items()))
     return own | table | edits
+
+
+def _edits_in(
+    encoders: Sequence[Encoder],
+    method: str,
+    config: Any,
+    generator: torch.Generator,
+    token: str | None,
+) -> dict[str, Edit]:
+    """The edits of one method in text encoders, if it has such."""
+    if not encoders or METHODS[method].encoders == "never":
+        return {}
+    on_meta = next(encoders[0].network.parameters()).is_meta
+    with torch.device("meta") if on_meta else nullcontext():
+        return dict(_module(method).build_in_encoders(encoders, config, generator, token))
+
+
+def _module(method: str) -> Any:
+    return import_module(f"smidgen.methods.{field_of(method)}")
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,11 @@ def combine(methods: Mapping[str, Method]) -> Method:
     )
 
 
+def field_of(method: str) -> str:
+    """The field of a combination's config that has the config of this method."""
+    return method.replace("-", "_")
+
+
 def merged(groups: Mapping[str, Mapping[str, Edit]]) -> dict[str, Edit]:
     """The edits of all methods by name in order. A label table, and any other edit that two share
     by name and form, is there once.
@@ -35,17 +40,19 @@ def merged(groups: Mapping[str, Mapping[str, Edit]]) -> dict[str, Edit]:
     """
     edits: dict[str, Edit] = {}
     owners: dict[str, str] = {}  # name of an edit -> its method
-    claimed: dict[str, str] = {}  # parameter of the base that an edit replaces -> its method
+    # component of the base and parameter there that an edit replaces -> its method
+    claimed: dict[tuple[str, str], str] = {}
     for method, group in groups.items():
         for name, edit in group.items():
             if name in edits and edits[name].spec() == edit.spec():
                 continue
             if name in owners:
                 _refuse(owners[name], method, name)
-            for claim in sorted(edit.claims() & claimed.keys()):
-                _refuse(claimed[claim], method, claim)
+            claims = {(edit.component, claim): method for claim in edit.claims()}
+            for claim in sorted(claims.keys() & claimed.keys()):
+                _refuse(claimed[claim], method, claim[1])
             edits[name], owners[name] = edit, method
-            claimed |= dict.fromkeys(edit.claims(), method)
+            claimed |= claims
     for name, method in owners.items():
         for outer in _outer(name):
             if outer in owners:
@@ -72,7 +79,7 @@ def _config(methods: Mapping[str, Method]) -> type:
     return make_dataclass(
         "Config",
         [
-            (name, method.config, field(default_factory=method.config))
+            (field_of(name), method.config, field(default_factory=method.config))
             for name, method in methods.items()
         ],
         namespace={"__doc__": f"The options of {', '.join(methods)}, each under its own name."},

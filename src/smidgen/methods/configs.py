@@ -23,6 +23,8 @@ Read = Literal["normed", "stream"]
 # VPT
 Depth = Literal["deep", "shallow"]
 VPT_BLOCKS = ("auto", "all")
+# Textual inversion
+MOST_VECTORS = 75  # the longest prompt of a CLIP
 # Adapters
 Place = Literal[
     "SA_in", "SA_out", "CA_in", "CA_c", "CA_out", "FFN_in", "FFN_out", "Trans_out",
@@ -158,6 +160,23 @@ class LoRAConfig:
             raise UsageError(f"alpha is {self.alpha}; expected a number above 0")
         if not words(self.targets):
             raise UsageError("targets is empty; expected roles such as q v, linear, conv or all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextualInversionConfig:
+    """The rows of a new word in the text encoders' tables; the word itself is the run's `token`."""
+
+    init_word: str | None = None
+    """The new rows start as this word's, or as the mean of its tokens."""
+    num_vectors: int = 1
+    """How many tokens stand for the word in a prompt."""
+
+    def __post_init__(self) -> None:
+        check_size("num_vectors", self.num_vectors)
+        if self.num_vectors > MOST_VECTORS:
+            raise UsageError(f"num_vectors is {self.num_vectors}; expected at most {MOST_VECTORS}")
+        if self.init_word is not None and not self.init_word.strip():
+            raise UsageError("init_word is empty; give a word, such as the name of what is shown")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,20 @@
-"""Full fine-tuning: a trained copy of every parameter that the host does not fix."""
+"""Full fine-tuning: a trained copy of every parameter that the host does not fix; on demand of the
+text encoders' too (DreamBooth, arXiv 2208.12242).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smidgen.core.edits import Weight
 from smidgen.errors import SmidgenError
 from smidgen.methods.configs import NoOptions
-from smidgen.methods.method import Tunable
+from smidgen.methods.method import Encoder, Tunable
+
+CLIPS = ("CLIPTextModel", "CLIPTextModelWithProjection")  # classes of transformers
 
 
 def build(base: Tunable, config: NoOptions, generator: torch.Generator) -> dict[str, Weight]:
@@ -17,15 +23,43 @@ def build(base: Tunable, config: NoOptions, generator: torch.Generator) -> dict[
 
     Raises: SmidgenError for a base that uses one parameter in two places.
     """
-    _check_untied(base)
+    _check_untied(base.denoiser)
     fixed = set(base.host.fixed)
     if base.host.has_labels:
         module = base.host.tap("label.out").module
         table = base.denoiser.get_submodule(module)
         fixed |= {f"{module}.{name}" for name, _ in table.named_parameters()}
+    return _copies(base.denoiser, fixed)
+
+
+def build_in_encoders(
+    encoders: Sequence[Encoder], config: NoOptions, generator: torch.Generator, token: str | None
+) -> dict[str, Weight]:
+    """A copy of every parameter of the text encoders that are CLIPs, which diffusers' own trainers
+    train too: language models stay as they are.
+
+    Raises: SmidgenError if none of them is a CLIP.
+    """
+    chosen = [one for one in encoders if type(one.network).__name__ in CLIPS]
+    if not chosen:
+        kinds = ", ".join(type(one.network).__name__ for one in encoders)
+        raise SmidgenError(
+            f"train_text_encoder trains CLIPs, and this base reads prompts with: {kinds}; leave it "
+            "out"
+        )
+    edits: dict[str, Weight] = {}
+    for one in chosen:
+        _check_untied(one.network)
+        for name, edit in _copies(one.network, frozenset()).items():
+            edit.component = one.component
+            edits[f"{one.component}.{name}"] = edit
+    return edits
+
+
+def _copies(network: nn.Module, fixed: Collection[str]) -> dict[str, Weight]:
     copies = {
         name: parameter.detach().clone()
-        for name, parameter in base.denoiser.named_parameters()
+        for name, parameter in network.named_parameters()
         if name not in fixed
     }
     return {
@@ -33,11 +67,11 @@ def build(base: Tunable, config: NoOptions, generator: torch.Generator) -> dict[
     }
 
 
-def _check_untied(base: Tunable) -> None:
-    names = {name for name, _ in base.denoiser.named_parameters()}
-    for name, parameter in base.denoiser.named_parameters(remove_duplicate=False):
+def _check_untied(network: nn.Module) -> None:
+    names = {name for name, _ in network.named_parameters()}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
         if name not in names:
-            same = next(one for one, p in base.denoiser.named_parameters() if p is parameter)
+            same = next(one for one, p in network.named_parameters() if p is parameter)
             raise SmidgenError(
                 f"full does not work on a base where {same} and {name} are one parameter, of "
                 "which there would be two copies; use another method"

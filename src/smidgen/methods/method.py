@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from smidgen.errors import UsageError
 
@@ -32,14 +32,29 @@ class Tunable(Protocol):
     def fingerprint(self) -> str: ...
 
 
+class Encoder(Protocol):
+    """What a method reads of a text encoder; `models.reader.Encoder` is one."""
+
+    @property
+    def component(self) -> str: ...
+    @property
+    def network(self) -> nn.Module: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Method:
     """What is known of a method before torch is imported: `config`, the frozen dataclass of its
-    options, and `default_lr`, the paper's learning rate for it.
+    options, and `default_lr`, the paper's learning rate for it. `encoders`: whether it has edits in
+    the text encoders of a base too, "asked" if it has them with train_text_encoder.
     """
 
     config: type
     default_lr: float
+    encoders: Literal["never", "asked", "always"] = "never"
 
 
 def block_range(blocks: str, depth: int) -> range:

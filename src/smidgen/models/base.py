@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprint
 from smidgen.diffusion.process import Process
 from smidgen.errors import UsageError
@@ -76,9 +77,11 @@ class Base:
         side = self.image_size // self.codec.factor
         return self.codec.latent_channels, side, side
 
-    def conditions(self, prompts: Sequence[str] = (), negative: str = "") -> Conditions:
+    def conditions(
+        self, prompts: Sequence[str] = (), negative: str = "", delta: Delta | None = None
+    ) -> Conditions:
         """What labels mean to the denoiser: themselves, or the prompts that they count, the label
-        behind the last prompt meaning the `negative` one.
+        behind the last prompt meaning the `negative` one, as text encoders with `delta` read them.
 
         Raises: UsageError for prompts for a base that knows classes, or none for one that reads
             them; SmidgenError as `Conditioner.encode`.
@@ -92,7 +95,7 @@ class Base:
         if not prompts:
             raise UsageError(f'base "{self.name}" reads prompts: give at least one')
         return self.conditioner.conditions(
-            [*prompts, negative], self.device, dtype_of(self.denoiser)
+            [*prompts, negative], self.device, dtype_of(self.denoiser), delta
         )
 
     def to(

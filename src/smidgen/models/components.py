@@ -20,6 +20,7 @@ from torch import nn
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
+from smidgen.files.writing import writing
 from smidgen.hosts.host import library_of
 from smidgen.models.files import read_json
 from smidgen.models.schemas import Autoencoder
@@ -42,6 +43,36 @@ def load_encoders(
         if isinstance(part, nn.Module) and name not in parts:
             check_finite(part.state_dict(), folder / name)
     return pipeline
+
+
+def load_part(folder: Path, library: str, kind: str) -> Any:
+    """A text encoder or tokenizer of a pipeline, from its checked folder, in the files' precision.
+
+    Raises: SmidgenError if it cannot be loaded.
+    """
+    bars = contextlib.redirect_stderr(io.StringIO())
+    with bars, quiet(), _readable(folder, f"no {kind}"):
+        found: Any = getattr(import_module(library), kind)
+        precision = {"torch_dtype": "auto"} if issubclass(found, nn.Module) else {}
+        return found.from_pretrained(str(folder), local_files_only=True, **precision)
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Write it as its library does, without notices. Raises: SmidgenError if the disk refuses."""
+    with writing(folder), contextlib.redirect_stderr(io.StringIO()), quiet():
+        part.save_pretrained(str(folder))
+
+
+def meta_encoder(folder: Path, library: str, kind: str, dtype: torch.dtype) -> nn.Module:
+    """The text encoder that a checked folder's configuration describes, on the meta device, frozen.
+
+    Raises: SmidgenError if it does not fit its class.
+    """
+    with quiet(), _readable(folder, f"no {kind}"):
+        found = getattr(import_module(library), kind)
+        config = found.config_class.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"):
+            return found(config).to(dtype).requires_grad_(False).eval()
 
 
 def class_of(name: str, beside: str | None = None) -> Any:

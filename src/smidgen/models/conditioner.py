@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from smidgen.core.delta import Delta
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
-from smidgen.files.reading import in_one_line
-from smidgen.hosts.family import Condition
+from smidgen.hosts.family import Condition, Pipeline
 from smidgen.models.components import quiet
 from smidgen.models.condition_store import ConditionStore
 from smidgen.models.prompt_files import PromptFiles
+from smidgen.models.reader import Encode, Reader
 
 # (labels (B,)) -> the condition of so many images
 Conditions = Callable[[Tensor], Condition]
-# (pipeline, prompts, image size in pixels) -> the condition of these prompts
-Encode = Callable[[Any, Sequence[str], int], Condition]
 
 STORE_FORMAT = 1
 STORED_BYTES = 2**28  # of the conditions of one file of a store
@@ -63,57 +62,73 @@ class Conditioner:
         self._known: dict[str, Condition] = {}
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """The conditions of K prompts, a row each, on the CPU; "" is the prompt of no class.
+    def encode(self, prompts: Sequence[str], delta: Delta | None = None) -> Condition:
+        """The conditions of K prompts, a row each, on the CPU; "" is the prompt of no class. With a
+        `delta` that has edits in text encoders they act there, and nothing is kept of what they
+        make: its values may be others the next time.
 
         Every prompt is encoded by itself, so that what it becomes does not depend on the others;
         texts of fewer tokens are filled up with zeros that their mask leaves out.
 
         Raises: SmidgenError for no prompts, encoders that cannot be loaded, that fail or give
-            numbers that are not finite, or texts of different lengths that have no mask.
+            numbers that are not finite, or texts of different lengths that have no mask, or a delta
+            of others.
         """
         if not prompts:
             raise SmidgenError("no prompts to encode; give at least one")
+        if delta is not None and delta.components:
+            with self._loaded(delta) as read:
+                changed = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
+            return rows_of([changed[prompt] for prompt in prompts])
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if missing:
             with self._loaded() as read:
                 for prompt in missing:
                     self._known[prompt] = read(prompt)
-        return _rows([self._known[prompt] for prompt in prompts])
+        return rows_of([self._known[prompt] for prompt in prompts])
 
     @contextmanager
-    def _loaded(self) -> Iterator[Callable[[str], Condition]]:
-        """The encoders as a function of one prompt, let go at the end."""
-        pipeline = [self._load()]
+    def open(self) -> Iterator[Reader]:
+        """The encoders, loaded until the end; what they make of prompts is not kept.
 
-        def read(prompt: str) -> Condition:
-            try:
-                found = self._encode(pipeline[0], [prompt], self._image_size)
-            except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-                raise SmidgenError(
-                    f'the tokenizers and text encoders fail on "{prompt}" ({in_one_line(error)}); '
-                    "get their folders again"
-                ) from error
-            condition = {name: value.cpu() for name, value in found.items()}
-            remedy = "load the base in a precision of wider range, bf16 or fp32"
-            check_finite(condition, f'what the encoders make of "{prompt}"', remedy)
-            return condition
-
+        Raises: SmidgenError if they cannot be loaded.
+        """
+        described = Pipeline() if self.files is None else self.files.pipeline
+        reader = Reader(self._load(), self._encode, self._image_size, described)
+        for one in reader.encoders:
+            one.network.requires_grad_(False).eval()
         try:
-            yield read
+            yield reader
         finally:
-            pipeline.clear()
+            reader.close()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
+    @contextmanager
+    def _loaded(self, delta: Delta | None = None) -> Iterator[Callable[[str], Condition]]:
+        """The encoders as a function of one prompt, let go at the end."""
+
+        def read(prompt: str) -> Condition:
+            condition = {name: value.cpu() for name, value in reader.read([prompt]).items()}
+            remedy = "load the base in a precision of wider range, bf16 or fp32"
+            check_finite(condition, f'what the encoders make of "{prompt}"', remedy)
+            return condition
+
+        with self.open() as reader, nullcontext() if delta is None else reader.attached(delta):
+            yield read
+
     def conditions(
-        self, prompts: Sequence[str], device: torch.device, dtype: torch.dtype
+        self,
+        prompts: Sequence[str],
+        device: torch.device,
+        dtype: torch.dtype,
+        delta: Delta | None = None,
     ) -> Conditions:
         """Label i as the condition of prompt i. Raises: SmidgenError as `encode`."""
         rows = {
             name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in self.encode(prompts).items()
+            for name, value in self.encode(prompts, delta).items()
         }
         return lambda labels: {name: value[labels] for name, value in rows.items()}
 
@@ -161,7 +176,7 @@ class Conditioner:
         longest = _longest(rows)
 
         def conditions(labels: Tensor) -> Condition:
-            found = _rows([rows[label] for label in labels.tolist()], longest)
+            found = rows_of([rows[label] for label in labels.tolist()], longest)
             return {
                 name: value.to(device, dtype if value.is_floating_point() else None)
                 for name, value in found.items()
@@ -196,7 +211,7 @@ def _longest(conditions: Sequence[Condition]) -> dict[str, int]:
     return longest
 
 
-def _rows(conditions: Sequence[Condition], longest: Mapping[str, int] | None = None) -> Condition:
+def rows_of(conditions: Sequence[Condition], longest: Mapping[str, int] | None = None) -> Condition:
     """Conditions of single prompts as one of all of them, of so many tokens, None: as they need."""
     longest = _longest(conditions) if longest is None else longest
     filled = [

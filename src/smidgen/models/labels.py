@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table
+from smidgen.core.word import Word
 from smidgen.errors import UsageError
 from smidgen.files.names import excerpt
 from smidgen.models.base import Base
@@ -40,8 +41,8 @@ def labels_of(
     """
     if prompts:
         names = tuple(dict.fromkeys(prompts))
-        _check_lengths(base, (*names, negative))
-        return Labels(names=names, conditions=base.conditions(names, negative))
+        _check_lengths(base, (*names, negative), delta)
+        return Labels(names=names, conditions=base.conditions(names, negative, delta))
     names = class_names(base, delta)
     if base.conditioner is not None and not names:
         captions = {} if delta is None else delta.provenance.training.get(CAPTIONS, {})
@@ -54,16 +55,24 @@ def labels_of(
             f'base "{base.name}" reads prompts: give some (prompts=..., --prompt), or a delta that '
             "was trained on classes"
         )
-    return Labels(names=names, conditions=base.conditions(class_prompts(base, delta), negative))
+    prompts = class_prompts(base, delta)
+    return Labels(names=names, conditions=base.conditions(prompts, negative, delta))
 
 
-def _check_lengths(base: Base, prompts: Sequence[str]) -> None:
+def _check_lengths(base: Base, prompts: Sequence[str], delta: Delta | None) -> None:
     files = None if base.conditioner is None else base.conditioner.files
-    for prompt, most in ({} if files is None else files.cut(prompts)).items():
+    words = new_words(delta)
+    for prompt, most in ({} if files is None else files.cut(prompts, words)).items():
         raise UsageError(
             f'prompt "{excerpt(prompt)}" is too long: base "{base.name}" reads {most} tokens of a '
             "text; shorten it"
         )
+
+
+def new_words(delta: Delta | None) -> dict[str, int]:
+    """The words of `delta` that the base lacks, each with its number of tokens."""
+    edits = () if delta is None else delta.edits.values()
+    return {edit.token: len(edit.rows) for edit in edits if isinstance(edit, Word)}
 
 
 def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:

@@ -4,22 +4,26 @@ tokens of a prompt they read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from smidgen.errors import SmidgenError
 from smidgen.files.names import excerpt
 from smidgen.files.reading import in_one_line, sha256_of
 from smidgen.hosts.family import Pipeline
-from smidgen.models.components import load_encoders, quiet
+from smidgen.models.components import load_encoders, meta_encoder, quiet
 from smidgen.models.pipelines import beside_prompts
+from smidgen.models.reader import Encode, Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +51,43 @@ class PromptFiles:
         """The class of the pipeline."""
         return str(self.index["_class_name"])
 
-    def cut(self, prompts: Iterable[str]) -> dict[str, int]:
-        """Those of the prompts whose last tokens no text encoder reads, and how many one does.
+    def cut(
+        self, prompts: Iterable[str], words: Mapping[str, int] = MappingProxyType({})
+    ) -> dict[str, int]:
+        """Those of the prompts whose last tokens no text encoder reads, and how many one does;
+        `words` are new ones, each of so many tokens.
 
         Raises: SmidgenError if a tokenizer cannot be loaded, or fails.
         """
         pipeline, tokenizers = self._tokenizers
         found = dict.fromkeys(prompts, 0)
         with quiet():
-            for tokenizer in tokenizers:
+            for tokenizer in map(copy.deepcopy, tokenizers) if words else tokenizers:
+                if words:
+                    tokenizer.add_tokens(list(words))
                 most = most_tokens(pipeline, tokenizer)
                 found = {
                     text: max(most, read)
                     for text, read in found.items()
-                    if _num_tokens(tokenizer, text) > most
+                    if _num_tokens(tokenizer, text, words) > most
                 }
         return found if tokenizers else {}
+
+    def without_weights(self, encode: Encode, image_size: int, denoiser: nn.Module) -> Reader:
+        """The tokenizers, and the text encoders on the meta device in the precision of `denoiser`,
+        beside which they are: to count what they need.
+
+        Raises: SmidgenError if one cannot be loaded.
+        """
+        dtype = next(denoiser.parameters()).dtype
+        parts: dict[str, Any] = dict.fromkeys(beside_prompts(self.index, self.pipeline))
+        for name in self.pipeline.encoders:
+            if name not in parts:
+                parts[name] = meta_encoder(self.source / name, *self.index[name], dtype)
+        if self.pipeline.denoiser == "transformer":
+            parts["transformer"] = denoiser
+        pipeline = load_encoders(self.source, self.kind, self.network, dtype, parts)
+        return Reader(pipeline, encode, image_size, self.pipeline)
 
     @cached_property
     def _tokenizers(self) -> tuple[Any, list[Any]]:
@@ -90,10 +115,12 @@ def most_tokens(pipeline: Any, tokenizer: Any) -> int:
     return tokenizer.model_max_length if said is None or is_clip else said.default
 
 
-def _num_tokens(tokenizer: Any, text: str) -> int:
+def _num_tokens(tokenizer: Any, text: str, words: Mapping[str, int]) -> int:
     """With those that stand before and behind a prompt."""
     try:
-        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        ids = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        more = {tokenizer.convert_tokens_to_ids(word): num - 1 for word, num in words.items()}
+        return len(ids) + sum(more.get(one, 0) for one in ids)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise SmidgenError(
             f'the tokenizer fails on "{excerpt(text)}" ({in_one_line(error)}); get its folder again'

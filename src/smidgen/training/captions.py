@@ -22,12 +22,14 @@ from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError, shown
 from smidgen.models.base import Base
 from smidgen.models.calling import dtype_of
-from smidgen.models.labels import Labels, labels_of
-from smidgen.models.prompts import CAPTIONS
+from smidgen.models.labels import Labels, class_names, class_prompts, labels_of, new_words
+from smidgen.models.prompts import CAPTIONS, CLASS
+from smidgen.models.reader import Reader, word_in
 from smidgen.processes import from_main, is_main
 from smidgen.progress import counting_bar
 from smidgen.training.config import RunConfig
 from smidgen.training.objective import Choices, Task
+from smidgen.training.texts import Texts
 
 EXAMPLES = 4  # of a delta's provenance
 # (captions) -> those of them that the text encoders cut
@@ -43,6 +45,11 @@ def captions_for(
         SmidgenError as `read_captions`.
     """
     if not reads_prompts:
+        if config.shuffle_tags:
+            raise UsageError(
+                f'shuffle_tags is of no use to base "{base}", which knows classes and reads no '
+                "prompts; leave it out"
+            )
         if config.captions not in ("auto", "none"):
             raise UsageError(
                 f'captions is of no use to base "{base}", which knows classes and reads no prompts;'
@@ -56,6 +63,10 @@ def captions_for(
             )
         return None
     captions = read_captions(folder, config.captions)
+    if captions.source == "none" and config.shuffle_tags:
+        raise UsageError(
+            "shuffle_tags shuffles those of captions, and there are none; leave it out"
+        )
     if captions.source != "none" and config.training.prompt is not None:
         raise UsageError(
             f"prompt makes those of classes, and the images have captions ({captions.source}): "
@@ -77,9 +88,23 @@ def captioned(latents: LatentSet, captions: Captions | None, cut: Cut | None) ->
 
 
 def task_of(
-    base: Base, delta: Delta, latents: LatentSet, config: RunConfig, *, progress: bool = False
+    base: Base,
+    delta: Delta,
+    latents: LatentSet,
+    config: RunConfig,
+    *,
+    reader: Reader | None = None,
+    progress: bool = False,
 ) -> Task:
-    """What is trained: the latents' captions, or else the classes that the delta was made for."""
+    """What is trained: the latents' captions, or else the classes that the delta was made for.
+    `reader`: what encodes them in the step, None: they are encoded here.
+
+    Raises: UsageError for a new word that stands in none of them.
+    """
+    if reader is not None:
+        task = read_in_the_step(base, delta, config, reader, latents.captions)
+        _check_words(delta, task)
+        return task
     if latents.captions is None:
         return Task(process=base.process, labels=labels_of(base, delta))
     assert base.conditioner is not None, "captions are read for bases that read prompts"
@@ -95,6 +120,46 @@ def task_of(
         labels=Labels(names=names, conditions=conditions),
         choices=choices_of(latents.captions, names),
     )
+
+
+def read_in_the_step(
+    base: Base,
+    delta: Delta,
+    config: RunConfig,
+    reader: Reader,
+    captions: Sequence[Sequence[str]] | None = None,
+) -> Task:
+    """The task of captions, None: of the prompts of the delta's classes, that `reader` encodes in
+    the step.
+    """
+    if captions is None:
+        names, prompts = class_names(base, delta), class_prompts(base, delta)
+    else:
+        names = prompts = distinct(captions)
+    texts = Texts(
+        reader=reader,
+        prompts=(*prompts, ""),
+        device=base.device,
+        dtype=dtype_of(base.denoiser),
+        keep=config.keep_tags if config.shuffle_tags else None,
+    )
+    return Task(
+        process=base.process,
+        labels=Labels(names=names, conditions=texts.conditions),
+        choices=None if captions is None else choices_of(captions, names),
+        texts=texts,
+    )
+
+
+def _check_words(delta: Delta, task: Task) -> None:
+    """Raises: UsageError if a new word stands in none of the texts that are trained on."""
+    prompts = () if task.texts is None else task.texts.prompts
+    for word in new_words(delta):
+        if not any(word_in(word).search(prompt) for prompt in prompts):
+            raise UsageError(
+                f'token "{word}" stands in no caption and no prompt, so that nothing would be '
+                f'learned of it; put it there, such as --prompt "a photo of a {word} {CLASS}"'
+            )
 
 
 def choices_of(captions: Sequence[Sequence[str]], names: Sequence[str]) -> Choices:

@@ -22,6 +22,7 @@ TimestepSampling = Literal["logit-normal", "uniform"]
 # OpenMP notes every thread on the stack: some ten thousand end in a segmentation fault. This is
 # more than common machines have processors, and the same on all, so that a recipe stays valid.
 MOST_THREADS = 1024
+NEW_WORD = "textual-inversion"  # the method that trains one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,9 @@ class TrainingConfig:
     """Number format of the forward and backward pass; the delta itself stays in float32."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
+    train_text_encoder: bool = False
+    """Of a base that reads prompts, also train its text encoders that are CLIPs: with full, as
+    DreamBooth does."""
     compile: bool = False
     """Compile the network with torch.compile; on a CPU this needs a C++ compiler."""
     ema_decay: float | None = None
@@ -120,7 +124,7 @@ class TrainingConfig:
             not isinstance(self.prompt, str) or CLASS not in self.prompt
         ):
             raise UsageError(f"prompt is {self.prompt!r}; expected text with {CLASS} in it")
-        for name in ("gradient_checkpointing", "compile"):
+        for name in ("gradient_checkpointing", "compile", "train_text_encoder"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected true or false")
         if isinstance(self.trackers, str) or not all(isinstance(t, str) for t in self.trackers):
@@ -149,12 +153,19 @@ class RunConfig:
     split: str | None = None
     """Which part of it, such as train or test; none: the layout's default."""
     method: str = "difffit"
-    """What is trained: full, bitfit, difffit, adaptformer, vpt, lora, adapter; or several at once,
-    such as difffit+lora, whose flags then begin with the method: --lora.rank 8."""
+    """What is trained: full, bitfit, difffit, adaptformer, vpt, lora, adapter, textual-inversion;
+    or several at once, such as difffit+lora, whose flags then begin with the method: --lora.rank
+    8."""
     captions: CaptionSource = "auto"
     """What a base that reads prompts is told of each image: txt, of a text file beside it, a line a
     caption; jsonl, of metadata.jsonl or .csv; filename; none: the prompt of its class; auto: text
     files or a table if there are any."""
+    shuffle_tags: bool = False
+    """Captions are tags with commas between them: shuffle them anew at every draw."""
+    keep_tags: int = 0
+    """With shuffle_tags: how many tags at the front of a caption stay there."""
+    token: str | None = None
+    """With textual-inversion: the new word, which captions or the prompt hold."""
     resize: Literal["crop", "resize"] = "crop"
     """crop: the centre square of each image; resize: all of it, squeezed to a square."""
     flip: bool = False
@@ -173,16 +184,38 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_number("max_bad_share", self.max_bad_share, most=1.0)
+        check_integer("keep_tags", self.keep_tags, least=0)
         check_choices(self)
+        if self.keep_tags and not self.shuffle_tags:
+            raise UsageError("keep_tags says which tags are not shuffled; give shuffle_tags too")
+
+    @property
+    def encodes_in_step(self) -> bool:
+        """Whether prompts are encoded in the step that trains on them, not before."""
+        return self.shuffle_tags or self.trains_encoders
+
+    @property
+    def trains_encoders(self) -> bool:
+        """Whether something is trained in the text encoders.
+
+        Raises: UsageError if that was asked of a method that cannot do it.
+        """
+        from smidgen.methods import acts_in_encoders
+
+        return acts_in_encoders(self.method, asked=self.training.train_text_encoder)
 
     def resolved(self) -> RunConfig:
         """With the split, the method's options and the learning rate that are their defaults.
 
-        Raises: UsageError for a method or a split that there is not.
+        Raises: UsageError for a method or a split that there is not, or settings that are of no use
+            to the method.
         """
         from smidgen.data.layouts import resolve_split
-        from smidgen.methods import configure
+        from smidgen.methods import configure, parts_of
 
+        if self.token is not None and NEW_WORD not in parts_of(self.method):
+            raise UsageError(f"token is the new word of {NEW_WORD}; leave it out, or use that")
+        _ = self.trains_encoders  # says so if it is asked of a method that cannot do it
         options = self.method_config
         return replace(
             self,

@@ -175,11 +175,13 @@ def train_delta(
         seed=config.seed,
         contents=latents.contents,
     )
-    state = fresh_state(delta, trained, config)
+    task = task or Task(process=base.process, labels=labels_of(base, delta))
+    state = fresh_state(
+        delta, trained, config, tags=task.texts is not None and task.texts.keep is not None
+    )
     start = delta.provenance.training.get(INIT)
     saver = Saver(run_folder, state, config, identity_of(base, latents, start))
     scaler = saver.resume() if resume else {}
-    task = task or Task(process=base.process, labels=labels_of(base, delta))
     first_step, first_seconds = state.step, state.seconds
     if first_step:
         logger.info("resuming %s at step %d", run_folder, first_step)
@@ -229,8 +231,10 @@ def train_delta(
     )
 
 
-def fresh_state(delta: Delta, indices: torch.Tensor, config: TrainingConfig) -> TrainingState:
-    """The state before the first step on the images with these indices.
+def fresh_state(
+    delta: Delta, indices: torch.Tensor, config: TrainingConfig, *, tags: bool = False
+) -> TrainingState:
+    """The state before the first step on the images with these indices; `tags` are shuffled or not.
 
     Raises: UsageError if the delta is not in float32.
     """
@@ -249,7 +253,7 @@ def fresh_state(delta: Delta, indices: torch.Tensor, config: TrainingConfig) -> 
         delta=delta,
         average=average,
         optimizer=optimizer,
-        streams=Streams(config.seed),
+        streams=Streams(config.seed, tags=tags),
         order=Shuffle(indices, config.seed),
     )
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
+from smidgen.models.reader import Reader
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import Example, example_of
-from smidgen.training.network import checkpointing
+from smidgen.training.network import checkpointing, recomputing
 from smidgen.training.objective import Batch, batch_loss
+from smidgen.training.texts import Texts
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
 # where blocks are recomputed between longer-lived gradients.
@@ -59,27 +63,38 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    denoiser: nn.Module, delta: Delta, config: TrainingConfig, example: Example | None = None
+    denoiser: nn.Module,
+    delta: Delta,
+    config: TrainingConfig,
+    example: Example | None = None,
+    reader: Reader | None = None,
 ) -> MemoryEstimate:
     """The parts of the estimate; network and delta may be on the meta device. `example` None: of
-    the size that the network was trained at. Python, its libraries and the codec are not in it, nor
-    what compilation saves, which is not known beforehand.
+    the size that the network was trained at. `reader` has the text encoders, on the meta device,
+    where texts are encoded in the step: they are weights too. Python, its libraries and the codec
+    are not in it, nor what compilation saves, which is not known beforehand.
     """
     size = _bytes(delta.parameters())
     on_cpu = next(denoiser.parameters()).device.type in ("cpu", "meta")
     heap = (HEAP_CHECKPOINTED if config.gradient_checkpointing else HEAP) if on_cpu else 1.0
     # Writing a delta takes its bytes and a copy in the file's form; the peak is that or a step's.
+    encoders = () if reader is None else reader.encoders
+    networks = (denoiser, *(one.network for one in encoders))
     return MemoryEstimate(
-        weights=_bytes(denoiser.parameters()),
+        weights=sum(_bytes(network.parameters()) for network in networks),
         delta=size,
         optimizer=2 * size,
         average=size,
-        step=max(int(heap * step_bytes(denoiser, delta, config, example)), 2 * size),
+        step=max(int(heap * step_bytes(denoiser, delta, config, example, reader)), 2 * size),
     )
 
 
 def step_bytes(
-    denoiser: nn.Module, delta: Delta, config: TrainingConfig, example: Example | None = None
+    denoiser: nn.Module,
+    delta: Delta,
+    config: TrainingConfig,
+    example: Example | None = None,
+    reader: Reader | None = None,
 ) -> int:
     """The bytes of all tensors of a step that live at once at its peak, gradients included."""
     example = example or example_of(denoiser)
@@ -87,13 +102,17 @@ def step_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
+        fake = Delta(copies, delta.provenance)
         with (
             checkpointing(network, config.gradient_checkpointing),
-            Delta(copies, delta.provenance).attach(network),
+            fake.attach(network),
+            nullcontext() if reader is None else _reading(reader, fake, config),
             Peak() as peak,
         ):
             task = example.with_rows(count)
-            labels = torch.zeros(count, dtype=torch.long)
+            if reader is not None:
+                task = replace(task, texts=_texts(reader, count, dtype_of(denoiser)))
+            labels = torch.arange(count)
             batch = Batch(
                 images=labels,
                 latents=torch.empty(count, *shape),
@@ -107,6 +126,26 @@ def step_bytes(
                 losses = batch_loss(called, batch, task, config, dtype_of(denoiser))
             losses.mean().backward()
     return peak.highest
+
+
+@contextmanager
+def _reading(reader: Reader, delta: Delta, config: TrainingConfig) -> Iterator[None]:
+    """Fake encoders in the place of the reader's, with the delta attached."""
+    with ExitStack() as stack:
+        for one in reader.encoders:
+            network = _fake_copy(one.network)
+            setattr(reader.pipeline, one.component, network)
+            stack.callback(setattr, reader.pipeline, one.component, one.network)
+            if config.gradient_checkpointing and one.component in delta.components:
+                stack.enter_context(recomputing(network))
+            stack.enter_context(delta.attach(network, component=one.component))
+        yield
+
+
+def _texts(reader: Reader, count: int, dtype: torch.dtype) -> Texts:
+    """As many different texts as there are images, all of which a text encoder fills up."""
+    prompts = tuple("a" * (number + 1) for number in range(count))
+    return Texts(reader=reader, prompts=prompts, device=torch.device("cpu"), dtype=dtype)
 
 
 def resident_bytes() -> int | None:

@@ -6,7 +6,7 @@ Everything done to the base here is undone at the end: its weights are never wri
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.base import Base
 from smidgen.models.calling import Network, calling, dtype_of
+from smidgen.models.reader import Reader
 from smidgen.training.config import TrainingConfig
 from smidgen.training.objective import Task
 from smidgen.training.state import TrainingState
@@ -24,14 +25,18 @@ from smidgen.training.state import TrainingState
 def training_network(
     base: Base, delta: Delta, task: Task, config: TrainingConfig
 ) -> Iterator[Network]:
-    """The base with `delta` attached and only the delta receiving gradients; compiled if the
-    settings ask for it.
+    """The base with `delta` attached, and the text encoders where it reads texts in the step; only
+    the delta receives gradients. Compiled if the settings ask for it.
     """
     denoiser = base.denoiser
     flags = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
     denoiser.requires_grad_(False)
     try:
-        with checkpointing(denoiser, config.gradient_checkpointing), delta.attach(denoiser):
+        with (
+            checkpointing(denoiser, config.gradient_checkpointing),
+            delta.attach(denoiser),
+            nullcontext() if task.texts is None else reading(task.texts.reader, delta, config),
+        ):
             if config.compile:
                 with _compiling():
                     yield _compiled(base, task, config)
@@ -40,6 +45,36 @@ def training_network(
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def reading(reader: Reader, delta: Delta, config: TrainingConfig) -> Iterator[None]:
+    """The text encoders of the reader with `delta` attached; as `config` says, layers of those in
+    which something is trained are recomputed.
+    """
+    with ExitStack() as stack:
+        for one in reader.encoders:
+            if config.gradient_checkpointing and one.component in delta.components:
+                stack.enter_context(recomputing(one.network))
+        stack.enter_context(reader.attached(delta))
+        yield
+
+
+@contextmanager
+def recomputing(encoder: Any) -> Iterator[None]:
+    """The layers of a network of transformers are recomputed. They do so in training mode only,
+    which each layer is in alone: what is inside, such as dropout, stays as when it reads.
+    """
+    encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [one for one in encoder.modules() if getattr(one, "gradient_checkpointing", False)]
+    try:
+        for layer in layers:
+            layer.training = True
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        encoder.gradient_checkpointing_disable()
 
 
 @contextmanager

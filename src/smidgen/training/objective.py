@@ -14,11 +14,13 @@ from torch import Tensor
 from smidgen.data.latents import LatentSet
 from smidgen.diffusion.objective import drop_labels
 from smidgen.diffusion.process import Process
+from smidgen.hosts.family import Condition
 from smidgen.models.calling import Network
 from smidgen.models.labels import Labels
 from smidgen.processes import rank
 from smidgen.training.config import TrainingConfig
 from smidgen.training.randomness import Streams
+from smidgen.training.texts import Texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +44,30 @@ class Choices:
 class Task:
     """What a network is trained for, whoever it is: a process, and what labels mean.
 
-    `choices` None: the label of an image is the number of its class.
+    `choices` None: the label of an image is the number of its class. `texts` None: what labels mean
+    is known before the step, else it is made in the step.
     """
 
     process: Process
     labels: Labels
     choices: Choices | None = None
+    texts: Texts | None = None
 
     def label(self, images: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
         """The labels (B,) of images of these classes; with several to choose from, drawn."""
         return classes if self.choices is None else self.choices.draw(images, generator)
 
+    def condition(self, labels: Tensor, orders: Tensor | None) -> Condition:
+        """What the network is told of images with these labels, tags shuffled by these `orders`."""
+        if self.texts is None:
+            return self.labels.conditions(labels)
+        return self.texts.conditions(labels, orders)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One forward pass: the images' numbers, clean latents, noise, timesteps and labels (null where
-    dropped).
+    """One forward pass: the images' numbers, clean latents, noise, timesteps, labels (null where
+    dropped) and how tags are shuffled (None: they stand as they are).
     """
 
     images: Tensor
@@ -65,10 +75,12 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
     labels: Tensor
+    orders: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        return Batch(**{name: value.to(device) for name, value in tensors.items()})
 
 
 def draw_batch(
@@ -91,6 +103,7 @@ def draw_batch(
     times = task.process.draw_times(
         len(indices), streams.timesteps, config.timestep_sampling, config.timestep_shift
     )
+    orders = None if task.texts is None else task.texts.orders(len(indices), streams.tags)
     noise = torch.randn((len(indices), *x0.shape[1:]), generator=streams.noise)
     return Batch(
         images=indices[own],
@@ -98,6 +111,7 @@ def draw_batch(
         labels=labels[own],
         timesteps=times[own],
         noise=noise[own],
+        orders=None if orders is None else orders[own],
     )
 
 
@@ -107,7 +121,7 @@ def batch_loss(
     """The loss of each image (B,); `dtype` is the base's, in which the network wants its input."""
     x0, t, noise = batch.latents, batch.timesteps, batch.noise
     x_t = task.process.noised(x0, t, noise)
-    output = network(x_t.to(dtype), t, task.labels.conditions(batch.labels))
+    output = network(x_t.to(dtype), t, task.condition(batch.labels, batch.orders))
     return task.process.loss(
         output, x0, x_t, t, noise, vlb_weight=config.vlb_weight, min_snr=config.min_snr
     )

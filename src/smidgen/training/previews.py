@@ -41,17 +41,21 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
         cache_dir=config.cache_dir,
     )
 
+    def shown(count: int) -> Labels:
+        """The labels, of captions so many of them, as encoders under training read them now."""
+        labels = task.labels if of_classes else a_few(task.labels, count)
+        return labels if task.texts is None else task.texts.fixed(labels)
+
     def draw_grid(step: int) -> dict[str, float]:
         if is_main():  # nothing in it waits for the others
-            labels = task.labels if of_classes else a_few(task.labels, GRID_CAPTIONS)
+            labels = shown(GRID_CAPTIONS)
             images = [part for _, part in _drawing(base, labels, GRID_IMAGES).batches()]
             path = config.output / "samples" / f"step-{step}.png"
             write_png(grid(np.concatenate(images)), path, AGAIN)
         return {}
 
     def measure(step: int) -> dict[str, float]:
-        labels = task.labels if of_classes else a_few(task.labels, METRIC_IMAGES)
-        drawing = _drawing(base, labels, METRIC_IMAGES)
+        drawing = _drawing(base, shown(METRIC_IMAGES), METRIC_IMAGES)
         result = measure_drawing(drawing, config.data, measured, of_classes=of_classes)
         found = result["metrics"].items()
         means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 STREAMS = ("latents", "labels", "timesteps", "noise")
+TAGS = "tags"  # a stream of runs that shuffle tags
 
 
 def derived_seed(seed: int, *name: str | int) -> int:
@@ -26,21 +27,25 @@ def generator_for(seed: int, *name: str | int) -> torch.Generator:
 
 
 class Streams:
-    """One generator for each thing that a training step draws."""
+    """One generator for each thing that a training step draws; `tags`: for the order of tags too,
+    which other runs neither draw nor keep.
+    """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, tags: bool = False) -> None:
+        self._names = (*STREAMS, TAGS) if tags else STREAMS
         self.latents = generator_for(seed, "latents")
         self.labels = generator_for(seed, "labels")
         self.timesteps = generator_for(seed, "timesteps")
         self.noise = generator_for(seed, "noise")
+        self.tags = generator_for(seed, TAGS)
 
     def state(self) -> dict[str, Tensor]:
         """Each generator's state by name, uint8."""
-        return {name: getattr(self, name).get_state() for name in STREAMS}
+        return {name: getattr(self, name).get_state() for name in self._names}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put every generator where `state` was taken."""
-        for name in STREAMS:
+        for name in self._names:
             getattr(self, name).set_state(state[name])
 
 

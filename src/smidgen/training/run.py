@@ -32,6 +32,7 @@ from smidgen.hosts.family import Family
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
+from smidgen.models.reader import Reader
 from smidgen.processes import barrier, from_main, is_main, rank, world_size
 from smidgen.progress import counting_bar
 from smidgen.training.captions import captioned, captions_for, provenance_of, task_of
@@ -48,7 +49,13 @@ from smidgen.training.state import AGAIN, check_identity, checkpoints, read_posi
 logger = logging.getLogger(__name__)
 
 # settings whose default depends on the kind of base: a delta names them where they were given
-BY_BASE = ("prompt", "timestep_sampling", "timestep_shift", "embedded_guidance")
+BY_BASE = (
+    *("prompt", "timestep_sampling", "timestep_shift", "embedded_guidance"),
+    "train_text_encoder",
+)
+
+# settings of a run that earlier recipes do not have
+OF_TEXTS = ("shuffle_tags", "keep_tags", "token")
 
 # settings that change no trained bit: a delta does not name them
 OF_NO_BIT = ("trackers", "num_threads", "metrics_features")
@@ -88,13 +95,16 @@ def fine_tune(
         if standing == "finished":
             logger.info("%s is finished: %d steps", folder, config.training.steps)
             return read_delta(folder / DELTA, base)
-        delta = fresh_delta(base, config, latents)
+        reader = None
+        if config.encodes_in_step and base.conditioner is not None:
+            reader = stack.enter_context(base.conditioner.open())
+        delta = fresh_delta(base, config, latents, reader)
         if config.init is not None:
             # whatever became of it since: a run that goes on has the edits of its own last delta
             goes_on = standing == "begun" and (folder / DELTA).is_file()
             init = read_delta(folder / DELTA, base) if goes_on else read_init(config.init, base)
             delta = begun_with(delta, init)
-        task = task_of(base, delta, latents, config, progress=progress)
+        task = task_of(base, delta, latents, config, reader=reader, progress=progress)
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
         result = train_delta(
@@ -145,7 +155,7 @@ def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
     values |= dataclasses.asdict(config.method_config) | {"image_size": base.image_size}
-    for name in ("captions", "resize", "flip", "max_bad_share", "init"):
+    for name in ("captions", *OF_TEXTS, "resize", "flip", "max_bad_share", "init"):
         values[name] = getattr(config, name)
     return values | dataclasses.asdict(config.training)
 
@@ -163,7 +173,7 @@ def check_run(base: Base | Described, config: RunConfig, *, force: bool = False)
                 "written to; give another"
             )
     check_names(config.training.metrics_features, None)
-    _check_settings(base, config.training)
+    _check_settings(base, config)
     check_runtime(config.training, base.device)
     found = check_recipe(config.output, recipe_of(base, config), defaults_of(config), force=force)
     if found == "new":
@@ -174,17 +184,25 @@ def check_run(base: Base | Described, config: RunConfig, *, force: bool = False)
 def defaults_of(config: RunConfig) -> dict[str, Any]:
     """What settings are that a recipe of an earlier smidgen does not know yet."""
     found = settings_of(type(config.method_config), TrainingConfig)
+    found |= {name: one for name, one in settings_of(RunConfig).items() if name in OF_TEXTS}
     return {name: setting.default for name, setting in found.items()}
 
 
-def _check_settings(base: Base | Described, training: TrainingConfig) -> None:
+def _check_settings(base: Base | Described, config: RunConfig) -> None:
     """Settings that this base has no use for are refused, not ignored."""
+    training, reads_prompts = config.training, base.family.encode is not None
+    if config.trains_encoders and not training.train_text_encoder and not reads_prompts:
+        raise UsageError(
+            f'{config.method} is of no use to base "{base.name}", which reads no prompts; choose '
+            "another method"
+        )
     used = {
-        "prompt": base.family.encode is not None,
+        "prompt": reads_prompts,
+        "train_text_encoder": reads_prompts,
         "embedded_guidance": base.family.guidance == "embedded",
     }
     for name, of_use in used.items():
-        if getattr(training, name) is not None and not of_use:
+        if getattr(training, name) not in (None, False) and not of_use:
             raise UsageError(f'{name} is of no use to base "{base.name}"; leave it out')
     shifted = base.process.is_shifted(training.timestep_sampling)
     if training.timestep_shift is not None and not shifted:
@@ -218,12 +236,15 @@ def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> La
     return captioned(latents, captions, None if files is None else files.cut)
 
 
-def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
+def fresh_delta(
+    base: Base, config: RunConfig, latents: LatentSet, reader: Reader | None = None
+) -> Delta:
     """A fresh delta of the method for the classes of the images, its provenance filled in.
 
     Where the base reads prompts, classes are no part of the delta, but its provenance has their
     names and the template of their prompts, or examples of the captions. It names no time and no
-    path, so that equal runs write equal files.
+    path, so that equal runs write equal files. `reader` has the text encoders, where something in
+    them is trained.
     """
     if latents.folder is None:
         raise SmidgenError("these latents come from no folder: nothing says what their classes are")
@@ -231,7 +252,7 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
-        if name not in OF_NO_BIT and not (name in BY_BASE and value is None)
+        if name not in OF_NO_BIT and not (name in BY_BASE and value in (None, False))
     }
     training = {
         "settings": settings,
@@ -261,6 +282,8 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
         classes if base.conditioner is None else (),
         generator_for(config.training.seed, "delta"),
         training=training,
+        encoders=reader.encoders if reader is not None and config.trains_encoders else (),
+        token=config.token,
     )
 
 

@@ -50,7 +50,8 @@ class Validation:
         total = torch.zeros((), dtype=torch.float64)
         size = self._config.batch_size
         for start in shard(range(0, len(self._draws.labels), size)):
-            part = {k: v[start : start + size] for k, v in vars(self._draws).items()}
+            drawn = {k: v for k, v in vars(self._draws).items() if v is not None}
+            part = {k: v[start : start + size] for k, v in drawn.items()}
             batch = Batch(**part).to(device)
             total += (
                 batch_loss(network, batch, self._task, self._config, dtype).double().sum().cpu()
