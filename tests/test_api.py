@@ -17,6 +17,7 @@ from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT
 from smidgen.sampling.config import SamplingConfig
 from tests.tiny.bases import KNOWN_CLASSES, tiny_base
+from tests.tiny.deltas import DENOISER_METHODS
 from tests.tiny.images import write_photos
 
 SHORT = {"steps": 4, "batch_size": 4, "trackers": (), "progress": False}
@@ -270,7 +271,7 @@ def test_a_class_may_be_named_all_or_hold_a_comma():
     assert chosen(("rice, fried",), "rice, fried", "b") == ["rice, fried"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DENOISER_METHODS)
 def test_inspect_counts_what_a_trained_file_holds(tmp_path, base, method):
     delta = delta_of(base, method, classes=("x", "y", "z", "w"))
     delta.save(tmp_path / "delta.safetensors")

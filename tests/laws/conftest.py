@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.edit import Edit
-from smidgen.methods import METHODS
 from smidgen.models.base import Base
 from tests.laws.refusals import REFUSED, reason
 from tests.tiny.bases import NEW_CLASSES, law_base
-from tests.tiny.deltas import tiny_delta
+from tests.tiny.deltas import DENOISER_METHODS, tiny_delta
 from tests.tiny.hosts import TINY_HOSTS, TinyHost, all_labels
 
 FULL_HOSTS = ("dit", "unet")  # by default: every method here,
@@ -48,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     pairs = [
         (method, host)
         for host in TINY_HOSTS
-        for method in METHODS
+        for method in DENOISER_METHODS
         if (every or host in FULL_HOSTS or method in FULL_METHODS)
         and (method, host) not in REFUSED
         and not (excepting and reason(excepting.args[0], method, host))

@@ -13,7 +13,7 @@ from smidgen.methods import METHODS, configure
 from smidgen.methods.build import build_delta
 from smidgen.methods.label_table import label_table
 from tests.tiny.bases import NEW_CLASSES, law_base
-from tests.tiny.deltas import tiny_delta
+from tests.tiny.deltas import DENOISER_METHODS, tiny_delta
 from tests.tiny.hosts import TINY_HOSTS
 
 # the names of the edits before and behind the label table of the tiny DiT; None: there is none
@@ -33,7 +33,7 @@ def _build(base, name, generator=None, classes=NEW_CLASSES, **options):
     return build_delta(name, base, configure(name, options), classes, generator)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DENOISER_METHODS)
 def test_provenance_says_how_the_delta_was_built(method):
     base = law_base("dit")
     provenance = tiny_delta(base, method).provenance
@@ -61,7 +61,7 @@ def test_spaces_in_a_name_are_no_part_of_it():
     assert names == {" lora": "lora", "lora +vpt": "lora+vpt"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DENOISER_METHODS)
 def test_the_label_table_stands_behind_what_the_base_has_and_before_what_is_new(method):
     edits = _build(law_base("dit"), method).edits
     names = [None, *edits, None]
@@ -70,7 +70,7 @@ def test_the_label_table_stands_behind_what_the_base_has_and_before_what_is_new(
     assert all(isinstance(edits[name], Shift | Weight) for name in names[1:place])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DENOISER_METHODS)
 def test_a_base_without_labels_has_the_edits_of_the_method_alone(method):
     base = law_base("unet")
     assert "label_table" not in _build(base, method, classes=()).edits
@@ -91,7 +91,7 @@ def test_parts_draw_one_after_the_other_as_if_each_stood_alone(name):
     assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DENOISER_METHODS)
 def test_the_label_table_is_drawn_behind_the_edits_of_the_method(method):
     base, generator = law_base("dit"), torch.Generator().manual_seed(5)
     edits = import_module(f"smidgen.methods.{method}").build(base, configure(method), generator)
@@ -107,7 +107,7 @@ def test_the_same_generator_builds_the_same_delta():
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DENOISER_METHODS)
 def test_beside_a_base_without_weights_a_delta_has_shapes_alone_and_nothing_is_drawn(method):
     with torch.device("meta"):
         network = TINY_HOSTS["dit"].make(3)

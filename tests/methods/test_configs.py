@@ -22,7 +22,7 @@ def test_options_are_frozen_dataclasses_with_defaults(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_file_of_a_method_builds_from_its_options(method):
-    build = import_module(f"smidgen.methods.{method}").build
+    build = import_module(f"smidgen.methods.{method.replace('-', '_')}").build
     assert list(inspect.signature(build).parameters) == ["base", "config", "generator"]
     assert build.__annotations__["config"] == METHODS[method].config.__name__
 

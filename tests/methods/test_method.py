@@ -10,6 +10,7 @@ def test_deltas_learn_ten_times_faster_than_full_fine_tuning():
     rates = {name: method.default_lr for name, method in METHODS.items()}
     assert rates.pop("full") == 1e-4
     assert rates.pop("adapter") == 1e-4  # of its own paper
+    assert rates.pop("textual-inversion") == 5e-3  # of its own paper, for one row
     assert set(rates.values()) == {1e-3}
 
 

@@ -10,12 +10,15 @@ from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Scale, Shift
 from smidgen.core.fold import IntoLinear, IntoModulation
 from smidgen.hosts.host import Host, Linear, find_host
-from smidgen.methods import configure
+from smidgen.methods import METHODS, configure
 from smidgen.methods.build import build_delta
 from smidgen.methods.lora import bypass_beside, name_of
 from smidgen.models.base import Base
 from tests.tiny.bases import NEW_CLASSES
 from tests.tiny.weights import moved
+
+# those that have edits in a denoiser, and need no prompts
+DENOISER_METHODS = tuple(name for name, one in METHODS.items() if one.encoders != "always")
 
 
 def tiny_delta(

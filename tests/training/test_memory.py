@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from smidgen.methods import METHODS, configure
+from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.calling import calling
 from smidgen.models.labels import labels_of
@@ -13,6 +13,7 @@ from smidgen.training.memory import (
 )
 from smidgen.training.objective import Batch, Task, batch_loss
 from tests.tiny.bases import tiny_base
+from tests.tiny.deltas import DENOISER_METHODS
 
 
 def delta_of(base, method):
@@ -45,7 +46,7 @@ def real_step(base, delta, batch_size):
     return peak.highest
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DENOISER_METHODS)
 def test_the_estimate_counts_what_a_real_step_allocates(method):
     base = tiny_base()
     delta = delta_of(base, method)

@@ -9,7 +9,6 @@ import torch
 
 import smidgen
 from smidgen.core.delta import Delta
-from smidgen.methods import METHODS
 from smidgen.models.labels import labels_of
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
@@ -17,7 +16,7 @@ from smidgen.training.loop import train_delta
 from smidgen.training.objective import Task
 from tests.launch import finish, start
 from tests.tiny.bases import tiny_base
-from tests.tiny.deltas import trained_tensors
+from tests.tiny.deltas import DENOISER_METHODS, trained_tensors
 from tests.tiny.hosts import TINY_HOSTS
 from tests.tiny.images import write_photos
 from tests.tiny.pipelines import TINY_PIPELINES
@@ -41,7 +40,7 @@ def train_methods(folder, pipeline, batch_size):
     positions of a UNet, on the prompts of `pipeline`.
     """
     config = TrainingConfig(batch_size=batch_size, gradient_accumulation=2, **SETTINGS)
-    for method in METHODS:
+    for method in DENOISER_METHODS:
         base = load_base(pipeline) if method == "adapter" else tiny_base()
         delta = build(base, method)
         prompts = CLASSES if base.conditioner is not None else ()
@@ -84,7 +83,7 @@ def test_two_processes_equal_one_with_twice_the_batch_for_every_method(tmp_path)
     outcomes = finish(start(["-c", EQUAL, str(tmp_path / "two"), str(pipeline)], 2))
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     train_methods(tmp_path / "one", pipeline, batch_size=4)
-    for method in METHODS:
+    for method in DENOISER_METHODS:
         one, two = (
             trained_tensors(Delta.load(tmp_path / place / method / "delta.safetensors"))
             for place in ("one", "two")

@@ -6,7 +6,7 @@ models and core.
 """
 
 from smidgen.api.evaluation import evaluate
-from smidgen.api.folding import export_lora, fold, import_lora
+from smidgen.api.folding import export_embeddings, export_lora, fold, import_lora
 from smidgen.api.sampling import sample, sample_arrays
 from smidgen.api.training import train
 from smidgen.api.weights import inspect
@@ -20,6 +20,7 @@ __all__ = [
     "SamplingConfig",
     "compare",
     "evaluate",
+    "export_embeddings",
     "export_lora",
     "fold",
     "import_lora",

@@ -11,6 +11,7 @@ from smidgen.core.fold import IntoTable
 from smidgen.core.fold import fold as fold_into_state
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.interop.embeddings import write_embeddings
 from smidgen.interop.lora import LoraFormat, read_lora, write_lora
 from smidgen.interop.lora_files import TextEncoder
 from smidgen.interop.modelspec import modelspec
@@ -85,6 +86,19 @@ def export_lora(
     _check_output(base, Path(output))
     described = modelspec(delta, base, format)
     return write_lora(delta, Path(output), base.denoiser, format=format, metadata=described)
+
+
+def export_embeddings(delta: Delta | str | Path, base: Base, *, output: str | Path) -> Path:
+    """Write the new word of a textual inversion as the file that other programs read: diffusers
+    with `load_textual_inversion`, and ComfyUI.
+
+    Raises: SmidgenError if the delta is another base's or not a word alone, or `output` is in the
+        base.
+    """
+    delta = delta if isinstance(delta, Delta) else Delta.load(delta)
+    delta.check_base(base.fingerprint, base.name)
+    _check_output(base, Path(output))
+    return write_embeddings(delta, base, Path(output))
 
 
 def _check_output(base: Base, output: Path) -> None:

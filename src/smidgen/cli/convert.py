@@ -1,4 +1,6 @@
-"""`smidgen convert`: LoRA to and from other programs; the formats are in interop/lora.py."""
+"""`smidgen convert`: LoRA to and from other programs, and new words to them; the formats are in
+interop/lora.py and interop/embeddings.py.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ from smidgen.cli.options import (
 from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
 
-DESCRIPTION = """Write a LoRA delta for other programs, or read theirs as a delta.
+DESCRIPTION = """Write a LoRA delta or a new word for other programs, or read their LoRA as a delta.
 
 examples:
   smidgen convert --base sd-folder --file runs/cat/delta.safetensors --format peft --output cat.safetensors
+  smidgen convert --base sd-folder --file runs/word/delta.safetensors --format embeddings --output owl.safetensors
   smidgen convert --base sd-folder --file theirs.safetensors --format delta --output delta.safetensors"""  # noqa: E501
 
 
@@ -35,8 +38,9 @@ class ConvertOptions:
 
     file: Path
     """A delta.safetensors, or for --format delta a LoRA file or PEFT folder of others."""
-    format: Literal["peft", "kohya", "delta"]
-    """peft: for diffusers and PEFT; kohya: for ComfyUI; delta: from any of these to ours."""
+    format: Literal["peft", "kohya", "embeddings", "delta"]
+    """peft: for diffusers and PEFT; kohya: for ComfyUI; embeddings: the word of textual-inversion,
+    for both; delta: from a LoRA of others to ours."""
     output: Path
     """The .safetensors to write."""
     leave_out_text_encoder: bool = False
@@ -97,7 +101,10 @@ def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any
         delta.save(options.output)
     else:
         assert options.format != "delta"
-        api.export_lora(delta, base, format=options.format, output=options.output)
+        if options.format == "embeddings":
+            api.export_embeddings(delta, base, output=options.output)
+        else:
+            api.export_lora(delta, base, format=options.format, output=options.output)
     read = delta.provenance.training if options.format == "delta" else {}
     return {
         "output": str(options.output),

@@ -109,11 +109,13 @@ def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, An
     from smidgen.api.training import run as train_run
 
     delta = train_run(base, config, force=force, progress=True)
-    total = sum(parameter.numel() for parameter in base.denoiser.parameters())
     path = config.output / "delta.safetensors"
     report: dict[str, Any] = {}
     with contextlib.suppress(SmidgenError):
         report = read_json(config.output / "run.json", dict[str, Any])
+    total = report.get("total")
+    if not isinstance(total, int) or total < 1:
+        total = sum(parameter.numel() for parameter in base.denoiser.parameters())
     return {
         "delta": str(path),
         "delta_bytes": path.stat().st_size,

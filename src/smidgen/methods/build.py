@@ -105,6 +105,8 @@ def _edits_in(
     token: str | None,
 ) -> dict[str, Edit]:
     """The edits of one method in text encoders, if it has such."""
+    if not encoders and METHODS[method].encoders == "always":
+        raise SmidgenError(f"{method} trains in text encoders, and there are none here")
     if not encoders or METHODS[method].encoders == "never":
         return {}
     on_meta = next(encoders[0].network.parameters()).is_meta

@@ -38,6 +38,8 @@ from smidgen.training.state import TrainingState, writing
 from smidgen.training.together import average_over_processes
 from smidgen.training.validation import Validation
 
+ENCODERS = "the text encoders"  # of an identity, where they read texts in the step
+
 logger = logging.getLogger(__name__)
 
 
@@ -180,7 +182,10 @@ def train_delta(
         delta, trained, config, tags=task.texts is not None and task.texts.keep is not None
     )
     start = delta.provenance.training.get(INIT)
-    saver = Saver(run_folder, state, config, identity_of(base, latents, start))
+    identity = identity_of(base, latents, start)
+    if task.texts is not None and base.conditioner is not None and base.conditioner.files:
+        identity[ENCODERS] = base.conditioner.files.fingerprint
+    saver = Saver(run_folder, state, config, identity)
     scaler = saver.resume() if resume else {}
     first_step, first_seconds = state.step, state.seconds
     if first_step:

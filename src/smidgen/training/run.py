@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from smidgen.hosts.family import Family
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
-from smidgen.models.reader import Reader
+from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main, rank, world_size
 from smidgen.progress import counting_bar
 from smidgen.training.captions import captioned, captions_for, provenance_of, task_of
@@ -118,7 +118,9 @@ def fine_tune(
             task=task,
         )
         if is_main():
-            write_json(_report(base, latents, result, begun), folder / REPORT, AGAIN)
+            encoders = () if reader is None or not config.trains_encoders else reader.encoders
+            report = _report(base, encoders, latents, result, begun)
+            write_json(report, folder / REPORT, AGAIN)
         barrier()
     return result.delta.to(base.device)
 
@@ -287,12 +289,21 @@ def fresh_delta(
     )
 
 
-def _report(base: Base, latents: LatentSet, result: TrainingResult, begun: float) -> dict[str, Any]:
-    """run.json: what is left out of the delta because it differs from run to run."""
-    trained, total = (
+def _report(
+    base: Base,
+    encoders: Sequence[Encoder],
+    latents: LatentSet,
+    result: TrainingResult,
+    begun: float,
+) -> dict[str, Any]:
+    """run.json: what is left out of the delta because it differs from run to run. `encoders` are
+    those in which something was trained.
+    """
+    trained, networks = (
         result.delta.num_parameters(),
-        sum(p.numel() for p in base.denoiser.parameters()),
+        (base.denoiser, *(one.network for one in encoders)),
     )
+    total = sum(p.numel() for network in networks for p in network.parameters())
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(result.seconds, 2),

@@ -11,6 +11,7 @@ import torch
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Table
 from smidgen.core.file import is_delta, read_header
+from smidgen.core.word import Word
 from smidgen.errors import UsageError
 from smidgen.files.reading import sha256_of
 from smidgen.files.standing import changed
@@ -49,7 +50,8 @@ def begun_with(fresh: Delta, other: Delta) -> Delta:
     """A delta with the values of `other` and what is said of `fresh`, which was built for a run:
     its classes, and of its label table the rows of classes that `other` does not know.
 
-    Raises: UsageError if `other` is of another method, or of the same with other options.
+    Raises: UsageError if `other` is of another method, or of the same with other options, text
+        encoders or another new word.
     """
     theirs, ours = other.provenance, fresh.provenance
     _check_method(theirs.method, ours.method)
@@ -57,6 +59,7 @@ def begun_with(fresh: Delta, other: Delta) -> Delta:
         raise UsageError(
             f"init was trained with other options ({', '.join(options)}); give the same ones"
         )
+    _check_encoders(fresh, other)
     edits: dict[str, Edit] = dict(other.clone().edits)
     for name, edit in fresh.edits.items():
         if isinstance(edit, Table):
@@ -74,6 +77,22 @@ def _check_method(theirs: str, ours: str) -> None:
             f"init is a delta of {theirs} and the method is {ours}; give the method {theirs}, or "
             "begin without init"
         )
+
+
+def _check_encoders(fresh: Delta, other: Delta) -> None:
+    """Raises: UsageError if the two differ in the text encoders that they train, or in the word."""
+    if set(other.components) != set(fresh.components):
+        known, wanted = (", ".join(one.components) or "none" for one in (other, fresh))
+        raise UsageError(
+            f"init was trained in other text encoders ({known} -> {wanted}); give the same "
+            "train_text_encoder"
+        )
+    for name, edit in fresh.edits.items():
+        known = other.edits.get(name)
+        if isinstance(edit, Word) and isinstance(known, Word) and edit.token != known.token:
+            raise UsageError(
+                f'init has the new word "{known.token}" and token is "{edit.token}"; give the same'
+            )
 
 
 @torch.no_grad()
