@@ -14,6 +14,7 @@ from smidgen.api.planning import plan_run
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import configure
+from smidgen.models.labels import labels_of
 from smidgen.models.pretrained import load_base
 from smidgen.training import previews
 from smidgen.training.captions import task_of
@@ -114,7 +115,9 @@ def test_the_condition_of_a_step_is_what_the_stock_pipeline_makes_of_the_shuffle
     with base.conditioner.open() as reader:
         delta = fresh_delta(base, config, latents, reader)
         task = task_of(base, delta, latents, config, reader=reader)
-        streams = fresh_state(delta, torch.arange(4), config.training, tags=True).streams
+        streams = fresh_state(
+            delta, torch.arange(4), config.training, torch.arange(0), tags=True
+        ).streams
         images = torch.zeros(4, dtype=torch.long)
         batch = draw_batch(latents, images, streams, task, config.training)
         found = task.condition(batch.labels, batch.orders)
@@ -143,7 +146,7 @@ def test_gradients_reach_what_is_trained_and_the_base_stays(folders, photos, tmp
         delta = fresh_delta(base, config, latents, reader)
         task = task_of(base, delta, latents, config, reader=reader)
         encoders = [state_of(one.network) for one in reader.encoders]
-        streams = fresh_state(delta, torch.arange(4), config.training).streams
+        streams = fresh_state(delta, torch.arange(4), config.training, torch.arange(0)).streams
         batch = draw_batch(latents, torch.arange(4), streams, task, config.training)
         losses = {}
         for wanted in (True, False):
@@ -209,7 +212,7 @@ def test_stock_diffusers_reads_prompts_of_the_folded_folder_as_the_delta_does(
     folders, photos, tmp_path, name, kind
 ):
     base = load_base(folders[name])
-    train(base, photos, tmp_path / "run", **kind | {"lr": 0.3})
+    train(base, photos, tmp_path / "run", **kind | {"lr": 0.3, "steps": 1})
     delta = Delta.load(tmp_path / "run" / "delta.safetensors")
     before = bytes_of(folders[name])
     out = smidgen.fold(base, delta, format="diffusers", output=tmp_path / "out")
@@ -264,7 +267,7 @@ def test_a_dry_run_counts_encoders_and_names_what_is_wrong(folders, photos, tmp_
         (WORD | {"token": "<fox>"}, 'token "<fox>" stands in no caption and no prompt'),
         (WORD | {"method_config": {}}, "starts as a word that the base knows: give one"),
         (WORD | {"method_config": {"init_word": "!"}}, 'init_word "!" is none that the base can'),
-        (TAGS | {"token": "<owl>"}, "token is the new word of textual-inversion"),
+        (TAGS | {"token": "<owl>"}, 'token is of no use to task "fine-tune"'),
         (ENCODER | {"method": "lora"}, "train_text_encoder is of no use to lora, .* use: full"),
         (TAGS | {"shuffle_tags": False}, "give shuffle_tags too"),
         (TAGS | {"captions": "none"}, "shuffle_tags shuffles those of captions, and there are"),
@@ -313,3 +316,15 @@ def test_a_pipeline_without_words_of_several_vectors_spells_them(folders, photos
     found = base.conditioner.encode(["a <owl> b"], delta)
     torch.testing.assert_close(found["text"], text)
     torch.testing.assert_close(found["pooled"], pooled)
+
+
+def test_a_subject_is_learned_as_a_new_word(folders, photos, tmp_path):
+    """DreamBooth's prompt of the subject holds the word; drawing needs no prompt."""
+    base = load_base(folders["sd"])
+    subject = {"task": "dreambooth", "class_name": "owl", "prior_weight": 0.0, "captions": "none"}
+    delta = train(base, photos, tmp_path / "run", steps=1, **WORD | subject)
+    assert delta.provenance.training["dreambooth"]["instance_prompt"] == "a photo of <owl> owl"
+    assert delta.components == ("text_encoder",)
+    row = base.conditioner.encode(["a photo of <owl> owl"], delta)
+    found = labels_of(base, delta).conditions(torch.tensor([0]))
+    assert torch.equal(found["text"], row["text"])

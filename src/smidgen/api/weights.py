@@ -24,9 +24,10 @@ from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
 from smidgen.models.pretrained import prompt_files, trained_size
 from smidgen.models.reader import Reader
-from smidgen.training.config import NEW_WORD, TrainingConfig
+from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
+from smidgen.training.subject import NEW_WORD
 
 MOST_CLASSES = 1_000_000
 SOME_WORD = "<word>"  # is counted, whatever it will be

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table
@@ -12,7 +13,8 @@ from smidgen.errors import UsageError
 from smidgen.files.names import excerpt
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions, labels_alone
-from smidgen.models.prompts import CAPTIONS, DEFAULT_PROMPT, PROMPTS, prompt_of
+from smidgen.models.prompt_files import PromptFiles
+from smidgen.models.prompts import CAPTIONS, DEFAULT_PROMPT, DREAMBOOTH, PROMPTS, prompt_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +35,20 @@ class Labels:
 def labels_of(
     base: Base, delta: Delta | None = None, prompts: Sequence[str] = (), negative: str = ""
 ) -> Labels:
-    """The labels of these prompts, each once; without any, those of the classes that `delta` was
-    trained on or the base knows. `negative` is the prompt of no class.
+    """The labels of these prompts, each once; without any, the prompt of the subject or those of
+    the classes that `delta` was trained on, or of those that the base knows. `negative` is the
+    prompt of no class.
 
     Raises: UsageError for prompts where the base reads none, or none where it reads such, or one
         that its text encoders cut; SmidgenError as `Conditioner.encode`.
     """
+    subject = {} if delta is None else delta.provenance.training.get(DREAMBOOTH, {})
+    if not prompts and subject and base.conditioner is not None:
+        prompts = (subject["instance_prompt"],)
     if prompts:
         names = tuple(dict.fromkeys(prompts))
-        _check_lengths(base, (*names, negative), delta)
+        files = None if base.conditioner is None else base.conditioner.files
+        check_lengths(files, (*names, negative), base.name, new_words(delta))
         return Labels(names=names, conditions=base.conditions(names, negative, delta))
     names = class_names(base, delta)
     if base.conditioner is not None and not names:
@@ -59,12 +66,18 @@ def labels_of(
     return Labels(names=names, conditions=base.conditions(prompts, negative, delta))
 
 
-def _check_lengths(base: Base, prompts: Sequence[str], delta: Delta | None) -> None:
-    files = None if base.conditioner is None else base.conditioner.files
-    words = new_words(delta)
+def check_lengths(
+    files: PromptFiles | None,
+    prompts: Sequence[str],
+    base: str,
+    words: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Raises: UsageError for a prompt that the text encoders of the base of this name cut; `words`
+    are new ones, each of so many tokens.
+    """
     for prompt, most in ({} if files is None else files.cut(prompts, words)).items():
         raise UsageError(
-            f'prompt "{excerpt(prompt)}" is too long: base "{base.name}" reads {most} tokens of a '
+            f'prompt "{excerpt(prompt)}" is too long: base "{base}" reads {most} tokens of a '
             "text; shorten it"
         )
 

@@ -26,12 +26,12 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
+from smidgen.models.labels import Labels
 from smidgen.models.reader import Reader
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import Example, example_of
 from smidgen.training.network import checkpointing, recomputing
-from smidgen.training.objective import Batch, batch_loss
-from smidgen.training.texts import Texts
+from smidgen.training.objective import Batch, batch_loss, total_loss
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
 # where blocks are recomputed between longer-lived gradients.
@@ -98,7 +98,7 @@ def step_bytes(
 ) -> int:
     """The bytes of all tensors of a step that live at once at its peak, gradients included."""
     example = example or example_of(denoiser)
-    shape, count = example.latent_shape, config.batch_size
+    shape, count = example.latent_shape, config.rows
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
@@ -111,8 +111,8 @@ def step_bytes(
         ):
             task = example.with_rows(count)
             if reader is not None:
-                task = replace(task, texts=_texts(reader, count, dtype_of(denoiser)))
-            labels = torch.arange(count)
+                task = replace(task, labels=_texts(reader, count, dtype_of(denoiser)))
+            labels = torch.zeros(count, dtype=torch.long)
             batch = Batch(
                 images=labels,
                 latents=torch.empty(count, *shape),
@@ -124,7 +124,7 @@ def step_bytes(
             called = calling(find_family(denoiser), network)
             with torch.autocast("cpu", reduced, enabled=reduced != torch.float32):
                 losses = batch_loss(called, batch, task, config, dtype_of(denoiser))
-            losses.mean().backward()
+            total_loss(losses, config).backward()
     return peak.highest
 
 
@@ -142,10 +142,12 @@ def _reading(reader: Reader, delta: Delta, config: TrainingConfig) -> Iterator[N
         yield
 
 
-def _texts(reader: Reader, count: int, dtype: torch.dtype) -> Texts:
-    """As many different texts as there are images, all of which a text encoder fills up."""
-    prompts = tuple("a" * (number + 1) for number in range(count))
-    return Texts(reader=reader, prompts=prompts, device=torch.device("cpu"), dtype=dtype)
+def _texts(reader: Reader, count: int, dtype: torch.dtype) -> Labels:
+    """A different text for each image, whatever its label, all of which a text encoder fills up."""
+    prompts = [str(number) for number in range(count)]
+    return Labels(
+        names=(), conditions=lambda labels: reader.batch(prompts, torch.device("cpu"), dtype)
+    )
 
 
 def resident_bytes() -> int | None:
