@@ -156,6 +156,13 @@ class Chosen:
         """A number (B,) for each picture's thing as it is drawn: equal for equal drawings only."""
         return torch.from_numpy(np.concatenate([self.letters, -1 - self.drawings]))
 
+    def bare(self, things: Things) -> list[Caption]:
+        """A caption of nothing but the noun for each picture."""
+        letters, drawings = things.letter_noun[self.letters], things.noun[self.drawings]
+        return [Caption(noun=str(noun), picture=False) for noun in letters] + [
+            Caption(noun=str(noun), picture=True) for noun in drawings
+        ]
+
 
 def choose(things: Things, size: int, random: np.random.Generator) -> Chosen:
     """Letters of all families, and of each name as many drawings."""

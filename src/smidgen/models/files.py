@@ -140,7 +140,8 @@ def read_json(path: Path, schema: type = dict) -> dict[str, Any]:
 
     Raises: SmidgenError if it is missing, not JSON, no object, or has a value of another type.
     """
-    value = reading.read_json(path, dict[str, Any])
+    # diffusers writes -Infinity: lambda_min_clipped of a DPMSolverMultistepScheduler
+    value = reading.read_json(path, dict[str, Any], constants=True)
     try:
         reading.fit(value, schema)
     except reading.Unreadable as error:
