@@ -21,7 +21,7 @@ from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
 from smidgen.hosts.host import library_of
-from smidgen.models.files import read_json
+from smidgen.models.files import read_json, variant_of
 from smidgen.models.schemas import Autoencoder
 
 
@@ -37,11 +37,31 @@ def load_encoders(
     bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
     with bars, quiet(), _readable(folder, "no pipeline"):
         found = class_of(kind, beside=network)
+        options |= _of_variants(folder, dtype, options)
         pipeline = found.from_pretrained(str(folder), torch_dtype=dtype, **options)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and name not in parts:
             check_finite(part.state_dict(), folder / name)
     return pipeline
+
+
+def _of_variants(folder: Path, dtype: torch.dtype, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a pipeline, but those given, whose weights are there as a variant only: all
+    others would have to have the same one.
+    """
+    loaded: dict[str, Any] = {}
+    for name, entry in read_json(folder / "model_index.json").items():
+        variant = None if name in given else variant_of(folder / name)
+        if variant is not None:
+            library, kind = entry
+            loaded[name] = getattr(import_module(library), kind).from_pretrained(
+                str(folder / name),
+                use_safetensors=True,
+                local_files_only=True,
+                variant=variant,
+                torch_dtype=dtype,
+            )
+    return loaded
 
 
 def class_of(name: str, beside: str | None = None) -> Any:
@@ -83,6 +103,7 @@ def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn
             str(folder),
             use_safetensors=True,
             local_files_only=True,
+            variant=variant_of(folder),
             torch_dtype=dtype,
             output_loading_info=True,
         )
