@@ -23,7 +23,8 @@ class EvaluationConfig:
     split: str | None = None
     """Which part of the reference; none: the layout's default."""
     features: str | tuple[str, ...] = "glyphs"
-    """Feature extractors with commas: glyphs, inception, dinov2, clip-b32, clip-l14."""
+    """Feature extractors with commas: glyphs, inception, dinov2, clip-b32, clip-l14,
+    clip-glyphs."""
     metrics: str | tuple[str, ...] | None = None
     """Metrics with commas, see above; none: those with *, where they can be had. One that is named
     and cannot be had is an error."""

@@ -15,9 +15,9 @@ from smidgen.evaluation.plan import Plan
 from smidgen.evaluation.protocol import feature_protocol, image_protocol, metric_order, notes
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import Measured
-from smidgen.evaluation.table import METRICS
+from smidgen.evaluation.table import CLIP, METRICS
 
-TRANSFORMERS = ("dinov2", "clip-b32", "clip-l14")  # features that this library computes
+TRANSFORMERS = ("dinov2", *CLIP)  # features that this library computes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

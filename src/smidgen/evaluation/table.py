@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 INCEPTION_HEAD = "imagenet-2015"  # the head whose logits the inception score is defined on
-CLIP = ("clip-b32", "clip-l14")
+CLIP = ("clip-b32", "clip-l14", "clip-glyphs")  # features that read texts too
 
 Needs = Literal["gaussian", "features", "directions", "probabilities", "texts", "classes"]
 
