@@ -12,7 +12,7 @@ import torch
 
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.models import names, pretrained
+from smidgen.models import architectures, names, pretrained
 from smidgen.models.dit import DiTConfig
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.files import write_safetensors_file
@@ -269,7 +269,7 @@ def test_loading_a_base_does_not_import_diffusers(places):
 
 
 def test_a_pipeline_ships_as_a_base_and_another_model_s_folder_does_not(tmp_path, monkeypatch):
-    for module in (names, pretrained):
+    for module in (names, pretrained, architectures):
         monkeypatch.setattr(module, "EMBEDDED", tmp_path)
     TINY_PIPELINES["sd"].save(tmp_path / "reads-prompts")
     (tmp_path / "judge").mkdir()
@@ -279,6 +279,7 @@ def test_a_pipeline_ships_as_a_base_and_another_model_s_folder_does_not(tmp_path
     assert base.name == "reads-prompts"
     assert base.source == tmp_path / "reads-prompts"
     assert base.conditioner is not None
+    assert type(architectures.meta_network("reads-prompts")) is type(base.denoiser)
     assert torch.isfinite(base.conditions(["a cat"])(torch.tensor([0]))["text"]).all()
 
 
