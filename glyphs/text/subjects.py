@@ -12,7 +12,6 @@ import argparse
 import numpy as np
 import torch
 
-from glyphs.colour import GROUND_RGB, INK_RGB
 from glyphs.images import log
 from glyphs.text.drawings import EMOJIONE, load_drawings
 from glyphs.text.pictures import (
@@ -25,6 +24,7 @@ from glyphs.text.pictures import (
     place,
 )
 from smidgen.data.embedded_sets import EMBEDDED, LEVELS, LICENCES, SUBJECTS, EmbeddedSet, save_set
+from smidgen.evaluation.glyph_colours import GROUND_RGB, INK_RGB
 
 SMALL = np.array([False, False, True, True, False])  # of the five pictures
 TILTED = np.array([False, True, False, True, False])
