@@ -12,6 +12,7 @@ from smidgen.errors import UsageError, closest
 from smidgen.evaluation.table import CLIP, METRICS
 
 FEATURES = ("glyphs", "inception", "dinov2", *CLIP)
+DEFAULT = "glyphs"
 PROMPT = "a photo of a {}"
 
 
