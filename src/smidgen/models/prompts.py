@@ -2,8 +2,9 @@
 
 CLASS = "{class}"
 DEFAULT_PROMPT = "a photo of a {class}"
-# where a delta's provenance says which prompts it was trained on: those of classes, or captions
-PROMPTS, CAPTIONS = "prompts", "captions"
+# where a delta's provenance says which prompts it was trained on: those of classes, captions, or
+# that of a subject
+PROMPTS, CAPTIONS, DREAMBOOTH = "prompts", "captions", "dreambooth"
 
 
 def prompt_of(name: str, template: str) -> str:
