@@ -28,8 +28,8 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.pipeline_base import check_size
 from smidgen.models.pretrained import note_on_size, prompt_files, trained_size
-from smidgen.models.prompts import PROMPTS
-from smidgen.training.captions import captions_for
+from smidgen.models.prompts import DREAMBOOTH, PROMPTS
+from smidgen.training.captions import captions_for, look_at_subject, told_of_subject
 from smidgen.training.config import RunConfig
 from smidgen.training.example import example_of
 from smidgen.training.loop import train_delta
@@ -37,7 +37,10 @@ from smidgen.training.recipe import DELTA
 from smidgen.training.run import Described, check_run
 from smidgen.training.saving import identity_of_images
 from smidgen.training.start import NO_START, START, identity_of_start
-from smidgen.training.state import check_identity, checkpoints, read_position
+from smidgen.training.state import CLASS_IMAGES, check_identity, checkpoints, read_position
+from smidgen.training.subject import subject_prompts
+
+Seen = tuple[ImageFolder, Sequence[Look]]
 
 WARM_UP, TIMED = 2, 5  # steps of the estimate of time
 
@@ -85,7 +88,10 @@ def plan_run(
         facts["images"] = findings_of(folder, looks, size)
         check_bad_share(folder, config.max_bad_share)
         facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
-        facts["run"] = _standing(config, standing, folder, looks)
+        others = None
+        if config.task == DREAMBOOTH:
+            facts["subject"], others = _subject(base, config, folder)
+        facts["run"] = _standing(config, standing, (folder, looks), others)
     except SmidgenError as error:
         facts["refusal"] = str(error)
         if facts["images"] is None:
@@ -111,27 +117,56 @@ def _with_captions(
         return found
     files = None if captions.source == "none" else prompt_files(base)
     cut = None if files is None else files.cut(distinct(captions.of(folder)))
+    if config.task == DREAMBOOTH:
+        names = [folder.name(file.path) for file in folder.files]
+        told_of_subject(names, captions.of(folder), config)
+        if captions.source == "none":
+            return found
     return replace(found, captions=captions.findings(folder, cut))
 
 
-def _standing(
-    config: RunConfig, standing: Standing, folder: ImageFolder, looks: Sequence[Look]
-) -> str:
+def _subject(
+    base: str | Path, config: RunConfig, folder: ImageFolder
+) -> tuple[dict[str, Any], Seen | None]:
+    """What is known of a personalisation's subject and of its class, and the images of that where
+    they are in a folder. Raises: UsageError, SmidgenError as the training.
+    """
+    files = prompt_files(base)
+    warning = look_at_subject(files, config, folder, str(base))
+    prompts = subject_prompts(config)
+    facts = {"prompt": prompts.instance} | ({"warning": warning} if warning else {})
+    if not config.training.prior_weight:
+        return facts | {"class_images": "none, as prior_weight is 0"}, None
+    facts["class_prompt"] = prompts.of_class
+    if config.class_data is None:
+        drawn = f"{config.class_images:,}, drawn by the base where the cache lacks them"
+        return facts | {"class_images": drawn}, None
+    others, looks = look_at_all(open_images(config.class_data, decode=False))
+    check_bad_share(others, config.max_bad_share)
+    return facts | {"class_images": findings_of(others, looks).lines()[0]}, (others, looks)
+
+
+def _standing(config: RunConfig, standing: Standing, seen: Seen, of_class: Seen | None) -> str:
     """How the run stands to what is in its output. Raises: UsageError if that is of other images or
-    of another start.
+    of another start; what of the images of the class the base would draw is not compared.
     """
     found = [] if standing == "new" else checkpoints(config.output)
     if not found:
         return standing
     position = read_position(found[-1])
-    names = [folder.name(file.path) for file in folder.files]
-    contents = [look.content for look in looks]
     identity = {
-        "the images": identity_of_images(names, torch.tensor(folder.class_numbers), contents),
+        "the images": _identity(*seen),
+        **({} if of_class is None else {CLASS_IMAGES: _identity(*of_class)}),
         START: identity_of_start(config.init, config.output / DELTA) or NO_START,
     }
     check_identity(config.output, position, identity)
     return f"begun, at step {position.step}" if standing == "begun" else standing
+
+
+def _identity(folder: ImageFolder, looks: Sequence[Look]) -> str:
+    names = [folder.name(file.path) for file in folder.files]
+    contents = [look.content for look in looks]
+    return identity_of_images(names, torch.tensor(folder.class_numbers), contents)
 
 
 def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, float]:
@@ -155,6 +190,8 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
     latents = LatentSet(
         mean=noise, std=torch.zeros_like(noise), class_numbers=class_numbers, names=names
     )
+    if training.prior_weight:
+        latents = latents.with_class_images(latents)
     classes = [f"class {number}" for number in range(num_classes)]
     reads_prompts = base.conditioner is not None
     delta = build_delta(

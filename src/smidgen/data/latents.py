@@ -43,6 +43,23 @@ class MappedRows:
             out[here] = tensor[self._row_of[here]]
         return out
 
+    @classmethod
+    def joined(cls, one: "torch.Tensor | MappedRows", other: "torch.Tensor | MappedRows"):
+        """The rows of one, then those of the other; a tensor if both are in memory."""
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+            return torch.cat([one, other])
+        first, second = (
+            rows
+            if isinstance(rows, MappedRows)
+            else cls([rows], torch.zeros(len(rows), dtype=torch.long), torch.arange(len(rows)))
+            for rows in (one, other)
+        )
+        return cls(
+            first._parts + second._parts,
+            torch.cat([first._part_of, second._part_of + len(first._parts)]),
+            torch.cat([first._row_of, second._row_of]),
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSet:
@@ -52,7 +69,8 @@ class LatentSet:
     `folder` is what was scanned, with what turned out bad while encoding, and `findings` the report
     about it. `contents` are the SHA-256 of the images' files: equal ones are copies of a picture;
     empty: not known. `num_encoded` pictures were encoded now and not found in the cache.
-    `captions` are those of each image, None where classes are trained on.
+    `captions` are those of each image, None where classes are trained on. `class_images`, of a
+    personalisation, are the last ones: they show not the subject but its class.
     """
 
     mean: torch.Tensor | MappedRows
@@ -64,9 +82,15 @@ class LatentSet:
     findings: Findings | None = None
     num_encoded: int = 0
     captions: tuple[tuple[str, ...], ...] | None = None
+    class_images: "LatentSet | None" = None
 
     def __len__(self) -> int:
         return len(self.class_numbers)
+
+    @property
+    def num_own(self) -> int:
+        """Images without those of a subject's class."""
+        return len(self) - (0 if self.class_images is None else len(self.class_images))
 
     @property
     def num_views(self) -> int:
@@ -102,8 +126,25 @@ class LatentSet:
         mean, std = (part[images[rows], views[rows]] for part in (self.mean, self.std))
         return mean + std * noise, self.class_numbers[images]
 
+    def with_class_images(self, others: "LatentSet") -> "LatentSet":
+        """These images of a subject and, behind them, others of its class, with their captions."""
+        captions = (self.captions or ()) + (others.captions or ())
+        return dataclasses.replace(
+            self,
+            mean=MappedRows.joined(self.mean, others.mean),
+            std=MappedRows.joined(self.std, others.std),
+            class_numbers=torch.cat([self.class_numbers, others.class_numbers]),
+            names=(*self.names, *(f"class images/{name}" for name in others.names)),
+            contents=self.contents + others.contents,
+            captions=captions or None,
+            class_images=others,
+        )
+
     def report(self) -> str:
         """What was found, and what of it had to be encoded, as lines of text."""
-        num_cached = len(self) - num_copies(self.contents) - self.num_encoded
+        contents = self.contents[: self.num_own]
+        num_cached = self.num_own - num_copies(contents) - self.num_encoded
         lines = self.findings.lines() if self.findings is not None else []
+        if self.class_images is not None:
+            lines.append(f"beside them, of its class: {self.class_images.report()}")
         return "\n".join([*lines, f"{self.num_encoded:,} encoded, {num_cached:,} from the cache"])

@@ -11,7 +11,8 @@ from smidgen.errors import UsageError
 from smidgen.files.names import excerpt
 from smidgen.models.base import Base
 from smidgen.models.conditioner import Conditions, labels_alone
-from smidgen.models.prompts import CAPTIONS, DEFAULT_PROMPT, PROMPTS, prompt_of
+from smidgen.models.prompt_files import PromptFiles
+from smidgen.models.prompts import CAPTIONS, DEFAULT_PROMPT, DREAMBOOTH, PROMPTS, prompt_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +33,20 @@ class Labels:
 def labels_of(
     base: Base, delta: Delta | None = None, prompts: Sequence[str] = (), negative: str = ""
 ) -> Labels:
-    """The labels of these prompts, each once; without any, those of the classes that `delta` was
-    trained on or the base knows. `negative` is the prompt of no class.
+    """The labels of these prompts, each once; without any, the prompt of the subject or those of
+    the classes that `delta` was trained on, or of those that the base knows. `negative` is the
+    prompt of no class.
 
     Raises: UsageError for prompts where the base reads none, or none where it reads such, or one
         that its text encoders cut; SmidgenError as `Conditioner.encode`.
     """
+    subject = {} if delta is None else delta.provenance.training.get(DREAMBOOTH, {})
+    if not prompts and subject and base.conditioner is not None:
+        prompts = (subject["instance_prompt"],)
     if prompts:
         names = tuple(dict.fromkeys(prompts))
-        _check_lengths(base, (*names, negative))
+        files = None if base.conditioner is None else base.conditioner.files
+        check_lengths(files, (*names, negative), base.name)
         return Labels(names=names, conditions=base.conditions(names, negative))
     names = class_names(base, delta)
     if base.conditioner is not None and not names:
@@ -57,11 +63,11 @@ def labels_of(
     return Labels(names=names, conditions=base.conditions(class_prompts(base, delta), negative))
 
 
-def _check_lengths(base: Base, prompts: Sequence[str]) -> None:
-    files = None if base.conditioner is None else base.conditioner.files
+def check_lengths(files: PromptFiles | None, prompts: Sequence[str], base: str) -> None:
+    """Raises: UsageError for a prompt that the text encoders of the base of this name cut."""
     for prompt, most in ({} if files is None else files.cut(prompts)).items():
         raise UsageError(
-            f'prompt "{excerpt(prompt)}" is too long: base "{base.name}" reads {most} tokens of a '
+            f'prompt "{excerpt(prompt)}" is too long: base "{base}" reads {most} tokens of a '
             "text; shorten it"
         )
 

@@ -21,6 +21,12 @@ from smidgen.hosts.family import Pipeline
 from smidgen.models.components import load_encoders, quiet
 from smidgen.models.pipelines import beside_prompts
 
+# What personalisation uses because it means nothing; a small vocabulary has them as entries.
+MEANINGLESS = ("sks", "zwx", "ohwx")
+# Vocabularies begin with what is most frequent. Of the 49,408 entries of CLIP's the words below
+# this mean something (owl is 9,899, teapot 40,749); sks is 48,136.
+MEANINGFUL = 47_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFiles:
@@ -64,6 +70,20 @@ class PromptFiles:
                 }
         return found if tokenizers else {}
 
+    def knows(self, word: str) -> bool:
+        """Whether a text encoder knows the word: it is one entry of a tokenizer's, and not one of
+        its rare last ones.
+
+        Raises: SmidgenError if a tokenizer cannot be loaded, or fails.
+        """
+        if word.lower() in MEANINGLESS:
+            return False
+        _, tokenizers = self._tokenizers
+        with quiet():
+            # behind a space, as words in a text are
+            read = [_tokens(one, f" {word}", add_special_tokens=False) for one in tokenizers]
+        return any(len(tokens) == 1 and tokens[0] < MEANINGFUL for tokens in read)
+
     @cached_property
     def _tokenizers(self) -> tuple[Any, list[Any]]:
         """The pipeline without its networks, and its tokenizers."""
@@ -92,8 +112,12 @@ def most_tokens(pipeline: Any, tokenizer: Any) -> int:
 
 def _num_tokens(tokenizer: Any, text: str) -> int:
     """With those that stand before and behind a prompt."""
+    return len(_tokens(tokenizer, text))
+
+
+def _tokens(tokenizer: Any, text: str, **options: Any) -> list[int]:
     try:
-        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        return tokenizer(text, truncation=False, verbose=False, **options)["input_ids"]
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise SmidgenError(
             f'the tokenizer fails on "{excerpt(text)}" ({in_one_line(error)}); get its folder again'

@@ -77,17 +77,23 @@ class Drawing:
         """The images in batches; the delta acts in the base only while one is drawn. `part` (k, n):
         every n-th batch only, from batch k on, for the k-th of n processes.
         """
-        config, total = self.config, self.num_images
-        # filled up with the images that would come next, which are thrown away
-        rows = ROWS // math.gcd(ROWS, 1 if config.guidance == 1 else 2)
-        for start in range(0, total, config.batch_size)[part[0] :: part[1]]:
-            numbers = range(start, min(start + config.batch_size, total))
-            filled = range(start, start + -(-len(numbers) // rows) * rows)
-            with nullcontext() if self.delta is None else self.delta.attach(self.base):
-                images = draw_batch(self, filled)[: len(numbers)]
+        size, total = self.config.batch_size, self.num_images
+        for start in range(0, total, size)[part[0] :: part[1]]:
+            numbers = range(start, min(start + size, total))
+            images = self.images(numbers)
             if report is not None:
                 report(numbers.stop, total)
-            yield numbers, images.permute(0, 2, 3, 1).cpu().numpy()
+            yield numbers, images
+
+    def images(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """The images of these numbers, uint8 (B, H, W, 3), drawn at once."""
+        # filled up with images that might come next, which are thrown away
+        rows = ROWS // math.gcd(ROWS, 1 if self.config.guidance == 1 else 2)
+        following = numbers[-1] + 1
+        filled = (*numbers, *range(following, following + -len(numbers) % rows))
+        with nullcontext() if self.delta is None else self.delta.attach(self.base):
+            images = draw_batch(self, filled)[: len(numbers)]
+        return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def prepare(

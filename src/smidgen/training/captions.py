@@ -22,12 +22,14 @@ from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError, shown
 from smidgen.models.base import Base
 from smidgen.models.calling import dtype_of
-from smidgen.models.labels import Labels, labels_of
-from smidgen.models.prompts import CAPTIONS
+from smidgen.models.labels import Labels, check_lengths, labels_of
+from smidgen.models.prompt_files import PromptFiles
+from smidgen.models.prompts import CAPTIONS, DREAMBOOTH
 from smidgen.processes import from_main, is_main
 from smidgen.progress import counting_bar
 from smidgen.training.config import RunConfig
 from smidgen.training.objective import Choices, Task
+from smidgen.training.subject import has_word, subject_prompts
 
 EXAMPLES = 4  # of a delta's provenance
 # (captions) -> those of them that the text encoders cut
@@ -56,7 +58,8 @@ def captions_for(
             )
         return None
     captions = read_captions(folder, config.captions)
-    if captions.source != "none" and config.training.prompt is not None:
+    of_classes = config.task != DREAMBOOTH  # there the prompt is that of other images
+    if captions.source != "none" and config.training.prompt is not None and of_classes:
         raise UsageError(
             f"prompt makes those of classes, and the images have captions ({captions.source}): "
             "leave prompt out, or give --captions none"
@@ -74,6 +77,62 @@ def captioned(latents: LatentSet, captions: Captions | None, cut: Cut | None) ->
     return dataclasses.replace(
         latents, findings=said, captions=None if captions.source == "none" else texts
     )
+
+
+def look_at_subject(
+    files: PromptFiles | None, config: RunConfig, folder: ImageFolder, base: str
+) -> str | None:
+    """Whether a subject's token may mean something already, as a line, else None.
+
+    Raises: UsageError for images of several classes, or a prompt that the text encoders cut;
+        SmidgenError if a tokenizer fails.
+    """
+    if len(folder.classes) > 1:
+        raise UsageError(
+            f'"{shown(str(folder.root))}" has {len(folder.classes)} classes ({folder.classes[0]}, '
+            f"{folder.classes[1]} ...); task {config.task} learns one subject: give its folder"
+        )
+    prompts = subject_prompts(config)
+    check_lengths(files, (prompts.instance, prompts.of_class), base)
+    token = config.token or ""
+    if files is None or not files.knows(token):
+        return None
+    return (
+        f'token "{token}" is a word that base "{base}" knows already, so that it may mean that as '
+        "well as the subject; one that means nothing, such as sks, serves better"
+    )
+
+
+def told_of_subject(
+    names: Sequence[str], captions: Sequence[Sequence[str]], config: RunConfig
+) -> tuple[tuple[str, ...], ...]:
+    """The captions of a subject's images, its prompt where one has none.
+
+    Raises: SmidgenError for a caption without the token.
+    """
+    prompt, token = subject_prompts(config).instance, config.token or ""
+    lacking = [
+        name
+        for name, own in zip(names, captions, strict=True)
+        if not all(has_word(text, token) for text in own)
+    ]
+    if lacking:
+        more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+        raise SmidgenError(
+            f'the caption of {lacking[0]}{more} is without the token "{token}": write it before '
+            "the name of the class, or give --captions none"
+        )
+    return tuple(tuple(own) or (prompt,) for own in captions)
+
+
+def with_subject(latents: LatentSet, config: RunConfig) -> LatentSet:
+    """The latents of a subject's images with `told_of_subject`."""
+    texts = latents.captions or ((),) * len(latents)
+    findings = latents.findings
+    if findings is not None and latents.captions is None:
+        findings = dataclasses.replace(findings, captions=None)  # they would tell of classes
+    captions = told_of_subject(latents.names, texts, config)
+    return dataclasses.replace(latents, captions=captions, findings=findings)
 
 
 def task_of(
@@ -94,6 +153,7 @@ def task_of(
         process=base.process,
         labels=Labels(names=names, conditions=conditions),
         choices=choices_of(latents.captions, names),
+        shown=len(distinct(latents.captions[: latents.num_own])),
     )
 
 
@@ -113,7 +173,7 @@ def provenance_of(latents: LatentSet) -> dict[str, Any]:
     """What a delta says of the captions that it was trained on: a few of them, evenly taken."""
     if latents.captions is None or latents.findings is None or latents.findings.captions is None:
         return {}
-    names, found = distinct(latents.captions), latents.findings.captions
+    names, found = distinct(latents.captions[: latents.num_own]), latents.findings.captions
     facts = {"source": found.source, "images": found.images, "distinct": found.distinct}
     return {CAPTIONS: {**facts, "examples": [names[i] for i in evenly(len(names), EXAMPLES)]}}
 
@@ -124,9 +184,12 @@ def evenly(total: int, count: int) -> list[int]:
     return [number * total // count for number in range(count)]
 
 
-def a_few(labels: Labels, count: int) -> Labels:
-    """The labels of at most `count` of the names, and that of none."""
-    kept = torch.tensor([*evenly(len(labels.names), count), labels.null])
+def a_few(labels: Labels, count: int, among: int | None = None) -> Labels:
+    """The labels of at most `count` of the names, and that of none; `among`: of the first so many
+    names, None: of all.
+    """
+    known = len(labels.names) if among is None else among
+    kept = torch.tensor([*evenly(known, count), labels.null])
 
     def conditions(chosen: Tensor) -> Any:
         return labels.conditions(kept.to(chosen.device)[chosen])

@@ -13,15 +13,19 @@ from smidgen.data.names import CaptionSource, LayoutName
 from smidgen.errors import UsageError
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
-from smidgen.models.prompts import CLASS
+from smidgen.models.prompts import CLASS, DREAMBOOTH
 from smidgen.sampling.config import Precision
+from smidgen.training.subject import CLASS_IMAGES, check_task
 
+TaskName = Literal["fine-tune", "dreambooth"]
 Schedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["logit-normal", "uniform"]
 
 # OpenMP notes every thread on the stack: some ten thousand end in a segmentation fault. This is
 # more than common machines have processors, and the same on all, so that a recipe stays valid.
 MOST_THREADS = 1024
+
+LABEL_DROPOUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class TrainingConfig:
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 64
-    """Images in one forward pass."""
+    """Images in one forward pass; for task dreambooth of the subject, and as many of its class."""
     lr: float | None = None
     """Learning rate of AdamW; none: the method's own (1e-3 for deltas, 1e-4 for full)."""
     weight_decay: float = 0.0
@@ -55,15 +59,19 @@ class TrainingConfig:
     """Compile the network with torch.compile; on a CPU this needs a C++ compiler."""
     ema_decay: float | None = None
     """Largest decay d of the delta's average, which is min(d, (1 + n) / (10 + n)); none: 0.9999."""
-    label_dropout: float = 0.1
-    """Share of the images that are trained without their label, for classifier-free guidance."""
+    label_dropout: float | None = None
+    """Share of the images that are trained without their label, for classifier-free guidance; none:
+    0.1, or 0 for task dreambooth."""
     min_snr: float | None = None
     """Gamma of min-SNR weighting of the noise loss; none: no weighting."""
     vlb_weight: float = 1e-3
     """Weight of the variational bound, which trains the learned variance."""
+    prior_weight: float | None = None
+    """For task dreambooth: weight of the loss of the images of the class beside that of the
+    subject's; 0: no such images; none: 1."""
     prompt: str | None = None
     """Of a base that reads prompts: that of a class, {class} in the place of its name; none: "a
-    photo of a {class}"."""
+    photo of a {class}", or for task dreambooth the instance prompt without the token."""
     timestep_sampling: TimestepSampling | None = None
     """How noise levels are drawn. "uniform": evenly, over the steps of a diffusion or the sigmas of
     a flow; "logit-normal": the log of noise over signal is standard normal; none: uniform for a
@@ -105,7 +113,7 @@ class TrainingConfig:
         check_integer("num_threads", self.num_threads, most=MOST_THREADS)
         for name in ("warmup_steps", "seed", "sample_every", "metrics_every"):
             check_integer(name, getattr(self, name), least=0)
-        for name in ("lr", "weight_decay", "vlb_weight", "embedded_guidance"):
+        for name in ("lr", "weight_decay", "vlb_weight", "prior_weight", "embedded_guidance"):
             check_number(name, getattr(self, name))
         for name in ("max_grad_norm", "min_snr", "timestep_shift"):
             check_number(name, getattr(self, name), above=True)
@@ -127,13 +135,25 @@ class TrainingConfig:
             raise UsageError(f"trackers is {self.trackers!r}; expected a list of names")
         object.__setattr__(self, "trackers", tuple(self.trackers))
 
-    def resolved(self, method: str) -> TrainingConfig:
-        """With the learning rate that `method` has where none is given."""
-        if self.lr is not None:
-            return self
+    @property
+    def rows(self) -> int:
+        """Images in one forward pass, those of a subject's class among them."""
+        return self.batch_size * (2 if self.prior_weight else 1)
+
+    def resolved(self, method: str, task: TaskName = "fine-tune") -> TrainingConfig:
+        """With what `method` and `task` have where it is not given: the learning rate, the share of
+        dropped labels and the weight of the prior.
+        """
         from smidgen.methods import resolve
 
-        return replace(self, lr=resolve(method).default_lr)
+        of_subject = task == DREAMBOOTH
+        defaults = {
+            "lr": lambda: resolve(method).default_lr,
+            "label_dropout": lambda: 0.0 if of_subject else LABEL_DROPOUT,
+            "prior_weight": lambda: 1.0 if of_subject else None,
+        }
+        missing = {n: make() for n, make in defaults.items() if getattr(self, n) is None}
+        return replace(self, **missing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +171,27 @@ class RunConfig:
     method: str = "difffit"
     """What is trained: full, bitfit, difffit, adaptformer, vpt, lora, adapter; or several at once,
     such as difffit+lora, whose flags then begin with the method: --lora.rank 8."""
+    task: TaskName = "fine-tune"
+    """fine-tune: all images are learned alike; dreambooth: they show one subject, which the token
+    will mean, while images of its class keep what the base knows of that."""
+    token: str | None = None
+    """For task dreambooth: the word that will mean the subject, such as sks."""
+    class_name: str | None = None
+    """For task dreambooth: what the subject is one of, such as owl."""
+    instance_prompt: str | None = None
+    """For task dreambooth: the prompt of the subject, with {token} and {class} in it; none: prompt
+    with the token before the class or, without that too, "a photo of {token} {class}"."""
+    class_data: Path | None = None
+    """For task dreambooth: folder of images of the class; none: the base draws them, once."""
+    class_images: int | None = None
+    """For task dreambooth: how many images of the class the base draws; none: 200."""
+    class_guidance: float | None = None
+    """For task dreambooth: the guidance with which it draws them; none: 7, or 3.5 where that is an
+    input of the base."""
     captions: CaptionSource = "auto"
     """What a base that reads prompts is told of each image: txt, of a text file beside it, a line a
-    caption; jsonl, of metadata.jsonl or .csv; filename; none: the prompt of its class; auto: text
-    files or a table if there are any."""
+    caption; jsonl, of metadata.jsonl or .csv; filename; none: the prompt of its class or subject;
+    auto: text files or a table if there are any."""
     resize: Literal["crop", "resize"] = "crop"
     """crop: the centre square of each image; resize: all of it, squeezed to a square."""
     flip: bool = False
@@ -173,10 +210,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_number("max_bad_share", self.max_bad_share, most=1.0)
+        check_integer("class_images", self.class_images, most=MOST_IMAGES)
+        check_number("class_guidance", self.class_guidance)
         check_choices(self)
+        check_task(self)
 
     def resolved(self) -> RunConfig:
-        """With the split, the method's options and the learning rate that are their defaults.
+        """With the split, the method's options, and what method and task have as defaults.
 
         Raises: UsageError for a method or a split that there is not.
         """
@@ -184,9 +224,12 @@ class RunConfig:
         from smidgen.methods import configure
 
         options = self.method_config
+        training = self.training.resolved(self.method, self.task)
+        draws = bool(training.prior_weight) and self.class_data is None
         return replace(
             self,
+            class_images=(self.class_images or CLASS_IMAGES) if draws else None,
             split=resolve_split(self.layout, self.split),
             method_config=configure(self.method) if options is None else options,
-            training=self.training.resolved(self.method),
+            training=training,
         )

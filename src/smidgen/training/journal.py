@@ -101,7 +101,7 @@ def open_journal(
     """A journal whose bar counts images: loss, images per second and the time left. Of several
     processes the main one keeps it.
     """
-    images_per_step = config.batch_size * config.gradient_accumulation * world_size()
+    images_per_step = config.rows * config.gradient_accumulation * world_size()
     with tqdm(
         total=config.steps * images_per_step,
         initial=first_step * images_per_step,

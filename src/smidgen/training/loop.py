@@ -30,7 +30,7 @@ from smidgen.training.ema import decay_after, update_average
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
 from smidgen.training.network import averaged, training_network
-from smidgen.training.objective import Task, batch_loss, draw_batch
+from smidgen.training.objective import Task, batch_loss, draw_batch, total_loss
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
 from smidgen.training.start import INIT
@@ -102,16 +102,18 @@ def run_steps(session: Session) -> None:
         # forward and backward
         losses, indices = [], []  # (B,) each
         for _ in range(config.gradient_accumulation):
-            taken = state.order.take(config.batch_size * world_size())
+            taken = state.take(config.batch_size * world_size())
             batch = draw_batch(session.latents, taken, state.streams, session.task, config)
             batch = batch.to(device)
             indices.append(batch.images)
             with accelerator.autocast():
                 losses.append(batch_loss(session.network, batch, session.task, config, dtype))
-            accelerator.backward(losses[-1].mean() / config.gradient_accumulation)
+            total = total_loss(losses[-1], config)
+            accelerator.backward(total / config.gradient_accumulation)
 
         # judge before anything changes
-        loss = torch.stack([part.detach().mean() for part in losses]).mean().item()
+        parts = [total_loss(part.detach(), config) for part in losses]
+        loss = torch.stack(parts).mean().item()
         loss, told_to_stop = average_over_processes(parameters, loss, session.stop.signal)
         norm = runtime.clipped_norm(accelerator, optimizer, parameters, config.max_grad_norm).item()
         if not (math.isfinite(loss) and (math.isfinite(norm) or config.precision == "fp16")):
@@ -157,7 +159,7 @@ def train_delta(
     """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
     it is. `config` is resolved and fits this machine (`runtime.check_runtime`). `task` says for
     what, None: the base's own process and what labels mean with this delta. Of images that are told
-    apart by their captions, any may be held out.
+    apart by their captions, any may be held out; those of a subject's class never are.
     Files are written below `run_folder`, where the newest checkpoint is gone on from if `resume`.
     `on_step(step, loss)` is called after each step.
 
@@ -168,14 +170,16 @@ def train_delta(
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
     trained, held_out = hold_out(
-        latents.class_numbers
-        if latents.captions is None
-        else torch.zeros_like(latents.class_numbers),
+        (
+            latents.class_numbers
+            if latents.captions is None
+            else torch.zeros_like(latents.class_numbers)
+        )[: latents.num_own],
         share=config.validation_share,
         seed=config.seed,
-        contents=latents.contents,
+        contents=latents.contents[: latents.num_own],
     )
-    state = fresh_state(delta, trained, config)
+    state = fresh_state(delta, trained, config, torch.arange(latents.num_own, len(latents)))
     start = delta.provenance.training.get(INIT)
     saver = Saver(run_folder, state, config, identity_of(base, latents, start))
     scaler = saver.resume() if resume else {}
@@ -229,8 +233,11 @@ def train_delta(
     )
 
 
-def fresh_state(delta: Delta, indices: torch.Tensor, config: TrainingConfig) -> TrainingState:
-    """The state before the first step on the images with these indices.
+def fresh_state(
+    delta: Delta, indices: torch.Tensor, config: TrainingConfig, of_class: torch.Tensor
+) -> TrainingState:
+    """The state before the first step on the images with these indices, and on those `of_class`
+    where there are any.
 
     Raises: UsageError if the delta is not in float32.
     """
@@ -251,6 +258,7 @@ def fresh_state(delta: Delta, indices: torch.Tensor, config: TrainingConfig) -> 
         optimizer=optimizer,
         streams=Streams(config.seed),
         order=Shuffle(indices, config.seed),
+        class_order=Shuffle(of_class, config.seed, "class order") if len(of_class) else None,
     )
 
 

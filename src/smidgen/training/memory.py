@@ -27,7 +27,7 @@ from smidgen.models.calling import DTYPES, calling, dtype_of
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import Example, example_of
 from smidgen.training.network import checkpointing
-from smidgen.training.objective import Batch, batch_loss
+from smidgen.training.objective import Batch, batch_loss, total_loss
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
 # where blocks are recomputed between longer-lived gradients.
@@ -83,7 +83,7 @@ def step_bytes(
 ) -> int:
     """The bytes of all tensors of a step that live at once at its peak, gradients included."""
     example = example or example_of(denoiser)
-    shape, count = example.latent_shape, config.batch_size
+    shape, count = example.latent_shape, config.rows
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
@@ -105,7 +105,7 @@ def step_bytes(
             called = calling(find_family(denoiser), network)
             with torch.autocast("cpu", reduced, enabled=reduced != torch.float32):
                 losses = batch_loss(called, batch, task, config, dtype_of(denoiser))
-            losses.mean().backward()
+            total_loss(losses, config).backward()
     return peak.highest
 
 

@@ -17,7 +17,7 @@ from smidgen.diffusion.process import Process
 from smidgen.models.calling import Network
 from smidgen.models.labels import Labels
 from smidgen.processes import rank
-from smidgen.training.config import TrainingConfig
+from smidgen.training.config import LABEL_DROPOUT, TrainingConfig
 from smidgen.training.randomness import Streams
 
 
@@ -42,12 +42,14 @@ class Choices:
 class Task:
     """What a network is trained for, whoever it is: a process, and what labels mean.
 
-    `choices` None: the label of an image is the number of its class.
+    `choices` None: the label of an image is the number of its class. `shown`: so many of the first
+    labels are what previews show, None: any.
     """
 
     process: Process
     labels: Labels
     choices: Choices | None = None
+    shown: int | None = None
 
     def label(self, images: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
         """The labels (B,) of images of these classes; with several to choose from, drawn."""
@@ -84,10 +86,11 @@ def draw_batch(
     Of several processes each draws for the images of all, and returns its own rows: together they
     train on what one process with their batches as one would.
     """
-    own = slice(rank() * config.batch_size, (rank() + 1) * config.batch_size)
+    own = slice(rank() * config.rows, (rank() + 1) * config.rows)
     x0, classes = latents.draw(indices, streams.latents, own)
     labels = task.label(indices, classes, streams.labels)
-    labels = drop_labels(labels, task.labels.null, config.label_dropout, streams.labels)
+    dropped = LABEL_DROPOUT if config.label_dropout is None else config.label_dropout
+    labels = drop_labels(labels, task.labels.null, dropped, streams.labels)
     times = task.process.draw_times(
         len(indices), streams.timesteps, config.timestep_sampling, config.timestep_shift
     )
@@ -111,3 +114,13 @@ def batch_loss(
     return task.process.loss(
         output, x0, x_t, t, noise, vlb_weight=config.vlb_weight, min_snr=config.min_snr
     )
+
+
+def total_loss(losses: Tensor, config: TrainingConfig) -> Tensor:
+    """The mean of the images' losses (B,); with images of a subject's class, which are every second
+    one, the subject's mean and, weighted, theirs (DreamBooth, arXiv 2208.12242, equation 2).
+    """
+    if not config.prior_weight:
+        return losses.mean()
+    subject, of_class = losses.view(-1, 2).mean(dim=0)
+    return subject + config.prior_weight * of_class

@@ -14,6 +14,7 @@ from smidgen.evaluation.run import measure_drawing
 from smidgen.files.writing import write_png
 from smidgen.models.base import Base
 from smidgen.models.labels import Labels
+from smidgen.models.prompts import DREAMBOOTH
 from smidgen.processes import is_main
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
@@ -27,12 +28,14 @@ from smidgen.training.state import AGAIN
 STEPS = 20
 GRID_IMAGES, GRID_CAPTIONS = 64, 16
 METRIC_IMAGES = 512
+SUBJECT_IMAGES = 32  # against the few of a subject, as the adapter paper measures
 BATCH = 64
 
 
 def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
     """The grid and the metrics of a run, as far as its settings ask for them."""
     training, of_classes = config.training, task.choices is None
+    of_subject = config.task == DREAMBOOTH
     measured = EvaluationConfig(
         features=training.metrics_features,
         layout=config.layout,
@@ -43,15 +46,16 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
 
     def draw_grid(step: int) -> dict[str, float]:
         if is_main():  # nothing in it waits for the others
-            labels = task.labels if of_classes else a_few(task.labels, GRID_CAPTIONS)
-            images = [part for _, part in _drawing(base, labels, GRID_IMAGES).batches()]
+            labels = task.labels if of_classes else a_few(task.labels, GRID_CAPTIONS, task.shown)
+            count = GRID_CAPTIONS if of_subject else GRID_IMAGES
+            images = [part for _, part in _drawing(base, labels, count).batches()]
             path = config.output / "samples" / f"step-{step}.png"
             write_png(grid(np.concatenate(images)), path, AGAIN)
         return {}
 
     def measure(step: int) -> dict[str, float]:
-        labels = task.labels if of_classes else a_few(task.labels, METRIC_IMAGES)
-        drawing = _drawing(base, labels, METRIC_IMAGES)
+        labels = task.labels if of_classes else a_few(task.labels, METRIC_IMAGES, task.shown)
+        drawing = _drawing(base, labels, SUBJECT_IMAGES if of_subject else METRIC_IMAGES)
         result = measure_drawing(drawing, config.data, measured, of_classes=of_classes)
         found = result["metrics"].items()
         means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}

@@ -47,18 +47,20 @@ class Streams:
 class Shuffle:
     """Endless passes over `indices`, each in a fresh order; `epoch` and `position` say where it is.
 
-    Batches are always full: one may end a pass and begin the next.
+    Batches are always full: one may end a pass and begin the next. Shuffles of other names have
+    orders of their own.
     """
 
-    def __init__(self, indices: Tensor, seed: int) -> None:
+    def __init__(self, indices: Tensor, seed: int, name: str = "order") -> None:
         self._indices = indices
         self._seed = seed
+        self._name = name
         self.seek(0, 0)
 
     def seek(self, epoch: int, position: int) -> None:
         """Go to an epoch and to the number of images already taken from it."""
         self.epoch, self.position = epoch, position
-        generator = generator_for(self._seed, "order", epoch)
+        generator = generator_for(self._seed, self._name, epoch)
         self._order = self._indices[torch.randperm(len(self._indices), generator=generator)]
 
     def take(self, count: int) -> Tensor:

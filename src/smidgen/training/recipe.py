@@ -29,7 +29,8 @@ FILES = (DELTA, "log.jsonl", REPORT, "bad_files.json", "nonfinite.json")
 # what changes no trained bit
 NOT_COMPARED = (
     # where things lie: the checkpoint knows base, images, captions and start by their content
-    *("base", "codec", "data", "captions", "init", "cache_dir", "device", "num_threads"),
+    *("base", "codec", "data", "class_data", "captions", "init", "cache_dir", "device"),
+    "num_threads",
     # what is kept, looked at and told on the way
     *("checkpoint_every", "keep_checkpoints", "keep_deltas", "validate_every"),
     *("sample_every", "metrics_every", "metrics_features", "trackers", "max_bad_share"),

@@ -17,7 +17,7 @@ import torch
 
 from smidgen.core.delta import Delta
 from smidgen.data.cache import LatentCache, Share
-from smidgen.data.folder import check_bad_share
+from smidgen.data.folder import ImageFolder, check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.diffusion.process import Process
@@ -31,10 +31,18 @@ from smidgen.files.writing import write_json
 from smidgen.hosts.family import Family
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
-from smidgen.models.prompts import DEFAULT_PROMPT, PROMPTS
+from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.processes import barrier, from_main, is_main, rank, world_size
 from smidgen.progress import counting_bar
-from smidgen.training.captions import captioned, captions_for, provenance_of, task_of
+from smidgen.training.captions import (
+    captioned,
+    captions_for,
+    look_at_subject,
+    provenance_of,
+    task_of,
+    with_subject,
+)
+from smidgen.training.class_images import class_folder
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.loop import TrainingResult, train_delta
 from smidgen.training.previews import evaluators_of
@@ -44,11 +52,25 @@ from smidgen.training.runtime import check_runtime
 from smidgen.training.saving import identity_of
 from smidgen.training.start import INIT, begun_with, check_start, identity_of_start
 from smidgen.training.state import AGAIN, check_identity, checkpoints, read_position
+from smidgen.training.subject import check_folders, provenance_of_subject, subject_prompts
 
 logger = logging.getLogger(__name__)
 
-# settings whose default depends on the kind of base: a delta names them where they were given
-BY_BASE = ("prompt", "timestep_sampling", "timestep_shift", "embedded_guidance")
+# settings of some bases or tasks: a delta names them where they have a value
+BY_BASE = ("prompt", "prior_weight", "timestep_sampling", "timestep_shift", "embedded_guidance")
+
+# those of a run, besides the ones that come first, as its recipe lists them
+OF_SUBJECT = ("token", "class_name", "instance_prompt", "class_data", "class_images")
+OTHERS = (
+    "task",
+    *OF_SUBJECT,
+    "class_guidance",
+    "captions",
+    "resize",
+    "flip",
+    "max_bad_share",
+    "init",
+)
 
 # settings that change no trained bit: a delta does not name them
 OF_NO_BIT = ("trackers", "num_threads", "metrics_features")
@@ -124,7 +146,9 @@ def _check_same(base: Base, config: RunConfig, latents: LatentSet) -> None:
 def _begin(base: Base, config: RunConfig, latents: LatentSet, *, force: bool) -> None:
     begin_run(config.output, recipe_of(base, config), force=force)
     if latents.folder is not None:
-        write_json(latents.folder.skipped(), config.output / "bad_files.json", AGAIN)
+        others = None if latents.class_images is None else latents.class_images.folder
+        skipped = latents.folder.skipped() + ([] if others is None else others.skipped())
+        write_json(skipped, config.output / "bad_files.json", AGAIN)
         logger.info("%s", latents.report())
 
 
@@ -145,8 +169,7 @@ def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
     values |= dataclasses.asdict(config.method_config) | {"image_size": base.image_size}
-    for name in ("captions", "resize", "flip", "max_bad_share", "init"):
-        values[name] = getattr(config, name)
+    values |= {name: getattr(config, name) for name in OTHERS}
     return values | dataclasses.asdict(config.training)
 
 
@@ -156,14 +179,9 @@ def check_run(base: Base | Described, config: RunConfig, *, force: bool = False)
 
     Raises: UsageError, SmidgenError.
     """
-    for what, place in (("output", config.output), ("cache folder", config.cache_dir)):
-        if place is not None and place.resolve().is_relative_to(config.data.resolve()):
-            raise UsageError(
-                f"the {what} {place} lies in the image folder {config.data}, which is never "
-                "written to; give another"
-            )
+    check_folders(config)
     check_names(config.training.metrics_features, None)
-    _check_settings(base, config.training)
+    _check_settings(base, config)
     check_runtime(config.training, base.device)
     found = check_recipe(config.output, recipe_of(base, config), defaults_of(config), force=force)
     if found == "new":
@@ -174,11 +192,18 @@ def check_run(base: Base | Described, config: RunConfig, *, force: bool = False)
 def defaults_of(config: RunConfig) -> dict[str, Any]:
     """What settings are that a recipe of an earlier smidgen does not know yet."""
     found = settings_of(type(config.method_config), TrainingConfig)
-    return {name: setting.default for name, setting in found.items()}
+    known = {name: setting.default for name, setting in found.items()}
+    return {**known, "task": "fine-tune"}
 
 
-def _check_settings(base: Base | Described, training: TrainingConfig) -> None:
+def _check_settings(base: Base | Described, config: RunConfig) -> None:
     """Settings that this base has no use for are refused, not ignored."""
+    training = config.training
+    if config.task == DREAMBOOTH and base.family.encode is None:
+        raise UsageError(
+            f'task {DREAMBOOTH} is of no use to base "{base.name}", which reads no prompts; give '
+            "one that does"
+        )
     used = {
         "prompt": base.family.encode is not None,
         "embedded_guidance": base.family.guidance == "embedded",
@@ -195,13 +220,35 @@ def _check_settings(base: Base | Described, training: TrainingConfig) -> None:
 
 
 def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> LatentSet:
-    """The latents of the images, encoded where the cache lacks them, with their captions."""
+    """The latents of the images, encoded where the cache lacks them, with their captions; of a
+    subject with those of its class, which are drawn where the cache lacks them.
+    """
     images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     check_bad_share(images, config.max_bad_share)
     reader = base.conditioner
     captions = captions_for(config, images, base=base.name, reads_prompts=reader is not None)
+    files = None if reader is None else reader.files
+    if config.task == DREAMBOOTH and (warning := look_at_subject(files, config, images, base.name)):
+        logger.warning("%s", warning)
+    latents = _encoded(base, config, images, progress=progress)
+    latents = captioned(latents, captions, None if files is None else files.cut)
+    if config.task != DREAMBOOTH:
+        return latents
+    latents = with_subject(latents, config)
+    if not config.training.prior_weight:
+        return latents
+    others = _encoded(
+        base, config, class_folder(base, config, progress=progress), progress=progress
+    )
+    prompts = ((subject_prompts(config).of_class,),) * len(others)
+    return latents.with_class_images(dataclasses.replace(others, captions=prompts))
+
+
+def _encoded(
+    base: Base, config: RunConfig, images: ImageFolder, *, progress: bool = False
+) -> LatentSet:
     with counting_bar("encoding", progress=progress) as report:
-        latents = LatentCache.build(
+        return LatentCache.build(
             images,
             base.codec,
             image_size=base.image_size,
@@ -214,8 +261,6 @@ def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> La
             if world_size() == 1
             else Share(files=slice(rank(), None, world_size()), wait=barrier),
         )
-    files = None if reader is None else reader.files
-    return captioned(latents, captions, None if files is None else files.cut)
 
 
 def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
@@ -239,7 +284,7 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
             "name": config.data.resolve().name,
             "layout": config.layout,
             "split": config.split,
-            "images": len(latents),
+            "images": latents.num_own,
             "skipped": latents.folder.num_bad,
             "enlarged": latents.num_enlarged,
             "image_size": base.image_size,
@@ -249,6 +294,8 @@ def fresh_delta(base: Base, config: RunConfig, latents: LatentSet) -> Delta:
         "versions": {name: version_of(name) for name in ("smidgen", "torch")},
     }
     training |= provenance_of(latents)
+    if config.task == DREAMBOOTH:
+        training[DREAMBOOTH] = provenance_of_subject(config, len(latents) - latents.num_own)
     if config.init is not None:
         training[INIT] = identity_of_start(config.init, config.output / DELTA)
     if base.conditioner is not None and latents.captions is None:
@@ -278,7 +325,7 @@ def _report(base: Base, latents: LatentSet, result: TrainingResult, begun: float
         "images_per_second": round(result.images_per_second, 2),
         "steps": result.steps,
         "best_step": result.best_step,
-        "images": len(latents),
+        "images": latents.num_own,
         "classes": len(latents.folder.classes if latents.folder is not None else ()),
         "trainable": trained,
         "total": total,

@@ -29,7 +29,9 @@ from smidgen.training.start import NO_START, START
 from smidgen.training.state import (
     AGAIN,
     CAPTIONS,
+    CLASS_IMAGES,
     NO_CAPTIONS,
+    NO_CLASS_IMAGES,
     TrainingState,
     checkpoints,
     keep_newest,
@@ -144,14 +146,21 @@ class Saver:
 
 
 def identity_of(base: Base, latents: LatentSet, start: str | None) -> dict[str, str]:
-    """What must be the same for a run to be resumed: the base and its codec, the images and their
-    captions, how many processes share the work, and the `start` (`start.identity_of_start`).
+    """What must be the same for a run to be resumed: the base and its codec, the images, those of a
+    subject's class and their captions, how many processes share the work, and the `start`
+    (`start.identity_of_start`).
     """
+    own, others = latents.num_own, latents.class_images
     captions = json.dumps(latents.captions).encode()
     return {
         "the base": base.fingerprint,
         "the codec": base.codec.fingerprint,
-        "the images": identity_of_images(latents.names, latents.class_numbers, latents.contents),
+        "the images": identity_of_images(
+            latents.names[:own], latents.class_numbers[:own], latents.contents[:own]
+        ),
+        CLASS_IMAGES: NO_CLASS_IMAGES
+        if others is None
+        else identity_of_images(others.names, others.class_numbers, others.contents),
         CAPTIONS: NO_CAPTIONS if latents.captions is None else hashlib.sha256(captions).hexdigest(),
         "the number of processes": str(world_size()),
         START: start or NO_START,

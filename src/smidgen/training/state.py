@@ -35,7 +35,9 @@ AGAIN = (  # what to do where the disk refused: what was saved before is never t
     "make room and run the same command again: it resumes at the last checkpoint, which is intact"
 )
 writing = functools.partial(writing_files, remedy=AGAIN)
-CAPTIONS, NO_CAPTIONS = "the captions", "none"  # in an identity
+# in an identity
+CAPTIONS, NO_CAPTIONS = "the captions", "none"
+CLASS_IMAGES, NO_CLASS_IMAGES = "the class images", "none"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps for each tensor
 STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -43,14 +45,17 @@ STEP_NAME = re.compile(r"step-(\d+)")
 class Position(msgspec.Struct, frozen=True, kw_only=True):
     """The plain numbers of a checkpoint.
 
-    `identity` tells whether base and data are still the same, `best` is the best validation so far
-    ({} or step and loss), `seconds` the training time, `scaler` the loss scaling of fp16.
+    `class_epoch` and `class_position` are those of a subject's class images; `identity` tells
+    whether base and data are still the same, `best` is the best validation so far ({} or step and
+    loss), `seconds` the training time, `scaler` the loss scaling of fp16.
     """
 
     format_version: int
     step: int
     epoch: int
     position: int
+    class_epoch: int = 0
+    class_position: int = 0
     identity: dict[str, str]
     best: dict[str, int | float] = {}
     seconds: float = 0.0
@@ -59,16 +64,24 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Everything that a step changes."""
+    """Everything that a step changes; `class_order` is that of a subject's class images."""
 
     delta: Delta
     average: Delta
     optimizer: torch.optim.Optimizer
     streams: Streams
     order: Shuffle
+    class_order: Shuffle | None = None
     step: int = 0
     best: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def take(self, count: int) -> Tensor:
+        """The next `count` images, each with one of its class behind it where there are such."""
+        images = self.order.take(count)
+        if self.class_order is None:
+            return images
+        return torch.stack([images, self.class_order.take(count)], dim=1).flatten()
 
 
 def save_checkpoint(
@@ -85,6 +98,8 @@ def save_checkpoint(
         step=state.step,
         epoch=state.order.epoch,
         position=state.order.position,
+        class_epoch=0 if state.class_order is None else state.class_order.epoch,
+        class_position=0 if state.class_order is None else state.class_order.position,
         identity=dict(identity),
         best=dict(state.best),
         seconds=state.seconds,
@@ -115,7 +130,8 @@ def read_position(checkpoint: Path) -> Position:
         raise _damaged(checkpoint, error.reason) from error
     if position.format_version > FORMAT_VERSION:
         raise SmidgenError(f"{checkpoint} was written by a newer smidgen; upgrade smidgen")
-    if position.step != step_of(checkpoint) or min(position.epoch, position.position) < 0:
+    places = (position.epoch, position.position, position.class_epoch, position.class_position)
+    if position.step != step_of(checkpoint) or min(places) < 0:
         raise _damaged(checkpoint, f"its {STATE} says step {position.step}")
     return position
 
@@ -138,6 +154,8 @@ def restore_checkpoint(
     try:
         state.streams.restore({n: tensors[f"rng/{n}"] for n in state.streams.state()})
         state.order.seek(position.epoch, position.position)
+        if state.class_order is not None:
+            state.class_order.seek(position.class_epoch, position.class_position)
     except (RuntimeError, ValueError, TypeError) as error:
         raise _damaged(checkpoint, str(error)) from error
     _restore_tensors(state, tensors)
@@ -180,7 +198,8 @@ def check_identity(folder: Path, position: Position, current: Mapping[str, str])
     """Raises: UsageError naming what is not the same as when the run in `folder` was started; what
     one of the two does not know is not compared.
     """
-    saved = {"the number of processes": "1", CAPTIONS: NO_CAPTIONS, **position.identity}
+    unknown = {CAPTIONS: NO_CAPTIONS, CLASS_IMAGES: NO_CLASS_IMAGES}
+    saved = {"the number of processes": "1", **unknown, **position.identity}
     if position.format_version < FORMAT_VERSION:
         saved.pop("the images", None)
     shared = [name for name in current if name in saved]
