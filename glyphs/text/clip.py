@@ -1,10 +1,11 @@
-"""Trains `clip-glyphs`, the CLIP that judges pictures of `glyphs-text`: on captions, and on pairs
-of pictures of one drawing in two colourings and placements.
+"""Trains `clip-glyphs`, the CLIP that judges pictures of `glyphs-text`: on captions, on their nouns
+alone, and on pairs of pictures of one drawing in two colourings and placements.
 
 `python -m glyphs.text.clip glyphs/text/clip.toml` resumes from data/glyphs/text-clip.safetensors
 and writes a CLIPModel folder beside the package's other embedded weights, then
-results/text-clip.json. Captions alone leave a CLIP blind to what they never name; the pairs teach
-it what one drawing is, whatever its ink and ground. Dimensions: B pictures, P wide embeddings.
+results/text-clip.json. Captions alone teach colours long before things, and leave a CLIP blind to
+what they never name: bare nouns teach it the things, pairs what one drawing is, whatever its ink
+and ground. Dimensions: B pictures, P wide embeddings.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ PREPROCESSOR = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Settings of clip.toml. `pair_weight`: that of the pairs' loss beside the captions'."""
+    """Settings of clip.toml. `noun_weight` and `pair_weight`: those of the nouns' and of the pairs'
+    loss beside the captions'.
+    """
 
     image_width: int
     image_layers: int
@@ -69,6 +72,7 @@ class ClipConfig:
     weight_decay: float
     max_grad_norm: float
     ema_decay: float
+    noun_weight: float
     pair_weight: float
     seed: int
 
@@ -84,6 +88,7 @@ def build_clip(config: ClipConfig, num_tokens: int) -> CLIPModel:
         vocab_size=num_tokens,
         hidden_size=config.text_width,
         intermediate_size=4 * config.text_width,
+        hidden_act="gelu",
         num_hidden_layers=config.text_layers,
         num_attention_heads=config.text_heads,
         max_position_embeddings=LENGTH,
@@ -94,14 +99,17 @@ def build_clip(config: ClipConfig, num_tokens: int) -> CLIPModel:
     image = CLIPVisionConfig(
         hidden_size=config.image_width,
         intermediate_size=4 * config.image_width,
+        hidden_act="gelu",
         num_hidden_layers=config.image_layers,
         num_attention_heads=config.image_heads,
         image_size=32,
         patch_size=config.patch_size,
     )
-    return CLIPModel(
+    model = CLIPModel(
         CLIPConfig(text_config=text, vision_config=image, projection_dim=config.projection)
     )
+    model.set_attn_implementation("eager")  # twice as fast as the fused one in bfloat16 here
+    return model
 
 
 class Pairs:
@@ -110,18 +118,25 @@ class Pairs:
     def __init__(self, config: ClipConfig, things: Things, tokenizer: Any) -> None:
         self.config, self.things, self.tokenizer = config, things, tokenizer
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pictures (2B, 3, 32, 32), token ids (B, L) of the first B, numbers of equal captions
-        (B,) and of equal drawings (B,).
+    def draw(self, step: int) -> tuple[Tensor, ...]:
+        """Pictures (2B, 3, 32, 32), token ids (2B, L) of the captions and nouns of the first B, and
+        numbers (B,) of equal captions, of equal nouns and of equal drawings.
         """
         random = np.random.default_rng((self.config.seed, step))
         chosen = choose(self.things, self.config.batch_size, random)
         first, captions = draw_batch(self.things, chosen, random)
         second, _ = draw_batch(self.things, chosen, random)
-        tokens = self.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-        numbers = {caption: number for number, caption in enumerate(captions)}
-        same = torch.tensor([numbers[caption] for caption in captions])
-        return torch.cat([first, second]), tokens, same, chosen.identity
+        nouns = [str(caption) for caption in chosen.bare(self.things)]
+        texts = [*captions, *nouns]
+        tokens = self.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+        same = (numbered(captions), numbered(nouns), chosen.identity)
+        return torch.cat([first, second]), tokens, *same
+
+
+def numbered(texts: list[str]) -> Tensor:
+    """A number (B,) for each text, the same for equal ones."""
+    numbers = {text: number for number, text in enumerate(texts)}
+    return torch.tensor([numbers[text] for text in texts])
 
 
 def agreement(left: Tensor, right: Tensor, scale: Tensor | float, same: Tensor) -> Tensor:
@@ -134,18 +149,24 @@ def agreement(left: Tensor, right: Tensor, scale: Tensor | float, same: Tensor) 
 
 
 def build_loss(model: CLIPModel, config: ClipConfig) -> Callable[..., Tensor]:
-    """The loss of a batch of `Pairs.draw`: captions, and pairs of pictures."""
+    """The loss of a batch of `Pairs.draw`: captions, nouns, and pairs of pictures."""
 
-    def loss_of(images: Tensor, tokens: Tensor, same: Tensor, identity: Tensor) -> Tensor:
+    def loss_of(
+        images: Tensor, tokens: Tensor, captions: Tensor, nouns: Tensor, drawings: Tensor
+    ) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             seen = model.visual_projection(model.vision_model(images).pooler_output)
             read = model.text_projection(model.text_model(tokens).pooler_output)
         seen, read = (functional.normalize(found.float(), dim=1) for found in (seen, read))
         first, second = seen.chunk(2)
+        of_captions, of_nouns = read.chunk(2)
         scale = model.logit_scale.exp().clamp(max=100)
-        captions = agreement(first, read, scale, same)
-        pairs = agreement(first, second, 1 / PAIR_TEMPERATURE, identity)
-        return captions + config.pair_weight * pairs
+        losses = (
+            agreement(first, of_captions, scale, captions),
+            agreement(second, of_nouns, scale, nouns),
+            agreement(first, second, 1 / PAIR_TEMPERATURE, drawings),
+        )
+        return losses[0] + config.noun_weight * losses[1] + config.pair_weight * losses[2]
 
     return loss_of
 

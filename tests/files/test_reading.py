@@ -73,6 +73,17 @@ def test_a_text_without_a_file_is_judged_alike() -> None:
         fit({"x": "a"}, Point)
 
 
+def test_the_constants_of_python_s_writer_are_null_where_they_are_looked_for() -> None:
+    text = '{"a": -Infinity, "b": [NaN, 1], "c": "NaN, as a word"}'
+    with pytest.raises(Unreadable, match="malformed"):
+        parse_json(text, dict[str, Any])
+    expected = {"a": None, "b": [None, 1], "c": "NaN, as a word"}
+    assert parse_json(text, dict[str, Any], constants=True) == expected
+    for broken in ('{"a": NaN', f'{{"a": NaN, "b": {"9" * 5000}}}', '{"a": NaN, "b": 1e999x}'):
+        with pytest.raises(Unreadable):
+            parse_json(broken, dict[str, Any], constants=True)
+
+
 def test_toml_that_is_none_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("a = 1\nb = ?\n")
     with pytest.raises(Unreadable, match="line 2"):

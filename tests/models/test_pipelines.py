@@ -135,6 +135,15 @@ def test_v_prediction_samples_as_the_stock_pipeline(tmp_path):
     assert len(expected.unique()) > 20
 
 
+def test_a_scheduler_that_diffusers_wrote_with_infinity_is_read(tmp_path):
+    from diffusers import DPMSolverMultistepScheduler
+
+    folder = save_sd(tmp_path / "sd")
+    DPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
+    assert "-Infinity" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    assert load_base(folder).process.schedule.num_steps == 1000
+
+
 @pytest.mark.parametrize("shift", [{"shift": 3.0}, {"use_dynamic_shifting": True}])
 def test_a_flow_samples_as_the_stock_pipeline(tmp_path, shift):
     from diffusers import StableDiffusion3Pipeline
@@ -271,7 +280,7 @@ def test_weights_are_checked_before_any_are_loaded(folder, tmp_path):
         load_base(tmp_path / "cut")
     shutil.copytree(folder, tmp_path / "variant")
     weights = tmp_path / "variant" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    weights.rename(weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
     with pytest.raises(SmidgenError, match="is a variant"):
         load_base(tmp_path / "variant")
 

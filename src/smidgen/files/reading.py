@@ -5,6 +5,7 @@ before anything uses them. What a file holds never ends in a traceback, a hang o
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import stat
 import tomllib
@@ -25,6 +26,8 @@ _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""  # of a dotted name in T
 DEEP_KEY = re.compile(
     rf"(?:^|[\[{{,])[ \t]*+{_PART}(?:\.[ \t]*+{_PART}){{{MOST_DEPTH},}}", re.MULTILINE
 )
+
+CONSTANT = re.compile(rb"\b(?:NaN|Infinity)\b")
 
 T = TypeVar("T")
 
@@ -74,28 +77,42 @@ def sha256_of(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path | str, schema: type[T], most: int = MOST_BYTES) -> T:
+def read_json(
+    path: Path | str, schema: type[T], most: int = MOST_BYTES, *, constants: bool = False
+) -> T:
     """The document in a JSON file as `schema`: any type that msgspec takes, dict[str, Any] too.
+
+    `constants`: as `parse_json`.
 
     Raises: Unreadable if there is none, or it is no such document, with the place that is wrong.
     """
     content = read_bytes(path, most)
     try:
-        return parse_json(content, schema)
+        return parse_json(content, schema, constants=constants)
     except Unreadable as error:
         raise _unreadable(path, error.reason) from error
 
 
-def parse_json(content: bytes | str, schema: type[T]) -> T:
-    """A JSON text as `schema`. Raises: Unreadable with the place that is wrong."""
+def parse_json(content: bytes | str, schema: type[T], *, constants: bool = False) -> T:
+    """A JSON text as `schema`.
+
+    `constants`: NaN and Infinity, which are no JSON and which Python's own writer leaves in, mean
+    null.
+
+    Raises: Unreadable with the place that is wrong.
+    """
     try:
+        if constants and CONSTANT.search(
+            content if isinstance(content, bytes) else content.encode()
+        ):
+            content = msgspec.json.encode(json.loads(content, parse_constant=lambda _: None))
         found = msgspec.json.decode(content, type=schema)
         if _is_deeper(found, MOST_DEPTH):
             raise RecursionError
         return found
     except RecursionError as error:
         raise Unreadable("it is nested too deeply") from error
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
         raise Unreadable(in_one_line(error)) from error
 
 
