@@ -8,23 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from smidgen.data.embedded_sets import mix_colours
-
-INKS = {
-    "near-black": (24, 24, 28),
-    "navy": (24, 48, 120),
-    "crimson": (178, 24, 52),
-    "green": (16, 110, 60),
-    "purple": (104, 40, 140),
-    "orange": (212, 96, 12),
-}
-GROUNDS = {
-    "white": (255, 255, 255),
-    "cream": (252, 244, 222),
-    "grey-blue": (220, 228, 238),
-    "pale-green": (224, 242, 224),
-}
-INK_RGB = np.array(list(INKS.values()), dtype=np.uint8)  # (6, 3)
-GROUND_RGB = np.array(list(GROUNDS.values()), dtype=np.uint8)  # (4, 3)
+from smidgen.evaluation.glyph_colours import GROUND_RGB, INK_RGB
 
 
 def colour(masks: np.ndarray, ink: np.ndarray, ground: np.ndarray) -> np.ndarray:

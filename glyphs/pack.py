@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from fontTools.ttLib import TTFont
 
-from glyphs.colour import GROUND_RGB, INK_RGB
 from glyphs.fonts import Font, load_fonts
 from glyphs.render import DATA, Glyphs, load_script
 from smidgen.data.embedded_sets import LEVELS, EmbeddedSet, save_set
+from smidgen.evaluation.glyph_colours import GROUND_RGB, INK_RGB
 
 EMBEDDED = Path("src/smidgen/data/embedded")
 # Images of each class from training and from unseen families: from 462 to 12,000 images in all,

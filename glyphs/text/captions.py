@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glyphs.colour import GROUNDS, INKS
 from glyphs.text.drawings import read_names
+from smidgen.evaluation.glyph_colours import GROUNDS, INKS
 
-INK_WORDS = dict(zip(INKS, ("black", "navy", "crimson", "green", "purple", "orange"), strict=True))
-GROUND_WORDS = dict(zip(GROUNDS, ("white", "cream", "grey", "mint"), strict=True))
+INK_WORDS, GROUND_WORDS = tuple(INKS), tuple(GROUNDS)
 WEIGHTS = ("bold", "light", "italic")
 LETTER_STYLES = ("serif", "sans", "mono", "script", "display")
 PICTURE_STYLES = ("outline", "solid", "ink", "line")
@@ -68,6 +67,6 @@ def every_word() -> list[str]:
     )
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     names = [word for name in read_names() for word in name.split()]
-    colours = (*INK_WORDS.values(), *GROUND_WORDS.values())
+    colours = (*INK_WORDS, *GROUND_WORDS)
     looks = (*WEIGHTS, *LETTER_STYLES, *PICTURE_STYLES)
     return list(dict.fromkeys([*fixed, *letters, *colours, *looks, *names, *RARE, *OTHERS]))

@@ -1,6 +1,4 @@
-"""What a picture of the glyph world shows, read from it: its ink and ground from its pixels, its
-letter by the shipped classifier, its pictograph as the nearest name in a CLIP.
-"""
+"""Which pictograph a picture of the glyph world shows: the nearest name in a CLIP."""
 
 from __future__ import annotations
 
@@ -12,31 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
-from glyphs.colour import GROUND_RGB, INK_RGB
 from glyphs.text.captions import PICTURE_STYLES, Caption
 
-MARGIN = 2  # pixels of a picture's border, which show its ground
 BATCH = 256
-
-
-def grounds_of(images: np.ndarray) -> np.ndarray:
-    """The ground (B,) nearest to the median of the border of images (B, H, W, 3) uint8."""
-    inner = np.zeros(images.shape[1:3], bool)
-    inner[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
-    border = np.median(images[:, ~inner].astype(float), axis=1)
-    return np.square(border[:, None] - GROUND_RGB.astype(float)).sum(2).argmin(1)
-
-
-def inks_of(images: np.ndarray, grounds: np.ndarray) -> np.ndarray:
-    """The ink (B,) whose mixtures with the ground explain the picture's pixels best."""
-    found = []
-    for pixels, ground in zip(images.reshape(len(images), -1, 3), grounds, strict=True):
-        towards = INK_RGB.astype(float) - GROUND_RGB[ground]  # (6, 3)
-        seen = pixels.astype(float) - GROUND_RGB[ground]  # (N, 3)
-        share = (seen @ towards.T / np.square(towards).sum(1)).clip(0, 1)  # (N, 6)
-        missed = seen[:, None] - share[..., None] * towards
-        found.append(np.square(missed).sum((0, 2)).argmin())
-    return np.array(found)
 
 
 class Clip:

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from glyphs.classifier import WEIGHTS
-from glyphs.colour import GROUND_RGB, GROUNDS, INK_RGB, INKS
 from glyphs.images import EMBEDDED, log, to_images, write_result
 from glyphs.samples import save_grid
 from glyphs.text.captions import GROUND_WORDS, INK_WORDS, Caption, letter_noun
 from glyphs.text.clip import NAME
 from glyphs.text.drawings import load_drawings, read_names
-from glyphs.text.judge import Clip, grounds_of, inks_of
+from glyphs.text.judge import Clip
 from glyphs.text.pictures import (
     LONGER,
     SUBJECT_CLASSES,
@@ -36,6 +35,14 @@ from glyphs.text.pictures import (
 from smidgen.api import load_base, sample_arrays
 from smidgen.data.embedded_sets import mix_colours
 from smidgen.evaluation.classifier import GlyphClassifier
+from smidgen.evaluation.glyph_colours import (
+    GROUND_RGB,
+    GROUNDS,
+    INK_RGB,
+    INKS,
+    grounds_of,
+    inks_of,
+)
 
 STEPS, GUIDANCE, SAMPLER = 25, 4.0, "dpm++"
 COLOURS = list(itertools.product(range(len(INKS)), range(len(GROUNDS))))
@@ -48,7 +55,7 @@ def unseen_captions(nouns: list[str], picture: bool, each: int) -> list[tuple[st
         free = [pair for pair in COLOURS if held_out(noun, *pair)]
         chosen = np.random.default_rng(number).permutation(len(free))[:each]
         for ink, ground in (free[i] for i in chosen):
-            words = list(INK_WORDS.values())[ink], list(GROUND_WORDS.values())[ground]
+            words = INK_WORDS[ink], GROUND_WORDS[ground]
             caption = Caption(noun=noun, picture=picture, ink=words[0], ground=words[1])
             found.append((str(caption), number, ink, ground))
     return found

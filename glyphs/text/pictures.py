@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glyphs.colour import GROUND_RGB, GROUNDS, INK_RGB, INKS
 from glyphs.fonts import load_fonts
 from glyphs.images import family_weights, to_images
 from glyphs.render import DATA, SIZE, load_script
@@ -30,6 +29,7 @@ from glyphs.text.captions import (
 from glyphs.text.drawings import SIDE, load_drawings
 from glyphs.text.letters import look_of
 from smidgen.data.embedded_sets import mix_colours
+from smidgen.evaluation.glyph_colours import GROUND_RGB, GROUNDS, INK_RGB, INKS
 
 UNSEEN_STYLE = "line"
 # Two subjects a class: their drawings in the unseen style and in ink, each unseen.
@@ -222,8 +222,8 @@ def _words(joined: str) -> tuple[str, ...]:
 def _said(caption: Caption, colours: np.ndarray, random: np.random.Generator) -> str:
     """The caption as it is written: with its colours, some words dropped, at times a rare one."""
     keep = {part: random.random() >= share for part, share in DROPPED.items()}
-    ink = list(INK_WORDS.values())[colours[0]] if keep["ink"] else ""
-    ground = list(GROUND_WORDS.values())[colours[1]] if keep["ground"] else ""
+    ink = INK_WORDS[colours[0]] if keep["ink"] else ""
+    ground = GROUND_WORDS[colours[1]] if keep["ground"] else ""
     rare = str(random.choice(RARE)) if random.random() < RARE_SHARE else ""
     look = caption.look if keep["look"] else ()
     caption = replace(caption, look=look, ink=ink, ground=ground, rare=rare)

@@ -2,8 +2,6 @@
 folded from where it was read, and its memory counted, on tiny pipelines of diffusers.
 """
 
-import sys
-
 import pytest
 import torch
 
@@ -91,13 +89,6 @@ def test_a_base_of_a_relative_name_folds_from_another_directory(folder, tmp_path
     base.source = tmp_path / "gone"
     with pytest.raises(SmidgenError, match="load the base again"):
         api.fold(base, lora(base), format="diffusers", output=tmp_path / "again")
-
-
-def test_a_base_that_reads_prompts_says_that_it_needs_transformers(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(SmidgenError, match=r'pip install "smidgen\[features\]"') as caught:
-        api.load_base(folder)
-    assert "\n" not in str(caught.value)
 
 
 def test_inspect_fetches_and_reads_configurations_only(folder, tmp_path, monkeypatch):

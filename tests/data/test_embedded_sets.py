@@ -12,6 +12,7 @@ from smidgen.data.embedded_sets import (
     EMBEDDED,
     MARKER,
     SETS,
+    SUBJECTS,
     EmbeddedSet,
     load_set,
     locate_reference,
@@ -192,3 +193,42 @@ def test_a_marker_that_is_none_marks_nothing(tmp_path, text):
     (tmp_path / MARKER).write_text(text, encoding="latin-1")
     with pytest.raises(SmidgenError, match="has other contents"):
         unpack("greek", tmp_path)
+
+
+def test_the_subjects_are_five_pictures_each_that_differ_in_ink_ground_tilt_and_size():
+    subjects = load_set(SUBJECTS)
+    names = np.array(subjects.class_names)
+    assert list(names) == sorted(names)
+    classes = {name.rsplit("-", 1)[0] for name in names}
+    assert classes >= {"owl", "dog", "fish", "castle"}
+    assert len(names) == 2 * len(classes)  # two of each
+    for number in range(len(names)):
+        own = np.flatnonzero(subjects.label == number)
+        assert len(own) == 5
+        assert len(set(subjects.ink[own])) == 5
+        assert len(set(subjects.ground[own])) == 4
+        rows, columns = (np.any(subjects.levels[own] > 3, axis=axis).sum(1) for axis in (2, 1))
+        longer = np.maximum(rows, columns)
+        assert longer.max() - longer.min() >= 5
+        assert len(np.unique(subjects.levels[own].reshape(5, -1), axis=0)) == 5
+    assert (EMBEDDED / SUBJECTS / "glyphs.npz").stat().st_size < 16_000
+
+
+def test_subjects_unpack_to_a_folder_each_with_their_licences_beside_them(tmp_path):
+    folder = unpack(SUBJECTS, tmp_path / "subjects")
+    subjects = load_set(SUBJECTS)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == list(
+        subjects.class_names
+    )
+    for number, name in enumerate(subjects.class_names):
+        written = sorted((folder / name).iterdir())
+        expected = subjects.images(np.flatnonzero(subjects.label == number))
+        assert [path.suffix for path in written] == [".png"] * 5
+        np.testing.assert_array_equal(np.stack([Image.open(path) for path in written]), expected)
+    licences = (folder / "LICENSES.txt").read_text()
+    assert "CC BY 4.0" in licences
+    assert "Symbola" in licences
+    assert unpack(SUBJECTS, folder) == folder
+    next((folder / "owl-ink").iterdir()).unlink()
+    with pytest.raises(SmidgenError, match="39 of the 40 pictures of subjects"):
+        unpack(SUBJECTS, folder)

@@ -1,6 +1,8 @@
 """CLIP's pixels against transformers' own processor, its embeddings against the model's own."""
 
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from smidgen.errors import SmidgenError
 from smidgen.evaluation import clip, features
-from smidgen.evaluation.clip import MEAN, STD, prepare_clip
+from smidgen.evaluation.clip import OPENAI_MEAN, OPENAI_STD, prepare_clip
+from smidgen.evaluation.protocol import unseen
 
 TABLE = features.EXTRACTORS
 VOCAB = ["<|startoftext|>", "<|endoftext|>", *"abcdeo", *(f"{letter}</w>" for letter in "abcdeo")]
@@ -53,7 +56,8 @@ def picture(height: int, width: int, seed: int = 0):
 
 
 def normalised(images):
-    return (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
+    return (images / 255 - mean) / std
 
 
 @pytest.mark.parametrize(
@@ -120,3 +124,53 @@ def test_texts_without_a_tokenizer_are_refused_and_images_still_read(folder, tmp
     assert extractor.read(extractor.prepare(picture(20, 20))[None])[0].shape == (1, 5)
     with pytest.raises(SmidgenError, match=r"no tokenizer.*tokenizer\.json"):
         extractor.text(["a"])
+
+
+@pytest.fixture
+def shipped(folder, tmp_path, monkeypatch):
+    """The same model in the place of the shipped one, with a preprocessor of its own."""
+    shutil.copytree(folder, tmp_path / "clip-glyphs")
+    (tmp_path / "clip-glyphs" / "vocab.json").write_text(
+        json.dumps({token: number for number, token in enumerate(VOCAB)})
+    )
+    own = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=[0.5, 0.4, 0.3],
+        image_std=[0.5, 0.25, 0.2],
+    )
+    own.save_pretrained(tmp_path / "clip-glyphs")
+    monkeypatch.setattr(features, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(features, "EXTRACTORS", TABLE)
+    return tmp_path / "clip-glyphs"
+
+
+@pytest.mark.parametrize(("height", "width"), [(SIDE, SIDE), (40, 31)])
+def test_the_shipped_clip_sees_what_its_preprocessor_gives(shipped, height, width):
+    extractor = features.load_extractor("clip-glyphs")
+    pixels = picture(height, width)
+    read, _ = extractor.read(extractor.prepare(pixels)[None])
+    seen = CLIPImageProcessorPil.from_pretrained(shipped)(pixels, return_tensors="pt")
+    model = CLIPModel.from_pretrained(shipped)
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([[0, 1]]), **seen).image_embeds
+    torch.testing.assert_close(read / read.norm(dim=1, keepdim=True), expected)
+    assert extractor.text is not None
+    assert extractor.text(["a"]).shape == (1, 5)
+
+
+def test_the_shipped_clip_knows_the_words_of_its_tokenizer(shipped):
+    extractor = features.load_extractor("clip-glyphs")
+    assert extractor.domain == tuple("abcdeo")
+    assert unseen(extractor, ["a b", "c"]) is None
+    assert "have not seen" in (unseen(extractor, ["a b", "c x"]) or "")
+
+
+@pytest.mark.parametrize(
+    "change", [{"resample": 2}, {"size": {"shortest_edge": 32}}, {"image_mean": [0.5]}]
+)
+def test_a_preprocessor_of_another_way_is_refused(shipped, change):
+    path = shipped / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SmidgenError, match=r"preprocessor_config\.json"):
+        features.load_extractor("clip-glyphs")

@@ -52,7 +52,7 @@ def test_the_classifier_of_glyphs_knows_its_domain():
 
 
 def test_the_table_names_every_extractor():
-    assert list(TABLE) == ["glyphs", "inception", "dinov2", "clip-b32", "clip-l14"]
+    assert list(TABLE) == ["glyphs", "inception", "dinov2", "clip-b32", "clip-l14", "clip-glyphs"]
 
 
 @pytest.mark.parametrize(

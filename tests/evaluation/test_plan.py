@@ -61,7 +61,7 @@ def test_asked_metrics_go_to_the_features_that_they_are_defined_on():
         (("colours,colours",), "name each once"),
         (("colors",), 'unknown features "colors"'),
         (("colours", ["fdd"]), 'unknown metric "fdd"; did you mean "fd"'),
-        (("colours", ["clip_t"]), "clip_t needs the features clip-b32 or clip-l14"),
+        (("colours", ["clip_t"]), "clip_t needs the features clip-b32 or clip-l14 or clip-glyphs"),
         (("dinov2", ["class_agreement"]), "needs features with class names"),
         (("colours,clip-b32", ["clip_i"]), "none of the metrics clip_i is defined on colours"),
     ],

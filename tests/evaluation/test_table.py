@@ -17,6 +17,7 @@ GIVEN = {
     "probabilities": 1,
     "texts": 1,
     "classes": 5,
+    "samples": 1,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -66,6 +66,21 @@ def test_folding_keeps_the_files_precision_and_leaves_the_base_alone(folder, tmp
     assert all(torch.equal(folded[key], tensor) for key, tensor in expected.items())
 
 
+def test_variants_become_plain_files_and_second_copies_stay_behind(folder, tmp_path):
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    weights = folder / "text_encoder" / "model.safetensors"
+    texts = load_file(weights)
+    weights.rename(weights.with_name("model.fp16.safetensors"))
+    codec = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(codec, codec.with_suffix(".fp16.safetensors"))
+    out = fold_into_folder(foldable(unet), open_pipeline(folder), find_host(unet), tmp_path / "out")
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*.safetensors")}
+    parts = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+    assert found == {f"{part}.safetensors" for part in parts}
+    copied = load_file(out / "text_encoder" / "model.safetensors")
+    assert all(torch.equal(copied[key], tensor) for key, tensor in texts.items())
+
+
 def test_weights_that_the_output_holds_are_replaced(cases, tmp_path):
     """diffusers reads an index of shards before the file beside it."""
     case, out = cases("sd"), tmp_path / "out"

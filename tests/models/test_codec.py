@@ -132,7 +132,7 @@ def test_damaged_folders_are_refused_before_anything_is_encoded(vae_folder, tmp_
     expected = {
         "cut": "get the file again",
         "bin": "pickle",
-        "bare": "No such file",
+        "bare": "holds no diffusion_pytorch_model.safetensors",
         "kind": "AutoencoderTiny",
         "grey": "RGB",
     }

@@ -26,14 +26,14 @@ FILES = {
     "transformer/diffusion_pytorch_model.safetensors": b"weights",
     "transformer/diffusion_pytorch_model.fp16.safetensors": b"second copy",
     "vae/config.json": b"{}",
-    "vae/diffusion_pytorch_model.safetensors": b"more weights",
+    "vae/diffusion_pytorch_model.fp16.safetensors": b"more weights",
 }
 WANTED = {
     "model_index.json",
     "transformer/config.json",
     "transformer/diffusion_pytorch_model.safetensors",
     "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
 }
 
 
@@ -164,10 +164,10 @@ def test_silence_ends(at, monkeypatch):
 def test_what_obeys_no_timeout_is_left_behind_at_the_deadline(monkeypatch):
     """Name resolution does not: only the deadline ends it, below the ten seconds promised."""
     release = threading.Event()
-    monkeypatch.setattr(hub, "_ask", lambda _: str(release.wait(HANG)))
+    monkeypatch.setattr(hub, "_ask", lambda *_: str(release.wait(HANG)))
     assert hub.DEADLINE_SECONDS <= 6
     monkeypatch.setattr(hub, "DEADLINE_SECONDS", 0.05)
-    assert "did not answer" in hub._why_unreachable("owner/model")
+    assert "did not answer" in hub._known_files("owner/model", None)
     release.set()
 
 

@@ -280,7 +280,7 @@ def test_weights_are_checked_before_any_are_loaded(folder, tmp_path):
         load_base(tmp_path / "cut")
     shutil.copytree(folder, tmp_path / "variant")
     weights = tmp_path / "variant" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    weights.rename(weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
     with pytest.raises(SmidgenError, match="is a variant"):
         load_base(tmp_path / "variant")
 

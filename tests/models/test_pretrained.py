@@ -12,7 +12,7 @@ import torch
 
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.models import names, pretrained
+from smidgen.models import architectures, names, pretrained
 from smidgen.models.dit import DiTConfig
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.files import write_safetensors_file
@@ -20,6 +20,7 @@ from smidgen.models.pretrained import architecture, load_base, load_codec, meta_
 from tests.models.conftest import TINY, inputs
 from tests.tiny.networks import dit
 from tests.tiny.own_folder import write_safetensors
+from tests.tiny.pipelines import TINY_PIPELINES
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 
@@ -265,3 +266,23 @@ def test_loading_a_base_does_not_import_diffusers(places):
         "assert 'diffusers' not in sys.modules; assert 'huggingface_hub' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_pipeline_ships_as_a_base_and_another_model_s_folder_does_not(tmp_path, monkeypatch):
+    for module in (names, pretrained, architectures):
+        monkeypatch.setattr(module, "EMBEDDED", tmp_path)
+    TINY_PIPELINES["sd"].save(tmp_path / "reads-prompts")
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.json").write_text('{"model_type": "clip"}')
+    assert names.shipped_names() == ("reads-prompts",)
+    base = load_base("reads-prompts")
+    assert base.name == "reads-prompts"
+    assert base.source == tmp_path / "reads-prompts"
+    assert base.conditioner is not None
+    assert type(architectures.meta_network("reads-prompts")) is type(base.denoiser)
+    assert torch.isfinite(base.conditions(["a cat"])(torch.tensor([0]))["text"]).all()
+
+
+def test_the_bases_that_ship_are_listed():
+    assert {"glyphs", "glyphs-64"} <= set(names.shipped_names())
+    assert "clip-glyphs" not in names.shipped_names()

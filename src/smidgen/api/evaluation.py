@@ -10,17 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from smidgen.core.delta import Delta
+from smidgen.core.delta import Delta, read_header
 from smidgen.data.folder import Progress
 from smidgen.errors import UsageError
 from smidgen.evaluation import run
 from smidgen.evaluation.config import EvaluationConfig
+from smidgen.evaluation.personalisation import measure_personalisation
 from smidgen.files.reading import sha256_of
 from smidgen.files.settings import make, settings_of
+from smidgen.files.toml import NONE
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES, device_of
 from smidgen.models.labels import class_names
 from smidgen.models.pretrained import load_base
+from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import MEASURED_IMAGES, SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.training.recipe import RECIPE, read_recipe
@@ -68,7 +71,7 @@ class Drawn:
 
 def evaluate(
     source: str | Path,
-    reference: str | Path,
+    reference: str | Path | None = None,
     *,
     base: Base | str | Path | None = None,
     codec: str | Path | None = None,
@@ -84,7 +87,9 @@ def evaluate(
     Of a run and a delta, samples are drawn as `sampling` says (None: 10,000 as its other defaults
     do), of the classes that it was trained on, in their prompts if the base reads such. `base`
     None: the one that the run's recipe or the delta's header names; `codec`, `image_size` and
-    `frequency_shift` are as in `load_base`, None: as the recipe has them. `settings`: those of
+    `frequency_shift` are as in `load_base`, None: as the recipe has them. Of a personalisation the
+    subject's prompts are drawn, four images of each (personalisation.py in smidgen.evaluation), and
+    `reference` None means the pictures that it was trained on. `settings`: those of
     EvaluationConfig (features, metrics, batch_size, cache_dir, weights, resize, layout, split,
     prompt), of which `batch_size` counts where images are drawn only without `sampling`, which has
     one of its own; `reference` and the result are as in `smidgen.evaluation.run.evaluate`;
@@ -115,7 +120,7 @@ def evaluate(
 
 def measure(
     source: Path,
-    reference: str | Path,
+    reference: str | Path | None,
     config: EvaluationConfig,
     drawn: Drawn,
     sampling: SamplingConfig,
@@ -123,12 +128,28 @@ def measure(
 ) -> dict[str, Any]:
     """`evaluate` with its settings as objects; the last but one matter to a run or a delta only."""
     if source_kind(source) == "images":
+        if reference is None:
+            raise UsageError(f"{source} holds images: give a reference, a folder of real images")
         return run.evaluate(source, reference, config, progress)
+    if reference is None:
+        reference, config = own_reference(source, config)
     run.check_reference(Path(reference), config)
-    path = source / DELTA if source.is_dir() else source
+    path = delta_of(source)
     delta = Delta.load(path)  # before the base, which may take long
-    sampling = replace(sampling, num_images=sampling.num_images or MEASURED_IMAGES)
     base = drawn.load(source, delta, config, sampling.precision)
+    facts = {"delta_sha256": sha256_of(path)}
+    if DREAMBOOTH in delta.provenance.training:
+        return measure_personalisation(
+            base,
+            delta,
+            reference,
+            config,
+            sampling,
+            name=str(source),
+            facts=facts,
+            progress=progress,
+        )
+    sampling = replace(sampling, num_images=sampling.num_images or MEASURED_IMAGES)
     if not class_names(base, delta):
         raise UsageError(
             f'base "{base.name}" reads prompts and this delta names no classes: draw images '
@@ -139,9 +160,36 @@ def measure(
         reference,
         config,
         name=str(source),
-        facts={"delta_sha256": sha256_of(path)},
+        facts=facts,
         progress=progress,
     )
+
+
+def own_reference(source: Path, config: EvaluationConfig) -> tuple[Path, EvaluationConfig]:
+    """The pictures of the subject that a run or a delta was trained on, by the run's recipe, and
+    how they are read.
+
+    Raises: UsageError if it is no personalisation, or no recipe says which they were.
+    """
+    path = delta_of(source)
+    if DREAMBOOTH not in read_header(path).get("training", {}):
+        raise UsageError(
+            f"{source} is no personalisation: give a reference, a folder of real images"
+        )
+    recipe = read_recipe(path.parent) or {}
+    if not isinstance(recipe.get("data"), str):
+        raise UsageError(
+            f"no {RECIPE} beside {path} says what it was trained on: give the subject's pictures "
+            "as the reference"
+        )
+    read = {name: recipe.get(name, NONE) for name in ("layout", "split")}
+    given = {name: value for name, value in read.items() if value != NONE}
+    return Path(recipe["data"]), replace(config, **given)
+
+
+def delta_of(source: Path) -> Path:
+    """The delta's file of a run's folder, or the file itself."""
+    return source / DELTA if source.is_dir() else source
 
 
 def source_kind(source: Path) -> Kind:

@@ -28,7 +28,7 @@ from smidgen.cli.records import DELTA, default_output, finished_result, state_of
 from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
-from smidgen.evaluation.names import check_names
+from smidgen.evaluation.names import DEFAULT, check_names
 from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import flatten, settings_of
 from smidgen.files.standing import START_OVER
@@ -46,8 +46,12 @@ processes share the work: torchrun --nproc-per-node 8 -m smidgen.cli evaluate ..
 metrics (* if none are named):
 {metric_help()}
 
+Of a personalisation (train --task dreambooth) the subject is judged in fixed contexts, with the
+base itself and real pictures beside each number, and how far other prompts drift.
+
 examples:
   smidgen evaluate runs/photos --reference photos-test/ --num-images 10000
+  smidgen evaluate runs/owl --sampler dpm++ --steps 25 --guidance 4
   smidgen evaluate samples/ --reference photos/ --features inception,dinov2 --metrics fd,kid,recall
   smidgen evaluate samples/ --reference statistics.npz --output samples/result.json --json"""
 
@@ -59,9 +63,10 @@ class EvaluateOptions:
     images: Path
     """A run's folder, a delta's file, or a folder of images (any program's; or a .npz with arr_0).
     Classes of images: sub-folders, or what sampling recorded."""
-    reference: Path
+    reference: Path | None = None
     """Folder of real images, or a .npz with mu and sigma, or with images as arr_0; or the name of a
-    set that ships (latin, greek, ...): unseen fonts of it."""
+    set that ships (latin, greek, ...): unseen fonts of it; none: the pictures of the subject that a
+    personalisation was trained on."""
     output: Path | None = None
     """Where the result goes; none: result.json in the folder of the run or of the images."""
     statistics: Path | None = None
@@ -120,7 +125,7 @@ def run(argv: Sequence[str]) -> None:
         description=DESCRIPTION,
     )
     switches = parsed.pop("switches")
-    request = Request(**parsed)
+    request = with_reference(Request(**parsed))
     check_paths(request)
     images, statistics = request.place.images, request.place.statistics
     output = request.place.output or default_output(images)
@@ -152,10 +157,29 @@ def run(argv: Sequence[str]) -> None:
         answer(document, result_lines(document), output, as_json=switches.json)
 
 
+def with_reference(request: Request) -> Request:
+    """With the pictures of the subject as the reference where none is given. Raises: UsageError."""
+    place = request.place
+    if place.reference is not None:
+        return request
+    check_input(place.images, "run, delta or folder of images")
+    if is_images(place.images):
+        raise UsageError(
+            "missing --reference: a folder of real images, or a .npz (smidgen evaluate --help)"
+        )
+    from smidgen.api.evaluation import own_reference
+
+    reference, config = own_reference(place.images, request.config)
+    return dataclasses.replace(
+        request, place=dataclasses.replace(place, reference=reference), config=config
+    )
+
+
 def check_paths(request: Request) -> None:
     """Everything that the paths and flags tell before any work. Raises: UsageError."""
     place, config = request.place, request.config
-    check_names(config.features, config.metrics, config.prompt)
+    assert place.reference is not None, "a request that is checked has its reference"
+    check_names(config.features or DEFAULT, config.metrics, config.prompt)
     check_input(place.images, "run, delta or folder of images")
     if config.layout != "folder":
         check_images(place.reference, config.layout, config.split)
@@ -175,7 +199,7 @@ def check_paths(request: Request) -> None:
     if place.statistics is not None:
         if not place.reference.is_dir():
             raise UsageError("--statistics needs a folder of images as the reference")
-        if "," in config.features:
+        if "," in (config.features or DEFAULT):
             raise UsageError("--statistics are of one kind of features; name one")
         check_output_file(place.statistics)
 
@@ -191,7 +215,8 @@ def asked_of(request: Request) -> dict[str, Any]:
     images = request.place.images
     delta = images / DELTA
     values["images_state"] = state_of(delta if delta.is_file() else images)
-    values["reference_state"] = state_of(locate_reference(request.place.reference))
+    reference = request.place.reference
+    values["reference_state"] = None if reference is None else state_of(locate_reference(reference))
     return json.loads(json.dumps(values, default=str))
 
 
@@ -218,10 +243,11 @@ def save_statistics(request: Request, path: Path) -> None:
     from smidgen.evaluation.statistics import write_statistics
     from smidgen.models.calling import device_of
 
-    config = request.config
+    config, reference = request.config, request.place.reference
+    assert reference is not None, "statistics are of a reference that is given"
     plan = make_plan(config, device_of(config.device))
     keep = {plan.first.name: plan.needs(plan.first, "features")}
-    known = reference_statistics(request.place.reference, [plan.first], config, keep_features=keep)
+    known = reference_statistics(reference, [plan.first], config, keep_features=keep)
     if is_main():
         write_statistics(known[plan.first.name], path)
 

@@ -34,6 +34,8 @@ def _header(protocol: Mapping[str, Any]) -> str:
     if least is not None and most is not None:
         each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         text += f" ({each} of each of {balance.get('num_classes') or 0:,} classes)"
+    if "personalisation" in protocol:
+        text += f" of {len(protocol['personalisation']['prompts'])} prompts"
     sampling = {k: v for k, v in (protocol.get("sampling") or {}).items() if v is not None}
     parts = [sampling["sampler"]] if "sampler" in sampling else []
     parts += [f"{sampling['steps']} steps"] if "steps" in sampling else []
@@ -61,7 +63,8 @@ def _metric_row(name: str, block: Mapping[str, Any]) -> list[str]:
 def baseline_texts(name: str, value: Any, baselines: Mapping[str, Any]) -> list[str]:
     """What the metric must be read against: `chance 4.2%, real images 95.0%`."""
     words = METRICS[name].baselines if name in METRICS and value is not None else {}
-    found = [f"{said} {value_text(name, baselines.get(key))}" for key, said in words.items()]
+    known = {said: baselines[key] for key, said in words.items() if key in baselines}
+    found = [f"{said} {value_text(name, number)}" for said, number in known.items()]
     return [", ".join(found)] if found else []
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_output_folder, quiet_stdout
-from smidgen.data.embedded_sets import SETS, is_whole, unpack
+from smidgen.data.embedded_sets import NAMES, SETS, SPLITS, SUBJECTS, is_whole, unpack
 from smidgen.errors import UsageError, closest
 
 DESCRIPTION = f"""Write a shipped set of letters as train/ and test/, each with a folder a class.
 
 The letters in test/ come from font families that none in train/ shows.
 Sets: {", ".join(SETS)}
+The set {SUBJECTS} has a folder each of a few drawings, five pictures in it, to personalise
+glyphs-text with; they are of the classes and styles that the folders' names say.
 
 examples:
   smidgen unpack hebrew --output data/hebrew
@@ -32,8 +34,8 @@ class UnpackOptions:
     """New or empty folder."""
 
     def __post_init__(self) -> None:
-        if self.set not in SETS:
-            raise UsageError(f'no image set "{self.set}" ships{closest(self.set, SETS)}')
+        if self.set not in NAMES:
+            raise UsageError(f'no image set "{self.set}" ships{closest(self.set, NAMES)}')
 
 
 def run(argv: Sequence[str]) -> None:
@@ -53,7 +55,8 @@ def run(argv: Sequence[str]) -> None:
     with quiet_stdout():
         folder = unpack(options.set, options.output)
     document = {"output": str(options.output), "set": options.set}
+    splits = {"images": ""} if options.set == SUBJECTS else dict(zip(SPLITS, SPLITS, strict=True))
     counts = {
-        split: sum(1 for _ in (folder / split).glob("*/*.png")) for split in ("train", "test")
+        name: sum(1 for _ in (folder / split).glob("*/*.png")) for name, split in splits.items()
     }
     answer(document | counts, [], options.output, as_json=switches.json)

@@ -2,7 +2,7 @@
 
 A set is embedded/<name>/glyphs.npz: grey coverage masks at 16 levels with the ids of an ink and a
 ground, half the bytes of the coloured pictures and no loss. LICENSES.json beside it names every
-font. N images, K classes; images are 32 x 32.
+font of letters, LICENSES.txt who drew the subjects. N images, K classes; images are 32 x 32.
 """
 
 from __future__ import annotations
@@ -32,15 +32,19 @@ SETS = (
     "hiragana",
     "hangul",
 )
+SUBJECTS = "subjects"  # a few pictures of each of a few drawings, for personalisation
+NAMES = (*SETS, SUBJECTS)
 REFERENCES = ("latin", *SETS)  # statistics of unseen font families, of the base's script too
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
 SPLITS = ("train", "test")
+LICENCES = "LICENSES.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedSet:
-    """A set in memory. The test images come from font families that no training image shows.
+    """A set in memory. The test images, if there are any, come from font families that no training
+    image shows.
 
     levels (N, 32, 32) uint8 in 0..15, label, ink, ground (N,) ids, is_test (N,) bool; inks and
     grounds are RGB tables (., 3) uint8; font (N,) places in the font list of LICENSES.json.
@@ -55,6 +59,11 @@ class EmbeddedSet:
     inks: np.ndarray
     grounds: np.ndarray
     class_names: tuple[str, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Its parts, which are folders where there are several."""
+        return SPLITS if self.is_test.any() else ("",)
 
     def images(self, chosen: np.ndarray) -> np.ndarray:
         """RGB images (M, 32, 32, 3) uint8 at the places `chosen` (M,)."""
@@ -92,8 +101,8 @@ def save_set(embedded: EmbeddedSet, path: Path) -> None:
 
 def load_set(name: str) -> EmbeddedSet:
     """Reads a shipped set. Raises: UsageError if no set has this name."""
-    if name not in SETS:
-        raise UsageError(f'no image set "{name}" ships with smidgen; choose {", ".join(SETS)}')
+    if name not in NAMES:
+        raise UsageError(f'no image set "{name}" ships with smidgen; choose {", ".join(NAMES)}')
     with (EMBEDDED / name / "glyphs.npz").open("rb") as file, np.load(file) as arrays:
         packed = arrays["packed"]
         levels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), 32, 32)
@@ -123,7 +132,8 @@ def name_reference(reference: Path | str) -> str:
 
 
 def unpack(name: str, folder: Path) -> Path:
-    """Writes a shipped set as folder/{train,test}/<class>/NNNNN.png and returns the folder.
+    """Writes a shipped set as folder/{train,test}/<class>/NNNNN.png and returns the folder; a set
+    of one part as folder/<class>/NNNNN.png.
 
     Does nothing if the folder already holds the set, every picture of it. The pictures are written
     beside it first and moved in one step, so an interrupted call leaves no half-filled folder.
@@ -141,8 +151,10 @@ def unpack(name: str, folder: Path) -> Path:
     except OSError as error:
         raise SmidgenError(f"cannot write {folder}: {error.strerror}") from error
     try:
-        for split in SPLITS:
+        for split in embedded.splits:
             write_split(embedded, split, partial / split)
+        if (licences := EMBEDDED / name / LICENCES).is_file():
+            (partial / LICENCES).write_text(licences.read_text(encoding="utf-8"), encoding="utf-8")
         (partial / MARKER).write_text(json.dumps({"set": name}))
         partial.chmod(0o755)
         partial.replace(folder)
@@ -164,8 +176,9 @@ def is_whole(name: str, folder: Path) -> bool:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SmidgenError(f"{folder} has other contents; give a new or an empty folder")
         return False
-    expected = len(load_set(name).label)
-    found = sum(1 for split in SPLITS for _ in (folder / split).glob("*/*.png"))
+    embedded = load_set(name)
+    expected = len(embedded.label)
+    found = sum(1 for split in embedded.splits for _ in (folder / split).glob("*/*.png"))
     if found != expected:
         raise SmidgenError(
             f"{folder} has {found:,} of the {expected:,} pictures of {name}; remove it, or give a "

@@ -16,9 +16,10 @@ from torch import Tensor
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.metrics import Gaussian, GaussianSum, ProbabilitySums
 from smidgen.evaluation.similarity import directions, paired_cosine
-from smidgen.evaluation.table import METRICS, needing
+from smidgen.evaluation.table import METRICS, Needs, needing
 
 CHUNK = 4096  # rows that are taken to float64 at a time
+KEEPING: tuple[Needs, ...] = ("features", "samples")  # what takes the features themselves
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +45,23 @@ class Accumulated:
     def count(self) -> int:
         """The number of images."""
         return self.gaussian.count
+
+    def part(self, places: slice) -> Accumulated:
+        """The images at these places alone, as if no others had been there; without probabilities.
+        The features must have been kept.
+        """
+        assert self.features is not None, "a part is summed up again from its features"
+        features, texts = self.features[places], self.text_cosines
+        gaussian, direction_sum = _sums(features)
+        return Accumulated(
+            gaussian=gaussian.result(),
+            features=features,
+            predictions={head: seen[places] for head, seen in self.predictions.items()},
+            intended=None if self.intended is None else self.intended[places],
+            mean_direction=direction_sum / gaussian.count,
+            probabilities={},
+            text_cosines=None if texts is None else texts[places],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +95,7 @@ class Accumulator:
             head = METRICS[name].head
             if head is not None and head not in self.heads:
                 raise ValueError(f'{name} needs the head "{head}"; there are: {self.heads}')
-        self.keeps_features = bool(needing(self.metrics, "features"))
+        self.keeps_features = any(needing(self.metrics, what) for what in KEEPING)
         self.batches: list[Batch] = []
         self.gaussian = GaussianSum(dim)
         self.direction_sum = torch.zeros(dim, dtype=torch.float64)

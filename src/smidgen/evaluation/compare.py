@@ -22,14 +22,15 @@ MATTERS = (
     *("class_balance.min_per_class", "class_balance.max_per_class"),
     *("sampling.sampler", "sampling.steps", "sampling.guidance"),
     *("sampling.guidance_channels", "sampling.precision"),
+    *("personalisation.prompts", "personalisation.other_prompts"),
 )
 # These may differ between the things that are compared; they are shown, and never refused.
 SHOWN = (
     *("sampling.seed", "sampling.base", "sampling.delta_sha256"),
     *("versions.smidgen", "versions.torch", "versions.transformers"),
-    *("versions.pillow", "versions.numpy", "device"),
+    *("versions.pillow", "versions.numpy", "device", "personalisation.token"),
 )
-OF_IMAGES = ("num_images", "class_balance", "sampling", "versions", "device")
+OF_IMAGES = ("num_images", "class_balance", "sampling", "versions", "device", "personalisation")
 
 
 def compare(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from smidgen.data.names import LayoutName
-from smidgen.evaluation.names import PROMPT, check_names, split_names
+from smidgen.evaluation.names import DEFAULT, PROMPT, check_names, split_names
 from smidgen.files.checks import MOST_IMAGES, check_integer
 
 
@@ -22,8 +22,9 @@ class EvaluationConfig:
     """How the reference lies there, as for train."""
     split: str | None = None
     """Which part of the reference; none: the layout's default."""
-    features: str | tuple[str, ...] = "glyphs"
-    """Feature extractors with commas: glyphs, inception, dinov2, clip-b32, clip-l14."""
+    features: str | tuple[str, ...] | None = None
+    """Feature extractors with commas: glyphs, inception, dinov2, clip-b32, clip-l14, clip-glyphs;
+    none: glyphs, or of a personalisation clip-glyphs (of glyphs-text) or clip-b32."""
     metrics: str | tuple[str, ...] | None = None
     """Metrics with commas, see above; none: those with *, where they can be had. One that is named
     and cannot be had is an error."""
@@ -42,7 +43,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, most=MOST_IMAGES)
-        check_names(self.features, self.metrics, self.prompt, known=None)
+        check_names(self.features or DEFAULT, self.metrics, self.prompt, known=None)
 
     @property
     def metric_names(self) -> list[str] | None:

@@ -15,9 +15,9 @@ from smidgen.evaluation.plan import Plan
 from smidgen.evaluation.protocol import feature_protocol, image_protocol, metric_order, notes
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import Measured
-from smidgen.evaluation.table import METRICS
+from smidgen.evaluation.table import CLIP, METRICS
 
-TRANSFORMERS = ("dinov2", "clip-b32", "clip-l14")  # features that this library computes
+TRANSFORMERS = ("dinov2", *CLIP)  # features that this library computes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +61,7 @@ def make_document(
             f'images, such as "{min(undrawn)}"'
         )
     blocks = {
-        extractor.name: _block(
+        extractor.name: make_block(
             Sets(
                 made=measured.accumulated[extractor.name],
                 known=known[extractor.name],
@@ -75,11 +75,23 @@ def make_document(
         )
         for extractor in plan.extractors
     }
-    document = dict(blocks[plan.first.name])
+    return whole_document(plan, blocks, source, intended, len(measured.numbers), warnings)
+
+
+def whole_document(
+    plan: Plan,
+    blocks: Mapping[str, Mapping[str, Any]],
+    source: Source,
+    intended: Sequence[str] | None,
+    num_images: int,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """The document around the blocks of the plan's extractors, by their names."""
+    document, warnings = dict(blocks[plan.first.name]), list(warnings)
     document["protocol"] = document["protocol"] | image_protocol(
         intended,
         images=source.name,
-        num_images=len(measured.numbers),
+        num_images=num_images,
         sampling=source.sampling,
         device=plan.first.device,
         packages=("transformers",) if set(blocks) & set(TRANSFORMERS) else (),
@@ -117,7 +129,7 @@ def strange_classes(
     )
 
 
-def _block(sets: Sets, plan: Plan, identity: str, reference: str) -> dict[str, Any]:
+def make_block(sets: Sets, plan: Plan, identity: str, reference: str) -> dict[str, Any]:
     """What belongs to one extractor: metrics with notes and baselines, protocol, warnings."""
     extractor, known = sets.extractor, sets.known
     names = metric_order(plan.metrics[extractor.name], sets.made.count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -22,8 +22,16 @@ from torch import Tensor
 
 from smidgen.errors import UsageError
 from smidgen.evaluation.classifier import IMAGE_SIZE, NUM_FEATURES, GlyphClassifier
+from smidgen.evaluation.clip import (
+    GLYPHS,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    embed_texts,
+    prepare_clip,
+    read_clip,
+    read_preprocessor,
+)
 from smidgen.evaluation.clip import PUBLISHED as CLIP
-from smidgen.evaluation.clip import embed_texts, prepare_clip, read_clip
 from smidgen.evaluation.dinov2 import IMAGE_SIZE as DINOV2_SIZE
 from smidgen.evaluation.dinov2 import PUBLISHED as DINOV2
 from smidgen.evaluation.dinov2 import prepare_dinov2, read_dinov2
@@ -31,7 +39,14 @@ from smidgen.evaluation.inception import HEAD, RESIZES, head_classes, load_incep
 from smidgen.evaluation.inception import IMAGE_SIZE as INCEPTION_SIZE
 from smidgen.evaluation.inception import PUBLISHED as INCEPTION
 from smidgen.evaluation.weights import model_folder, read_published
-from smidgen.models.vision import hash_weights, load_clip, load_clip_tokenizer, load_dinov2
+from smidgen.models.names import EMBEDDED
+from smidgen.models.vision import (
+    hash_weights,
+    known_words,
+    load_clip,
+    load_clip_tokenizer,
+    load_dinov2,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +60,9 @@ class Extractor:
 
     `resize` names what `prepare` does and `sha256` is the hash of the weights: both belong in every
     cache key. `text` maps texts to L2-normalised embeddings (N, D); None where there are none.
-    `domain` holds the class names that the network was trained on if it knows these only, and its
-    features then say little of other pictures; None for a network of photographs of all kinds.
+    `domain` holds the names (or the words that they are made of) of what the network was trained on
+    if it knows these only, and its features then say little of other pictures; None for a network
+    of photographs of all kinds.
     """
 
     name: str
@@ -157,11 +173,29 @@ def dinov2(device: torch.device, *, weights: Path | None = None) -> Extractor:
 
 
 def clip(name: str, device: torch.device, *, weights: Path | None = None) -> Extractor:
-    """CLIP's embeddings of images and texts, the features of CMMD, CLIP-I and CLIP-T; see clip.py.
+    """A released CLIP, the features of CMMD, CLIP-I and CLIP-T; see clip.py."""
+    return _clip(name, model_folder(CLIP[name], given=weights), device, OPENAI_MEAN, OPENAI_STD)
+
+
+def clip_glyphs(device: torch.device) -> Extractor:
+    """The CLIP of letters and pictographs that ships, for the base `glyphs-text`."""
+    folder = EMBEDDED / GLYPHS
+    pixels = read_preprocessor(folder)
+    read = _clip(GLYPHS, folder, device, pixels.image_mean, pixels.image_std)
+    return replace(read, domain=known_words(folder))
+
+
+def _clip(
+    name: str,
+    folder: Path,
+    device: torch.device,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Extractor:
+    """The embeddings of images and texts by the CLIPModel of a folder.
 
     The tokenizer is read with the first texts, so that a folder without one serves images.
     """
-    folder = model_folder(CLIP[name], given=weights)
     sha256 = hash_weights(folder)
     network: Any = load_clip(folder, device)
     size = network.config.vision_config.image_size
@@ -180,7 +214,7 @@ def clip(name: str, device: torch.device, *, weights: Path | None = None) -> Ext
         sha256=sha256,
         heads={},
         prepare=partial(prepare_clip, size=size),
-        run=lambda images: (read_clip(network, images), {}),
+        run=lambda images: (read_clip(network, images, mean, std), {}),
         device=device,
         text=text,
     )
@@ -192,6 +226,7 @@ EXTRACTORS: Mapping[str, Callable[..., Extractor]] = {
     "dinov2": dinov2,
     "clip-b32": partial(clip, "clip-b32"),
     "clip-l14": partial(clip, "clip-l14"),
+    GLYPHS: clip_glyphs,
 }
 PUBLISHED = ("inception", "dinov2", "clip-b32", "clip-l14")  # not shipped: these take `weights`
 RESIZED = {

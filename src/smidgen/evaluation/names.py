@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from smidgen.errors import UsageError, closest
-from smidgen.evaluation.table import METRICS
+from smidgen.evaluation.table import CLIP, METRICS
 
-FEATURES = ("glyphs", "inception", "dinov2", "clip-b32", "clip-l14")
+FEATURES = ("glyphs", "inception", "dinov2", *CLIP)
+DEFAULT = "glyphs"
 PROMPT = "a photo of a {}"
 
 

@@ -17,6 +17,7 @@ import torch
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.accumulate import Accumulated
 from smidgen.evaluation.features import Extractor
+from smidgen.evaluation.samples import Samples
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.table import METRICS, Found, Metric
 
@@ -32,7 +33,8 @@ class Sets:
     """The images and the reference as one extractor sees them.
 
     `intended` is what each image was meant to show, None where that is not known or not among the
-    reference's classes. `prompt` made the texts of classes.
+    reference's classes. `prompt` made the texts of classes. `samples` are those of a
+    personalisation, None of anything else.
     """
 
     made: Accumulated
@@ -40,6 +42,7 @@ class Sets:
     extractor: Extractor
     intended: Sequence[str] | None
     prompt: str
+    samples: Samples | None = None
 
 
 def compute(names: Sequence[str], sets: Sets) -> tuple[dict[str, Found], list[str]]:
@@ -64,6 +67,8 @@ def _call(row: Metric, sets: Sets) -> Found:
     """What the row's function says of the sets, with all settings. Raises: Unknown."""
     value = pkgutil.resolve_name(row.function)(*_given(row, sets), **row.settings)
     found = value if isinstance(value, Found) else Found(value=value)
+    if found.value is None:
+        raise Unknown("; ".join(found.notes))
     parts = found.value.values() if isinstance(found.value, Mapping) else [found.value]
     if not all(map(math.isfinite, parts)):
         raise Unknown(f"it comes out as {found.value}; look at the images and the reference")
@@ -100,6 +105,9 @@ def _given(row: Metric, sets: Sets) -> tuple[Any, ...]:
             return (made.text_cosines,)
         case "classes":
             return _classified(sets)
+        case "samples":
+            assert sets.samples is not None, "the plan gives such metrics to a personalisation only"
+            return (sets.samples,)
 
 
 def _classified(sets: Sets) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ METRICS in table.py says what a metric needs; here the asked ones meet the chose
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 from smidgen.errors import UsageError
 from smidgen.evaluation import features as table
 from smidgen.evaluation.config import EvaluationConfig
+from smidgen.evaluation.contexts import GLYPHS_BASE
 from smidgen.evaluation.features import PUBLISHED, RESIZED, Extractor, load_extractor
-from smidgen.evaluation.names import PROMPT, check_names
+from smidgen.evaluation.names import DEFAULT, PROMPT, check_names
 from smidgen.evaluation.table import INCEPTION_HEAD, METRICS, Needs, needing
 
 
@@ -43,22 +44,29 @@ class Plan:
         return bool(needing(self.metrics[extractor.name], needed))
 
 
-def make_plan(config: EvaluationConfig, device: str) -> Plan:
-    """The extractors on `device`, and their metrics.
+def make_plan(config: EvaluationConfig, device: str, of_subject: Collection[str] = ()) -> Plan:
+    """The extractors on `device`, and their metrics. `of_subject` are those of the personalisation
+    that is measured: they are its defaults, and some can be had of nothing else.
 
     Raises: UsageError for unknown features, or a metric that none of them allow; SmidgenError for
         weights that cannot be had.
     """
     metrics = config.metric_names
-    names = check_names(config.features, metrics, config.prompt, known=tuple(table.EXTRACTORS))
+    known = tuple(table.EXTRACTORS)
+    names = check_names(config.features or DEFAULT, metrics, config.prompt, known=known)
     found = _load(names, device, config.weights, config.resize)
+    if metrics is None and of_subject:
+        chosen = {
+            e.name: frozenset(n for n in of_subject if allows(n, e, of_subject)) for e in found
+        }
+        return Plan(extractors=found, metrics=chosen, asked=False)
     if metrics is None:
         chosen = {e.name: frozenset(n for n in METRICS if _default(n, e)) for e in found}
         return Plan(extractors=found, metrics=chosen, asked=False, prompt=config.prompt)
     for name in metrics:
-        if not any(allows(name, extractor) for extractor in found):
+        if not any(allows(name, extractor, of_subject) for extractor in found):
             raise UsageError(f"{name} needs {_needed(name)}; the features are {', '.join(names)}")
-    chosen = {e.name: frozenset(n for n in metrics if allows(n, e)) for e in found}
+    chosen = {e.name: frozenset(n for n in metrics if allows(n, e, of_subject)) for e in found}
     if empty := [name for name, some in chosen.items() if not some]:
         raise UsageError(f"none of the metrics {', '.join(metrics)} is defined on {empty[0]}")
     return Plan(extractors=found, metrics=chosen, asked=True, prompt=config.prompt)
@@ -79,14 +87,15 @@ def _load(
     return tuple(found)
 
 
-def allows(name: str, extractor: Extractor) -> bool:
-    """Whether the metric is defined on these features."""
+def allows(name: str, extractor: Extractor, of_subject: Collection[str] = ()) -> bool:
+    """Whether the metric is defined on these features, and of what is measured."""
     row = METRICS[name]
     return (
         (not row.features or extractor.name in row.features)
         and (row.head is None or row.head in extractor.heads)
         and (row.needs != "classes" or bool(extractor.heads))
         and (row.needs != "texts" or extractor.text is not None)
+        and (row.needs != "samples" or name in of_subject)
     )
 
 
@@ -98,7 +107,11 @@ def _default(name: str, extractor: Extractor) -> bool:
 
 
 def _needed(name: str) -> str:
-    features = METRICS[name].features
+    row = METRICS[name]
+    features = row.features
+    if row.needs == "samples":
+        only = f" of {GLYPHS_BASE}, and the features {features[0]}" if features else ""
+        return f"a run of --task dreambooth{only}"
     if features:
         return f"the features {' or '.join(features)}"
     return "features with class names, such as glyphs"

@@ -147,10 +147,11 @@ def unseen(extractor: Extractor, classes: Sequence[str] | None) -> str | None:
     """
     if extractor.domain is None:
         return None
-    known = f'the features "{extractor.name}" know {len(extractor.domain)} classes only'
+    known = f'the features "{extractor.name}" know {len(extractor.domain)} names only'
     if classes is None:
         return f"{known}, and nothing says what the images show: the numbers may mean nothing"
-    strange = sorted(set(classes) - set(extractor.domain))
+    domain = set(extractor.domain)
+    strange = sorted(name for name in {*classes} - domain if not {*name.split()} <= domain)
     if not strange:
         return None
     return f'{known} and have not seen "{strange[0]}"' + (

@@ -104,7 +104,7 @@ def measure_batches(
         batches = announced(batches, num_images)
     prepared = array_batches(batches, plan.extractors)
     measured = _accumulate(plan, prepared, name, total=num_images, progress=progress)
-    identity = _array_identity(plan, measured)
+    identity = array_identity(plan, measured)
     source = Source(name=name, identity=identity, sampling=sampling, certain=True)
     return make_document(plan, measured, known, source, name_reference(reference))
 
@@ -254,11 +254,12 @@ def _measure_file(
         total=batch.num_images,
         progress=progress,
     )
-    identity = _array_identity(plan, measured)
+    identity = array_identity(plan, measured)
     return measured, Source(name=path, identity=identity, sampling=None, certain=False)
 
 
-def _array_identity(plan: Plan, measured: Measured) -> dict[str, str]:
+def array_identity(plan: Plan, measured: Measured) -> dict[str, str]:
+    """What names the content of images that lie in no file, by extractor."""
     total = hashlib.sha256("".join(measured.hashes).encode()).hexdigest()[:32]
     return {extractor.name: f"pixels:{total}" for extractor in plan.extractors}
 

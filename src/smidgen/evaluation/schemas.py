@@ -30,6 +30,15 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     max_per_class: Whole | None = None
 
 
+class Personalisation(msgspec.Struct, frozen=True, kw_only=True):
+    """With which prompts a subject was judged."""
+
+    prompts: list[str]
+    other_prompts: list[str] = []
+    token: str | None = None
+    class_name: str | None = None
+
+
 class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     """What the numbers depend on."""
 
@@ -40,6 +49,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     class_balance: Balance = Balance()
     sampling: SamplingFacts | None = None
     metric_settings: dict[str, Any] | None = None
+    personalisation: Personalisation | msgspec.UnsetType = msgspec.UNSET
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any, Literal
 
 INCEPTION_HEAD = "imagenet-2015"  # the head whose logits the inception score is defined on
-CLIP = ("clip-b32", "clip-l14")
+CLIP = ("clip-b32", "clip-l14", "clip-glyphs")  # features that read texts too
 
-Needs = Literal["gaussian", "features", "directions", "probabilities", "texts", "classes"]
+Needs = Literal[
+    "gaussian", "features", "directions", "probabilities", "texts", "classes", "samples"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Metric:
     - texts: the cosine (N) of each image with the text of its class
     - classes: the class (N) that a head sees in each image and the one that it should, as indices;
       the same pair (M) of the reference, None where not known; the head, and names of its classes
+    - samples: the Samples of a personalisation; of nothing else there are such metrics
 
     `function` is "module:name". It gets `settings` as keywords too, and returns a number, one with
     a spread (`mean` and `std`), or Found. Rows of one `group` share one call, which returns the
@@ -79,6 +82,13 @@ _neighbours = partial(
     group="neighbours",
 )
 _cosine = partial(Metric, function="smidgen.evaluation.similarity:mean_cosine", needs="directions")
+_samples = partial(Metric, needs="samples")
+
+
+def _beside(name: str) -> dict[str, str]:
+    """What stands beside a metric of a personalisation: its ceiling and its floor."""
+    return {f"{name}_of_reference": "real images", f"{name}_of_base": "no delta"}
+
 
 METRICS: Mapping[str, Metric] = {
     "fd": Metric(
@@ -146,17 +156,79 @@ METRICS: Mapping[str, Metric] = {
         },
     ),
     "clip_i": _cosine(
-        label="CLIP-I", help="mean cosine of images and reference images", features=CLIP
+        label="CLIP-I",
+        help="mean cosine of images and reference images",
+        features=CLIP,
+        baselines=_beside("clip_i"),
     ),
-    "dino_i": _cosine(label="DINO-I (DINOv2)", help="the same, by DINOv2", features=("dinov2",)),
+    "dino_i": _cosine(
+        label="DINO-I (DINOv2)",
+        help="the same, by DINOv2",
+        features=("dinov2",),
+        baselines=_beside("dino_i"),
+    ),
     "clip_t": Metric(
         label="CLIP-T",
         help="mean cosine of an image and the text of its class, --prompt",
         function="smidgen.evaluation.similarity:mean_of_texts",
         needs="texts",
         features=CLIP,
+        baselines=_beside("clip_t"),
+    ),
+    "ink": _samples(
+        label="ink of the prompt",
+        help="of a personalisation of glyphs-text: share of the samples in the ink of their prompt",
+        function="smidgen.evaluation.samples:ink",
+        form=".1%",
+        features=("clip-glyphs",),
+        baselines={"ink_of_base": "no delta"},
+    ),
+    "ground": _samples(
+        label="ground of the prompt",
+        help="the same of its ground",
+        function="smidgen.evaluation.samples:ground",
+        form=".1%",
+        features=("clip-glyphs",),
+        baselines={"ground_of_base": "no delta"},
+    ),
+    "ink_and_ground": _samples(
+        label="ink and ground of the prompt",
+        short="ink+ground",
+        help="the same of both",
+        function="smidgen.evaluation.samples:ink_and_ground",
+        form=".1%",
+        features=("clip-glyphs",),
+        baselines={"ink_and_ground_of_base": "no delta"},
+    ),
+    "diversity": _samples(
+        label="diversity",
+        help="of a personalisation: 1 - mean cosine of two samples of one prompt",
+        function="smidgen.evaluation.samples:diversity",
+        baselines=_beside("diversity"),
+    ),
+    "drift": _samples(
+        label="drift of other prompts",
+        short="drift",
+        help="of a personalisation: 1 - mean cosine of samples of other prompts with and without",
+        function="smidgen.evaluation.samples:drift",
+        higher_is_better=False,
+        baselines={"drift_of_base": "no delta", "drift_of_other_noise": "other noise"},
+    ),
+    "drift_rmse": _samples(
+        label="drift in pixels, of 255",
+        short="drift (pixels)",
+        help="the same as the root mean square of the pixels' differences",
+        function="smidgen.evaluation.samples:drift_rmse",
+        higher_is_better=False,
+        form=".2f",
+        baselines={"drift_rmse_of_base": "no delta"},
     ),
 }
+# of a personalisation if none are named, as far as the features and the prompts have them
+OF_SUBJECT = (
+    *("clip_i", "dino_i", "clip_t", "ink", "ground", "ink_and_ground"),
+    *("diversity", "drift", "drift_rmse"),
+)
 
 
 def needing(names: Collection[str], needs: Needs) -> list[str]:

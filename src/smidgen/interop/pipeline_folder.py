@@ -6,6 +6,7 @@ What folds at all is core/fold.py's matter, the names of the original code are i
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ from smidgen.hosts.host import Host
 from smidgen.interop.encoder_folder import fold_encoder
 from smidgen.interop.single_file import original_of, single_file
 from smidgen.models.files import (
+    WEIGHT_FILE,
     read_json,
     read_tensors,
+    second_copies,
+    variant_of,
     weight_files,
     write_safetensors_file,
 )
@@ -70,8 +74,9 @@ def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path)
     """Write a copy of the pipeline with `delta` folded into its denoiser, for stock diffusers; and
     into text encoders and their tokenizers, if it has edits there.
 
-    Second copies of weights in other formats are not copied, and optional components that the
-    folder lacks are switched off in the index. Weights that `output` holds already are replaced.
+    Second copies of weights are not copied, and those that are there as a variant only become plain
+    files, as stock programs look for them. Optional components that the folder lacks are switched
+    off in the index. Weights that `output` holds already are replaced.
 
     Raises: SmidgenError if the delta does not fold, `output` is in the base, or the disk refuses.
     """
@@ -81,7 +86,9 @@ def fold_into_folder(delta: Delta, pipeline: Pipeline, host: Host, output: Path)
     changed = {pipeline.denoiser, *delta.components}
     for name in present:
         _remove_weights(output / name)
-        _copy_component(pipeline.folder / name, output / name, weights=name not in changed)
+        _copy_component(pipeline.folder / name, output / name)
+        if name not in changed:
+            _copy_weights(pipeline.folder / name, output / name)
     for name in delta.components:
         fold_encoder(delta, pipeline.folder, name, output)
     write_safetensors_file(folded, output / pipeline.denoiser / WEIGHTS)
@@ -138,17 +145,30 @@ def component_state(folder: Path) -> dict[str, Tensor]:
     return {k: t for file in weight_files(folder) for k, t in read_tensors(file).items()}
 
 
-def _copy_component(source: Path, target: Path, *, weights: bool) -> None:
-    """All files of a component but pickles and, on demand, weights."""
-    skipped = SKIPPED if weights else SKIPPED | {".safetensors"}
+def _copy_component(source: Path, target: Path) -> None:
+    """All files of a component but its weights."""
     for path in sorted(source.rglob("*")):
-        is_index = path.name.endswith(".safetensors.index.json") and not weights
-        if not path.is_file() or path.suffix in skipped or is_index:
-            continue
-        place = target / path.relative_to(source)
-        with writing(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+        is_weights = path.suffix in SKIPPED | {".safetensors"} or WEIGHT_FILE.fullmatch(path.name)
+        if path.is_file() and not is_weights:
+            _copy(path, target / path.relative_to(source))
+
+
+def _copy_weights(source: Path, target: Path) -> None:
+    """The weights of a component, if it has any, under the names of plain files."""
+    if variant_of(source) is not None:
+        stem = re.split(r"[.-]", weight_files(source)[0].name)[0]
+        write_safetensors_file(component_state(source), target / f"{stem}.safetensors")
+        return
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    for name in sorted(set(names) - set(second_copies(names))):
+        if name.endswith((".safetensors", ".safetensors.index.json")):
+            _copy(source / name, target / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def _remove_weights(folder: Path) -> None:

@@ -16,7 +16,7 @@ from smidgen.files.reading import in_one_line
 from smidgen.models.components import class_of, quiet
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
-from smidgen.models.names import ARCHITECTURES, on_hub
+from smidgen.models.names import ARCHITECTURES, EMBEDDED, on_hub, shipped_names
 from smidgen.models.pretrained import meta_denoiser
 from smidgen.models.schemas import Folder, check_sizes
 
@@ -80,7 +80,8 @@ def _config_of(name: str | Path) -> dict[str, Any] | None:
     """The configuration of a network of diffusers, None where our own DiT or nothing is meant."""
     if isinstance(name, str) and name in architecture_names():
         return read_json(ARCHITECTURES / f"{name}.json")
-    folder = Path(name).expanduser()
+    shipped = isinstance(name, str) and name in shipped_names()
+    folder = EMBEDDED / name if shipped else Path(name).expanduser()
     if not folder.is_dir():
         return None
     index = folder / "model_index.json"

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from smidgen.errors import SmidgenError
 from smidgen.files.writing import whole_file
 from smidgen.models.codec_kinds import CODECS
-from smidgen.models.files import check_safetensors, read_json, refuse_pickles
+from smidgen.models.files import (
+    check_safetensors,
+    read_json,
+    read_tensors,
+    weight_files,
+    write_safetensors_file,
+)
 from smidgen.models.schemas import Autoencoder, check_sizes
 
 Images = Float[Tensor, "B 3 H W"]
@@ -85,9 +91,9 @@ class AutoencoderCodec:
             raise SmidgenError(f"{folder}/config.json: scaling_factor is null; get the codec again")
         if config.get("in_channels", 3) != 3 or config.get("input_channels", 3) != 3:
             raise SmidgenError(f"{folder} holds a codec that does not read RGB images")
-        if not (folder / WEIGHTS).is_file():
-            refuse_pickles(folder)
-        check_safetensors(folder / WEIGHTS)
+        self._files = weight_files(folder)
+        for file in self._files:
+            check_safetensors(file)
         self.folder = folder
         self._config = config
         self._kind = CODECS[kind]
@@ -158,16 +164,26 @@ class AutoencoderCodec:
         return torch.cat(images)
 
     def save(self, folder: Path) -> None:
-        """Copies the codec's files. Raises: SmidgenError if the disk refuses."""
-        for name in ("config.json", WEIGHTS):
-            with whole_file(folder / name) as partial:
-                shutil.copyfile(self.folder / name, partial)
+        """Copies the codec, its weights as one plain file.
+
+        Raises: SmidgenError if the disk refuses.
+        """
+        with whole_file(folder / "config.json") as partial:
+            shutil.copyfile(self.folder / "config.json", partial)
+        if len(self._files) > 1:
+            tensors = {k: t for file in self._files for k, t in read_tensors(file).items()}
+            write_safetensors_file(tensors, folder / WEIGHTS)
+            return
+        with whole_file(folder / WEIGHTS) as partial:
+            shutil.copyfile(self._files[0], partial)
 
     @cached_property
     def _digest(self) -> str:
         public = {k: v for k, v in self._config.items() if not k.startswith("_")}
-        with (self.folder / WEIGHTS).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
+        digest = hashlib.sha256()
+        for path in self._files:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
         digest.update(json.dumps(public, sort_keys=True).encode())
         return f"sha256:{digest.hexdigest()}"
 

@@ -22,7 +22,7 @@ from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
 from smidgen.files.writing import writing
 from smidgen.hosts.host import library_of
-from smidgen.models.files import read_json
+from smidgen.models.files import read_json, variant_of
 from smidgen.models.schemas import Autoencoder
 
 
@@ -38,6 +38,7 @@ def load_encoders(
     bars = contextlib.redirect_stderr(io.StringIO())  # both libraries draw their own
     with bars, quiet(), _readable(folder, "no pipeline"):
         found = class_of(kind, beside=network)
+        options |= _of_variants(folder, dtype, options)
         pipeline = found.from_pretrained(str(folder), torch_dtype=dtype, **options)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and name not in parts:
@@ -53,8 +54,11 @@ def load_part(folder: Path, library: str, kind: str) -> Any:
     bars = contextlib.redirect_stderr(io.StringIO())
     with bars, quiet(), _readable(folder, f"no {kind}"):
         found: Any = getattr(import_module(library), kind)
-        precision = {"torch_dtype": "auto"} if issubclass(found, nn.Module) else {}
-        return found.from_pretrained(str(folder), local_files_only=True, **precision)
+        options: dict[str, Any] = {"local_files_only": True}
+        if issubclass(found, nn.Module):
+            options |= {"use_safetensors": True, "torch_dtype": "auto"}
+            options["variant"] = variant_of(folder)
+        return found.from_pretrained(str(folder), **options)
 
 
 def save_part(part: Any, folder: Path) -> None:
@@ -73,6 +77,25 @@ def meta_encoder(folder: Path, library: str, kind: str, dtype: torch.dtype) -> n
         config = found.config_class.from_pretrained(str(folder), local_files_only=True)
         with torch.device("meta"):
             return found(config).to(dtype).requires_grad_(False).eval()
+
+
+def _of_variants(folder: Path, dtype: torch.dtype, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a pipeline, but those given, whose weights are there as a variant only: all
+    others would have to have the same one.
+    """
+    loaded: dict[str, Any] = {}
+    for name, entry in read_json(folder / "model_index.json").items():
+        variant = None if name in given else variant_of(folder / name)
+        if variant is not None:
+            library, kind = entry
+            loaded[name] = getattr(import_module(library), kind).from_pretrained(
+                str(folder / name),
+                use_safetensors=True,
+                local_files_only=True,
+                variant=variant,
+                torch_dtype=dtype,
+            )
+    return loaded
 
 
 def class_of(name: str, beside: str | None = None) -> Any:
@@ -114,6 +137,7 @@ def _load_complete(kind: Any, folder: Path, what: str, dtype: torch.dtype) -> nn
             str(folder),
             use_safetensors=True,
             local_files_only=True,
+            variant=variant_of(folder),
             torch_dtype=dtype,
             output_loading_info=True,
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ from smidgen.files.writing import whole_file
 from smidgen.models.schemas import Shards
 
 WEIGHTS = ("diffusion_pytorch_model", "model")  # stems of the files of diffusers and transformers
+VARIANTS = (None, "fp16", "bf16")  # in which their names say that they are; the first is taken
+WEIGHT_FILE = (
+    re.compile(  # the variant stands before or behind the number of a shard, or at the end
+        rf"(?:{'|'.join(WEIGHTS)})(?:-\d+-of-\d+)?(?:\.(\w+?))?(?:-\d+-of-\d+)?\.safetensors"
+        r"(?:\.index(?:\.(\w+))?\.json)?"
+    )
+)
 PICKLE_SUFFIXES = (".pt", ".pth")
 RECORD = "smidgen"
 HOLDERS = ("ema", "model", "state_dict", "model_state_dict", "module")  # of tensors, in a `.pt`
@@ -106,14 +114,15 @@ def read_shards(index: Path) -> list[Path]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a component's weights as diffusers or transformers writes them: those that an
-    index names, or one.
+    index names, or one; of the `VARIANTS` the first that is there.
 
     Raises: SmidgenError if there are none, or only pickles.
     """
+    variant = variant_of(folder)
     for stem in WEIGHTS:
-        if (index := folder / f"{stem}.safetensors.index.json").is_file():
+        if (index := folder / _named(f"{stem}.safetensors.index.json", variant)).is_file():
             return read_shards(index)
-        if (file := folder / f"{stem}.safetensors").is_file():
+        if (file := folder / _named(f"{stem}.safetensors", variant)).is_file():
             return [file]
     refuse_pickles(folder)
     variants = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -121,6 +130,39 @@ def weight_files(folder: Path) -> list[Path]:
         f"{variants[0]} is a variant: rename it to use it" if variants else "get the folder again"
     )
     raise SmidgenError(f"{folder} holds no {WEIGHTS[0]}.safetensors; {hint}")
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant of a component's weights that is read: None, the plain files, if those are there,
+    or nothing is.
+    """
+    for variant in VARIANTS:
+        names = (f"{stem}.safetensors{index}" for stem in WEIGHTS for index in ("", ".index.json"))
+        if any((folder / _named(name, variant)).is_file() for name in names):
+            return variant
+    return None
+
+
+def second_copies(files: Iterable[str]) -> list[str]:
+    """Those of a model's files, by their paths, that hold weights which are not read, because they
+    are there in a variant that comes first, or are of one that is unknown.
+    """
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for name in files:
+        folder, _, file = name.rpartition("/")
+        if match := WEIGHT_FILE.fullmatch(file):
+            found.setdefault((folder, match[1] or match[2]), []).append(name)
+    folders = {folder for folder, _ in found}
+    read = {
+        (folder, next((v for v in VARIANTS if (folder, v) in found), None)) for folder in folders
+    }
+    return [name for place, names in found.items() if place not in read for name in names]
+
+
+def _named(file: str, variant: str | None) -> str:
+    """The name of a file of weights, or of their index, in a variant."""
+    stem, _, suffix = file.rpartition(".")
+    return file if variant is None else f"{stem}.{variant}.{suffix}"
 
 
 def refuse_pickles(folder: Path) -> None:

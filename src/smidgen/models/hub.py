@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
-from smidgen.models.files import read_json
+from smidgen.models.files import read_json, second_copies
 from smidgen.models.pipelines import INDEX, is_pipeline, wanted
 from smidgen.models.schemas import Folder
 
@@ -21,7 +21,7 @@ PATTERNS = [  # of a pipeline, of our folder, and of a lone codec; never a pickl
     *(f"{folder}diffusion_pytorch_model*.safetensors" for folder in ("", "transformer/", "vae/")),
     "dit.safetensors",
 ]
-IGNORED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]  # second copies
+VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")  # may be second copies; those here are kept
 ANSWER_SECONDS = 4.0  # for the connection and for each read
 DEADLINE_SECONDS = 6.0  # for everything, name resolution too; the rest of ten is for imports
 
@@ -37,29 +37,30 @@ def download(
     Raises: SmidgenError if the hub does not answer and there is no copy, there is no such public
         model, the download breaks, or it is a pipeline that cannot be trained.
     """
-    problem = _why_unreachable(repo_id)
+    known = _known_files(repo_id, revision)
     if patterns is None:
-        index = _snapshot(repo_id, [INDEX, "config.json"], revision, problem) / INDEX
+        index = _snapshot(repo_id, [INDEX, "config.json"], revision, known) / INDEX
         described = read_json(index, Folder) if index.is_file() else {}
         patterns = wanted(described, Path(repo_id)) if is_pipeline(described) else PATTERNS
-    return _snapshot(repo_id, patterns, revision, problem)
+    return _snapshot(repo_id, patterns, revision, known)
 
 
 def _snapshot(
-    repo_id: str, patterns: Sequence[str], revision: str | None, problem: str | None
+    repo_id: str, patterns: Sequence[str], revision: str | None, known: Sequence[str] | str
 ) -> Path:
-    """The folder with these files; `problem` is why the hub cannot be asked for them."""
+    """The folder with these files of all that are `known`, or why the hub cannot be asked."""
     # imported late: half a second that a local base does not need
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    problem = known if isinstance(known, str) else None
     try:
         return Path(
             snapshot_download(
                 repo_id,
                 revision=revision,
                 allow_patterns=list(patterns),
-                ignore_patterns=IGNORED,
+                ignore_patterns=list(VARIANTS if problem else second_copies(known)),
                 etag_timeout=ANSWER_SECONDS,
                 local_files_only=problem is not None,
             )
@@ -76,10 +77,10 @@ def _snapshot(
         ) from error
 
 
-def _why_unreachable(repo_id: str) -> str | None:
-    """Asks the hub once whether it has the model; None if so."""
+def _known_files(repo_id: str, revision: str | None) -> list[str] | str:
+    """Asks the hub once which files the model has; or why it cannot be asked."""
     try:
-        return in_time(lambda: _ask(repo_id), DEADLINE_SECONDS)
+        return in_time(lambda: _ask(repo_id, revision), DEADLINE_SECONDS)
     except TimeoutError:
         return f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds"
 
@@ -103,14 +104,14 @@ def in_time(work: Callable[[], T], seconds: float) -> T:
         raise TimeoutError(f"no answer within {seconds:g} seconds") from error
 
 
-def _ask(repo_id: str) -> str | None:
+def _ask(repo_id: str, revision: str | None) -> list[str] | str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        HfApi().model_info(repo_id, timeout=ANSWER_SECONDS)
+        found = HfApi().model_info(repo_id, revision=revision, timeout=ANSWER_SECONDS)
     except RepositoryNotFoundError:  # gated models as well
         return "the hub has no such model that you may read"
     except Exception as error:  # those of the http library, which is not ours to name
         return f"the hub cannot be reached ({in_one_line(error)})"
-    return None
+    return [file.rfilename for file in found.siblings or ()]

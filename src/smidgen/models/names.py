@@ -9,13 +9,15 @@ from pathlib import Path
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ARCHITECTURES = Path(__file__).parent / "architectures"
+BASE_FILES = ("dit.safetensors", "model_index.json")  # a folder with one of these is a base
 FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def shipped_names() -> tuple[str, ...]:
     """The bases that come with the package."""
-    return tuple(sorted(path.parent.name for path in EMBEDDED.glob("*/config.json")))
+    found = (path for name in BASE_FILES for path in EMBEDDED.glob(f"*/{name}"))
+    return tuple(sorted(path.parent.name for path in found))
 
 
 def is_hub_id(name: str) -> bool:

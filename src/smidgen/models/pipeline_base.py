@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,14 +47,9 @@ def load_pipeline(
     conditioner, and asking for its family is an error.
 
     Raises: UsageError for an image size that does not fit; SmidgenError for a pipeline that is not
-        known, files that are missing, damaged or pickles, or if transformers is not installed.
+        known, or files that are missing, damaged or pickles.
     """
     network, pipeline = pipeline_of(index, source)
-    if pipeline.prompts and find_spec("transformers") is None:
-        raise SmidgenError(
-            f'base "{name}" reads prompts with transformers, which is not installed: '
-            'pip install "smidgen[features]"'
-        )
     check_files(source, index, pipeline)
     autoencoder = codec()
     config = read_json(source / pipeline.denoiser / "config.json")

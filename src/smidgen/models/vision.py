@@ -27,7 +27,7 @@ from smidgen.models.schemas import check_sizes
 def load_dinov2(folder: Path, image_size: int, device: torch.device | str = "cpu") -> nn.Module:
     """The frozen Dinov2Model of a folder, its positions brought to `image_size` pixels.
 
-    Raises: SmidgenError if transformers is missing, or the folder does not hold such a model.
+    Raises: SmidgenError if the folder does not hold such a model.
     """
     with _transformers():
         from transformers.models.dinov2 import Dinov2Model
@@ -60,7 +60,7 @@ def interpolate_positions(positions: Float[Tensor, "1 P D"], grid: int) -> Float
 def load_clip(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
     """The frozen CLIPModel of a folder.
 
-    Raises: SmidgenError if transformers is missing, or the folder does not hold such a model.
+    Raises: SmidgenError if the folder does not hold such a model.
     """
     with _transformers():
         from transformers.models.clip import CLIPModel
@@ -95,6 +95,16 @@ def load_clip_tokenizer(
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     return tokenize
+
+
+def known_words(folder: Path) -> tuple[str, ...]:
+    """The words that are one token of the CLIP tokenizer in a folder's vocab.json.
+
+    Raises: SmidgenError if there is none.
+    """
+    ending = "</w>"
+    tokens = read_json(folder / "vocab.json")
+    return tuple(token.removesuffix(ending) for token in tokens if token.endswith(ending))
 
 
 def hash_weights(folder: Path) -> str:
@@ -142,13 +152,9 @@ def _load(kind: Any, folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _transformers() -> Iterator[None]:
-    """Inside, transformers may be imported, and says nothing. Raises: SmidgenError without it."""
-    try:
-        from transformers.utils import logging
-    except ImportError as error:
-        raise SmidgenError(
-            "these features need the library transformers: pip install transformers"
-        ) from error
+    """Inside, transformers may be imported, and says nothing."""
+    from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -153,6 +153,7 @@ class MeasuredSampling(LoadedSampling):
 
     classes: str | tuple[str, ...] = field(default="all", metadata=NO_FLAG)
     prompt: tuple[str, ...] = field(default=(), metadata=NO_FLAG)
-    num_images: int = MEASURED_IMAGES
-    """Samples in total, image i of class i mod K."""
+    num_images: int | None = None
+    """Samples in total, image i of class i mod K; none: 10,000, or of a personalisation four of
+    each of its prompts."""
     batch_size: int = field(default=64, metadata=NO_FLAG)
