@@ -21,6 +21,7 @@ from smidgen.interop.pipeline_folder import (
     open_pipeline,
 )
 from smidgen.models.base import Base
+from smidgen.models.calling import dtype_of
 from smidgen.models.dit import DiT
 from smidgen.models.dit_weights import build_dit, write_diffusers, write_original_pt
 
@@ -101,7 +102,7 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
     assert isinstance(table, IntoTable)
     num_classes = len(state[table.weight]) - 1
     config = replace(denoiser.config, num_classes=num_classes)
-    folded = build_dit(config, state, device=base.device, dtype=denoiser.pos_embed.dtype)
+    folded = build_dit(config, state, device=base.device, dtype=dtype_of(denoiser))
     if format == "dit":
         write_original_pt(folded, output)
         return output

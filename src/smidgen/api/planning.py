@@ -97,6 +97,8 @@ def plan_run(
         method_config=config.method_config,
         training=config.training,
         latent_side=None if size is None or factor is None else size // factor,
+        base_precision=given.get("base_precision"),
+        device=torch.device(device).type,
     )
     # tensor by tensor is what `smidgen inspect` shows
     return facts | {name: fact for name, fact in counts.items() if name != "tensors"}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from smidgen.core.edits import Weight
+from smidgen.core.storage import runs_in
 from smidgen.errors import SmidgenError
 from smidgen.methods.configs import NoOptions
 from smidgen.methods.method import Tunable
@@ -24,7 +25,7 @@ def build(base: Tunable, config: NoOptions, generator: torch.Generator) -> dict[
         table = base.denoiser.get_submodule(module)
         fixed |= {f"{module}.{name}" for name, _ in table.named_parameters()}
     copies = {
-        name: parameter.detach().clone()
+        name: parameter.detach().to(runs_in(base.denoiser, parameter), copy=True)
         for name, parameter in base.denoiser.named_parameters()
         if name not in fixed
     }
