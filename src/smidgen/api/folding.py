@@ -91,6 +91,8 @@ def export_lora(
 def _check_output(base: Base, output: Path) -> None:
     if base.source is not None:
         check_apart(base.source, output)
+    if Path(base.name).is_file():  # which was unpacked
+        check_apart(Path(base.name), output)
 
 
 def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path:

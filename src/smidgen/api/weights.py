@@ -49,6 +49,7 @@ def inspect(
     method: str = "difffit",
     method_config: Mapping[str, Any] | None = None,
     base_precision: str | None = None,
+    device: str = "cpu",
     **settings: Any,
 ) -> dict[str, Any]:
     """Count what `method` would train for `num_classes` classes (None: the base's own), without any
@@ -61,7 +62,7 @@ def inspect(
     that no site reaches, with their counts. Any `settings`, those of TrainingConfig, add `memory`:
     the bytes of such a training at its peak (`total`) and what for, and on Linux those of the whole
     process then (`process`), if the images are encoded already; `base_precision` is as in
-    `load_base`.
+    `load_base`, and `device` what kind of device that would be on, here or not.
 
     Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
@@ -71,6 +72,7 @@ def inspect(
         method=method,
         method_config=configure(method, method_config),
         base_precision=base_precision,
+        device=device,
         training=make(TrainingConfig, settings) if settings else None,
     )
 

@@ -42,6 +42,7 @@ from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pi
 from smidgen.models.precision import check_base_precision, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
+from smidgen.models.single_files import folder_of, is_single_file
 from smidgen.processes import is_main
 
 logger = logging.getLogger(__name__)
@@ -243,7 +244,7 @@ def _locate(name: str | Path) -> Path:
         return EMBEDDED / name
     path = Path(name).expanduser()
     if path.exists():
-        return path
+        return folder_of(path) if is_single_file(path) else path
     if is_architecture(name):
         remedy = "its folder of diffusers, or a hub id as owner/name"
         if str(name).startswith("DiT-"):
