@@ -248,3 +248,22 @@ def test_clip_and_openclip_come_back_from_their_names():
         found = read(forward(state), shapes)
         assert set(found) == set(state)
         assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("width", "first", "message"),
+    [
+        (1280, (320, 4, 3, 3), "texts of 1280 channels"),  # SDXL's refiner
+        (768, (320, 9, 3, 3), "inpainting"),
+        (768, (), "first layer"),
+        (None, (320, 4, 3, 3), "texts of None"),
+    ],
+)
+def test_files_of_other_models_are_refused(tmp_path, width, first, message):
+    block = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0"
+    header = {
+        f"{block}.attn2.to_k.weight": () if width is None else (320, width),
+        "model.diffusion_model.input_blocks.0.0.weight": first,
+    }
+    with pytest.raises(SmidgenError, match=message):
+        blueprint_by(header, None, tmp_path / "x.safetensors")

@@ -45,11 +45,11 @@ def kept_in(asked: str | None, dtype: torch.dtype, files: Sequence[Path] = ()) -
 
 def precision_of(files: Sequence[Path]) -> str:
     """The half precision that all weights in these safetensors files are in, by their headers; fp32
-    of others, mixed ones and none. Numbers of 8 bit fit into any.
+    of others, mixed ones, quantised ones and none. Floats of 8 bit fit into any.
     """
     found: set[str] = set()
     for path in files:
         with open_safetensors(path) as file:
             found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    known = {IN_FILES[kind] for kind in found if kind in IN_FILES}
+    known = {IN_FILES.get(kind, "fp32") for kind in found if not kind.startswith("F8")}
     return known.pop() if len(known) == 1 else "fp32"

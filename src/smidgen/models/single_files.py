@@ -46,6 +46,7 @@ KINDS = {768: ("sd-1", "sd-1.5"), 1024: ("sd-2", "sd-2.1"), 2048: ("sdxl", "sdxl
 UNREAD = re.compile(
     r"(model_ema\.|first_stage_model\.loss\.|cond_stage_model\.(model\.)?(logit_scale|attn_mask)"
     r"|conditioner\.embedders\.\d\.(model\.)?(logit_scale|attn_mask)|denoiser\.sigmas$"
+    r"|cond_stage_model\.text_projection(\.weight)?$"
     r"|cond_stage_model\.model\.(text_projection$|transformer\.resblocks\.23\.)"
     r"|(sqrt_|log_)?(recip_|recipm1_|one_minus_)?alphas_cumprod(_prev)?$|betas$|logvar$"
     r"|posterior_\w+$|sqrt_\w+$|lvlb_weights$|scale_factor$|v_pred$|ztsnr$|.*\.position_ids$)"
@@ -131,18 +132,18 @@ def blueprint_by(shapes: Mapping[str, Any], predicts: str | None, path: Path) ->
     """The configurations that fit the tensors of a file at `path`; `predicts`: "v" or "epsilon" if
     it is known. Raises: SmidgenError as `folder_of`.
     """
-    found = (shapes.get(TEXT_WIDTH.format(number)) for number in (1, 2, 4))
-    width = next((shape[1] for shape in found if shape), None)
+    found = [shapes.get(TEXT_WIDTH.format(number), ()) for number in (1, 2, 4)]
+    width = next((shape[1] for shape in found if len(shape) == 2), None)
     if width not in KINDS:
         raise SmidgenError(
             f"{path} is no checkpoint of SD 1.x, 2.x or SDXL (its UNet reads texts of {width} "
             "channels); give its folder of diffusers"
         )
-    channels = shapes[f"{DENOISER}input_blocks.0.0.weight"][1]
-    if channels != 4:
+    first = tuple(shapes.get(f"{DENOISER}input_blocks.0.0.weight", ()))
+    if first[1:2] != (4,):
         raise SmidgenError(
-            f"{path} has a UNet that reads {channels} channels (inpainting or another task); "
-            "expected the 4 of a text-to-image model"
+            f"{path} has a UNet whose first layer is {first}: that of inpainting or another task; "
+            "expected one that reads the 4 channels of a text-to-image model"
         )
     name, unet = KINDS[width]
     if predicts is None and name == "sd-2":
