@@ -29,6 +29,8 @@ CASES = (
     ("DiT-S/2", 8, "difffit", True),
     ("DiT-S/2", 8, "full", False),
     ("DiT-S/2", 32, "difffit", False),
+    ("DiT-S/2", 8, "difffit", False, "bf16"),
+    ("DiT-S/2", 8, "difffit", True, "bf16"),
 )
 NUM_CLASSES = 48
 STEPS = 3
@@ -43,6 +45,7 @@ class Case:
     batch_size: int
     method: str
     checkpointing: bool
+    base_precision: str = "fp32"
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -65,7 +68,7 @@ def measure(case: Case) -> dict[str, float]:
     )
     before = resident()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    base, delta = train(config, settings, case.method)
+    base, delta = train(config, settings, case.method, case.base_precision)
     peak = status("VmHWM")
     return {
         "estimate": estimate_memory(base.denoiser, delta, settings).total / MEGABYTE,
@@ -74,10 +77,11 @@ def measure(case: Case) -> dict[str, float]:
     }
 
 
-def train(config, settings, method):
+def train(config, settings, method, base_precision="fp32"):
     """A training of a random network on random latents; returns base and delta."""
     import torch
 
+    from smidgen.core.storage import narrow
     from smidgen.data.latents import LatentSet
     from smidgen.diffusion.process import Diffusion
     from smidgen.diffusion.schedule import Schedule
@@ -85,10 +89,13 @@ def train(config, settings, method):
     from smidgen.methods import configure
     from smidgen.methods.build import build_delta
     from smidgen.models.base import Base, base_fingerprint
+    from smidgen.models.calling import DTYPES
     from smidgen.models.dit import DiT
     from smidgen.training.loop import train_delta
 
     denoiser = DiT(config).requires_grad_(False).eval()
+    if base_precision != "fp32":
+        narrow(denoiser, DTYPES[base_precision])
     base = Base(
         name="random",
         denoiser=denoiser,

@@ -8,8 +8,8 @@ import torch
 from smidgen.errors import SmidgenError
 from smidgen.hosts import flux, sd3, unet
 from smidgen.hosts.host import find_family
+from smidgen.hosts.original_parts import original_open_clip, original_vae
 from smidgen.hosts.renaming import modules_of, rename
-from smidgen.interop.original_parts import original_open_clip, original_vae
 from smidgen.interop.single_file import DENOISER
 from tests.tiny.codecs import autoencoder
 from tests.tiny.networks import network

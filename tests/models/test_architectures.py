@@ -12,7 +12,12 @@ from tests.tiny.hosts import TINY_HOSTS
 from tests.tiny.networks import network
 
 # parameters of the published UNets
-PUBLISHED = {"sd-1.4": 859_520_964, "sd-1.5": 859_520_964, "sdxl": 2_567_463_684}
+PUBLISHED = {
+    "sd-1.4": 859_520_964,
+    "sd-1.5": 859_520_964,
+    "sd-2.1": 865_910_724,
+    "sdxl": 2_567_463_684,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -80,7 +80,7 @@ def test_timestep_features_are_128_cosines_then_sines(shift):
     t = torch.tensor([0, 1, 500, 999])
     seen = []
     handle = model.t_embedder.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    model.t_embedder(t)
+    model.t_embedder(t, torch.float32)
     handle.remove()
     frequencies = np.exp(-np.log(10000) * np.arange(128) / (128 - shift))
     angles = t.numpy()[:, None] * frequencies

@@ -22,6 +22,7 @@ from smidgen.interop.pipeline_folder import (
     open_pipeline,
 )
 from smidgen.models.base import Base
+from smidgen.models.calling import dtype_of
 from smidgen.models.dit import DiT
 from smidgen.models.dit_weights import build_dit, write_diffusers, write_original_pt
 
@@ -104,6 +105,8 @@ def export_embeddings(delta: Delta | str | Path, base: Base, *, output: str | Pa
 def _check_output(base: Base, output: Path) -> None:
     if base.source is not None:
         check_apart(base.source, output)
+    if Path(base.name).is_file():  # which was unpacked
+        check_apart(Path(base.name), output)
 
 
 def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path:
@@ -115,7 +118,7 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
     assert isinstance(table, IntoTable)
     num_classes = len(state[table.weight]) - 1
     config = replace(denoiser.config, num_classes=num_classes)
-    folded = build_dit(config, state, device=base.device, dtype=denoiser.pos_embed.dtype)
+    folded = build_dit(config, state, device=base.device, dtype=dtype_of(denoiser))
     if format == "dit":
         write_original_pt(folded, output)
         return output

@@ -113,6 +113,8 @@ def plan_run(
         reader=reader_without_weights(base, size) if reads else None,
         trains_encoders=reads and config.trains_encoders,
         token=config.token,
+        base_precision=given.get("base_precision"),
+        device=torch.device(device).type,
     )
     # tensor by tensor is what `smidgen inspect` shows
     return facts | {name: fact for name, fact in counts.items() if name != "tensors"}

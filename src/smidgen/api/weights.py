@@ -12,6 +12,7 @@ from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
+from smidgen.core.storage import narrow
 from smidgen.errors import UsageError
 from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_family, find_host
@@ -22,7 +23,7 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
-from smidgen.models.pretrained import prompt_files, trained_size
+from smidgen.models.pretrained import prompt_files, stored_precision, trained_size
 from smidgen.models.reader import Reader
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
@@ -51,6 +52,8 @@ def inspect(
     num_classes: int | None = None,
     method: str = "difffit",
     method_config: Mapping[str, Any] | None = None,
+    base_precision: str | None = None,
+    device: str = "cpu",
     **settings: Any,
 ) -> dict[str, Any]:
     """Count what `method` would train for `num_classes` classes (None: the base's own), without any
@@ -62,7 +65,8 @@ def inspect(
     `shape` and `count` of each, in the delta's order, and `untouched` the parameters of the network
     that no site reaches, with their counts. Any `settings`, those of TrainingConfig, add `memory`:
     the bytes of such a training at its peak (`total`) and what for, and on Linux those of the whole
-    process then (`process`), if the images are encoded already.
+    process then (`process`), if the images are encoded already; `base_precision` is as in
+    `load_base`, and `device` what kind of device that would be on, here or not.
 
     Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
@@ -74,6 +78,8 @@ def inspect(
         num_classes=num_classes,
         method=method,
         method_config=configure(method, method_config),
+        base_precision=base_precision,
+        device=device,
         training=training,
         reader=reader_without_weights(base) if reads else None,
         trains_encoders=reads,
@@ -114,13 +120,24 @@ def count_weights(
     reader: Reader | None = None,
     trains_encoders: bool = False,
     token: str | None = None,
+    base_precision: str | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """`inspect` with the method's own Config; `training` None: without the memory, which is that of
-    latents of `latent_side`, None: of the base's own. `reader` (`reader_without_weights`): what
-    encodes texts in the step, None where nothing does; `trains_encoders`: whether something is
-    trained there, `token`: the new word of textual inversion.
+    latents of `latent_side`, None: of the base's own, on a device of this name. `reader`
+    (`reader_without_weights`): what encodes texts in the step, None where nothing does;
+    `trains_encoders`: whether something is trained there, `token`: the new word of textual
+    inversion.
     """
     shape = _shape_of(base, num_classes, latent_side)
+    if not isinstance(base, Base):
+        stored = stored_precision(base, base_precision)
+        if stored != torch.float32:
+            narrow(shape.denoiser, stored)
+    else:
+        device = base.device.type
+        if base_precision is not None:
+            raise UsageError("base_precision is for a base that is not loaded yet; leave it out")
     count = _num_labels(shape)
     classes = [f"class {number}" for number in range(count or 0)]
     encoders = reader.encoders if reader is not None and trains_encoders else ()
@@ -145,9 +162,9 @@ def count_weights(
         if latent_side is not None:
             channels = example.latent_shape[0]
             example = replace(example, latent_shape=(channels, latent_side, latent_side))
-        memory = estimate_memory(shape.denoiser, delta, training, example, reader)
+        memory = estimate_memory(shape.denoiser, delta, training, example, reader, device=device)
         found["memory"] = memory.as_dict()
-        if resident is not None:
+        if resident is not None and device == "cpu":
             loaded = memory.weights if isinstance(base, Base) else 0
             found["memory"]["process"] = resident - loaded + LATER_BYTES + memory.total
     return found

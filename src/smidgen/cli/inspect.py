@@ -34,8 +34,8 @@ class InspectOptions:
     """What to look at."""
 
     model: str
-    """An architecture (DiT-XL/2, sd-1.4, sd-1.5, sdxl), a base (shipped name, folder of ours or of
-    diffusers, file, hub id) or a delta file."""
+    """An architecture (DiT-XL/2, sd-1.4, sd-1.5, sd-2.1, sdxl), a base (shipped name, folder of
+    ours or of diffusers, file, hub id) or a delta file."""
     num_classes: int | None = None
     """Classes to train; none: as many as the base has, which for one with prompts is none."""
     method: str = "difffit"

@@ -24,6 +24,7 @@ from smidgen.cli.options import (
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
 from smidgen.files.settings import SWITCH, flatten
+from smidgen.models.names import BasePrecision
 from smidgen.training.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -41,6 +42,20 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedBase(BaseOnDevice):
+    """The pretrained base."""
+
+    base_precision: BasePrecision | None = None
+    """Number format in which its frozen weights are kept: half as many bytes in bf16 or fp16, and
+    the passes go on in --precision; none: as a pipeline's files have them."""
+
+    def given(self) -> dict[str, Any]:
+        """What `load_base` is told besides the name and the image size, as recipes have it."""
+        own = {} if self.base_precision is None else {"base_precision": self.base_precision}
+        return super().given() | own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSwitches(OutputSwitches):
     """How to run and how to answer; never part of a recipe."""
 
@@ -52,7 +67,7 @@ class TrainSwitches(OutputSwitches):
             raise UsageError("--time tells how long a training would take; give --dry-run too")
 
 
-GROUPS: Mapping[str, type] = {"base": BaseOnDevice, "run": RunConfig, "training": TrainingConfig}
+GROUPS: Mapping[str, type] = {"base": TrainedBase, "run": RunConfig, "training": TrainingConfig}
 
 
 def run(argv: Sequence[str]) -> None:
@@ -131,7 +146,7 @@ def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, An
     }
 
 
-def plan(base: BaseOnDevice, config: RunConfig, switches: TrainSwitches) -> dict[str, Any]:
+def plan(base: TrainedBase, config: RunConfig, switches: TrainSwitches) -> dict[str, Any]:
     """What the run would find, train and need."""
     from smidgen.api.planning import plan_run, time_steps
     from smidgen.models.calling import device_of

@@ -18,6 +18,7 @@ from torch.nn import functional
 from smidgen.core.bypass import Bypass
 from smidgen.core.edit import Edit, Removable, Size, Spec, along, plant
 from smidgen.core.sites import Function, Name, Site, SiteSpec, misfit, module_at
+from smidgen.core.storage import runs_in
 from smidgen.core.tokens import Tokens
 from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
@@ -208,10 +209,11 @@ class Weight(Edit):
             if copy.shape != own.shape:
                 shapes = f"shape {tuple(own.shape)}, in the delta {tuple(copy.shape)}"
                 raise misfit(f"{name} has {shapes}")
-            if (copy.dtype, copy.device) != (own.dtype, own.device):
+            dtype = runs_in(root, own)
+            if (copy.dtype, copy.device) != (dtype, own.device):
                 raise SmidgenError(
-                    f"{name} is {copy.dtype} on {copy.device} in the delta, {own.dtype} on "
-                    f'{own.device} in the base; first call delta.to("{own.device}", {own.dtype})'
+                    f"{name} is {copy.dtype} on {copy.device} in the delta, {dtype} on "
+                    f'{own.device} in the base; first call delta.to("{own.device}", {dtype})'
                 )
 
     def attach(self, root: nn.Module) -> Iterator[Removable]:

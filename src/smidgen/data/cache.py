@@ -7,11 +7,9 @@ a changed file therefore has no entry, and only it is encoded again. See shards.
 import dataclasses
 import hashlib
 import json
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,8 @@ from smidgen.data.shards import (
     open_shards,
     write_shard,
 )
-from smidgen.errors import SmidgenError, UsageError
+from smidgen.errors import UsageError
+from smidgen.files.places import default_cache_dir
 
 # A shard ends with the batch that reaches one of these; a killed run loses no more than that.
 SHARD_IMAGES = 1024
@@ -61,28 +60,6 @@ ENCODE_PIXELS = 2**18
 
 # Above this a LatentSet stays memory-mapped.
 MEMORY_BYTES = 2**30
-
-
-def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """$SMIDGEN_CACHE, or the platform's folder for caches.
-
-    Raises: SmidgenError if there is no home folder.
-    """
-    if given := environment.get("SMIDGEN_CACHE"):
-        return Path(given)
-    xdg = Path(environment.get("XDG_CACHE_HOME", ""))
-    # The XDG specification has relative paths ignored.
-    if xdg.is_absolute():
-        return xdg / "smidgen"
-    if sys.platform == "win32" and (local := environment.get("LOCALAPPDATA")):
-        return Path(local) / "smidgen" / "cache"
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        raise SmidgenError(
-            "there is no home folder for the latent cache: set SMIDGEN_CACHE"
-        ) from error
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "smidgen"
 
 
 def _check_request(

@@ -6,7 +6,7 @@ those of diffusers: there queries, keys and values are three linears, in most or
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +65,60 @@ def rename(state: Mapping[str, Tensor], renaming: Renaming, what: str) -> dict[s
             used.add(inner)
     check_all_used(state, used, what)
     return renamed
+
+
+def restore(
+    state: Mapping[str, Tensor],
+    renaming: Renaming,
+    shapes: Mapping[str, Sequence[int]],
+    what: str,
+) -> dict[str, Tensor]:
+    """The reverse of `rename`: the tensors of these inner names and shapes of a state dict with
+    outer names. A linear may be there as a convolution of one pixel.
+
+    Raises: SmidgenError if one is missing or has another shape, or one of `state` is no part of
+        them; `what` names the format.
+    """
+    found: dict[str, Tensor] = {}
+    used: set[str] = set()
+
+    def take(outer: str, inner: Sequence[str]) -> None:
+        if outer not in state:
+            raise SmidgenError(f"{what} lacks {outer}; get the file again")
+        used.add(outer)
+        rows, places = state[outer], [tuple(shapes[key]) for key in inner]
+        height = sum(shape[0] for shape in places)
+        expected = [height, *places[0][1:]]
+        if _without_ones(rows.shape) != _without_ones(expected):
+            raise SmidgenError(
+                f"{what}: {outer} is {tuple(rows.shape)}, expected {tuple(expected)}"
+            )
+        for key, shape in zip(inner, places, strict=True):
+            part, rows = rows[: shape[0]], rows[shape[0] :]
+            found[key] = part.reshape(shape)
+
+    for outer, parts in renaming.modules.items():
+        for end in ENDS:
+            inner = [f"{part}.{end}" for part in parts]
+            if inner[0] in shapes:
+                take(f"{outer}.{end}", inner)
+                if outer in renaming.swapped:
+                    found[inner[0]] = swap_halves(found[inner[0]])
+    for outer, key in renaming.tensors.items():
+        if key in shapes:
+            take(outer, [key])
+    left = [key for key in shapes if key not in found]
+    if left:
+        raise SmidgenError(f"{what} has no name for {left[0]}")
+    unknown = [key for key in state if key not in used]
+    if unknown:
+        raise SmidgenError(f"{what} has {unknown[0]}, which is no part of its configuration")
+    return found
+
+
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    """The sides that are no axis of one entry."""
+    return [side for side in shape if side != 1]
 
 
 def check_all_used(state: Collection[str], used: Collection[str], what: str) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Original
 from smidgen.hosts.host import families
+from smidgen.hosts.original_parts import original_clip, original_open_clip, original_vae
 from smidgen.hosts.renaming import modules_of, rename
-from smidgen.interop.original_parts import original_clip, original_open_clip, original_vae
 
 State = Mapping[str, Tensor]
 

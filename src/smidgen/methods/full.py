@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.core.edits import Weight
+from smidgen.core.storage import runs_in
 from smidgen.errors import SmidgenError
 from smidgen.methods.configs import NoOptions
 from smidgen.methods.method import Encoder, Tunable
@@ -58,7 +59,7 @@ def build_in_encoders(
 
 def _copies(network: nn.Module, fixed: Collection[str]) -> dict[str, Weight]:
     copies = {
-        name: parameter.detach().clone()
+        name: parameter.detach().to(runs_in(network, parameter), copy=True)
         for name, parameter in network.named_parameters()
         if name not in fixed
     }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from smidgen.core.edits import Edit, Weight
+from smidgen.core.storage import runs_in
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Block, Host
@@ -37,7 +38,7 @@ def final_copy(base: Tunable) -> dict[str, Edit]:
     """A trained copy of all parameters of the final layer."""
     name = base.host.final
     copies = {
-        inner: parameter.detach().clone()
+        inner: parameter.detach().to(runs_in(base.denoiser, parameter), copy=True)
         for inner, parameter in base.denoiser.get_submodule(name).named_parameters()
         if f"{name}.{inner}" not in base.host.fixed
     }

@@ -19,6 +19,7 @@ from smidgen.models.hub import download
 from smidgen.models.names import ARCHITECTURES, EMBEDDED, on_hub, shipped_names
 from smidgen.models.pretrained import meta_denoiser
 from smidgen.models.schemas import Folder, check_sizes
+from smidgen.models.single_files import folder_of, is_single_file
 
 FILES = ("model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 DENOISERS = ("unet", "transformer")  # folders of a pipeline
@@ -82,6 +83,8 @@ def _config_of(name: str | Path) -> dict[str, Any] | None:
         return read_json(ARCHITECTURES / f"{name}.json")
     shipped = isinstance(name, str) and name in shipped_names()
     folder = EMBEDDED / name if shipped else Path(name).expanduser()
+    if is_single_file(folder):
+        folder = folder_of(folder)
     if not folder.is_dir():
         return None
     index = folder / "model_index.json"

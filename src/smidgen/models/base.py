@@ -13,6 +13,7 @@ from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprint
+from smidgen.core.storage import cast
 from smidgen.diffusion.process import Process
 from smidgen.errors import UsageError
 from smidgen.hosts.family import Family
@@ -67,7 +68,7 @@ class Base:
 
     @property
     def precision(self) -> str:
-        """The number format of the denoiser, as settings call it."""
+        """The number format in which the denoiser computes, as settings call it."""
         dtype = dtype_of(self.denoiser)
         return next((name for name, one in DTYPES.items() if one == dtype), str(dtype))
 
@@ -102,7 +103,9 @@ class Base:
         self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> Base:
         """Moves denoiser and codec of this base, casts the denoiser; the codec stays in float32."""
-        self.denoiser.to(device=device, dtype=dtype)
+        self.denoiser.to(device=device)
+        if dtype is not None:
+            cast(self.denoiser, dtype)
         if device is not None and isinstance(self.codec, AutoencoderCodec):
             self.codec.to(device)
         return self

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from smidgen.core.storage import computes_in
 from smidgen.errors import UsageError
 from smidgen.hosts.family import Condition, Family
 from smidgen.processes import own_device
@@ -43,5 +44,5 @@ def device_of(name: str) -> str:
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:
-    """The precision of a network's weights, in which it wants its input."""
-    return next(network.parameters()).dtype
+    """The precision in which a network computes and wants its input."""
+    return computes_in(network)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smidgen.core.storage import keep
 from smidgen.core.weights import check_finite
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
@@ -117,12 +118,21 @@ def class_of(name: str, beside: str | None = None) -> Any:
             raise SmidgenError(f"{library} {release} has no {name}") from error
 
 
-def load_network(folder: Path, kind: str, dtype: torch.dtype) -> nn.Module:
-    """A network from a checked folder, without the notices of diffusers.
+def load_network(
+    folder: Path, kind: str, dtype: torch.dtype, stored: torch.dtype | None = None
+) -> nn.Module:
+    """A network from a checked folder, without the notices of diffusers, that computes in `dtype`
+    with weights in `stored`, None: the same.
 
     Raises: SmidgenError if it cannot be loaded, or weights are missing, unknown or not finite.
     """
-    return _load_complete(class_of(kind), folder, f"no {kind}", dtype)
+    network = _load_complete(class_of(kind), folder, f"no {kind}", stored or dtype)
+    if stored not in (None, dtype):
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(dtype)
+        keep(network, dtype)
+    return network
 
 
 def load_autoencoder(folder: Path) -> nn.Module:

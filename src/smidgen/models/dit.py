@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -146,14 +145,16 @@ class TimestepEmbedder(nn.Module):
             nn.Linear(config.width, config.width),
         )
 
-    def forward(self, t: Float[Tensor, "B"] | Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+    def forward(
+        self, t: Float[Tensor, "B"] | Int[Tensor, "B"], dtype: torch.dtype
+    ) -> Float[Tensor, "B D"]:
         half = NUM_FREQUENCIES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=t.device)
         # In the order of the released code: float32 rounding of the exponent is felt at high t.
         frequencies = torch.exp(-math.log(10000.0) * exponent / (half - self.frequency_shift))
         angles = t[:, None].float() * frequencies[None]
         features = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return self.mlp(features.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
+        return self.mlp(features.to(dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -269,8 +270,8 @@ class DiT(nn.Module):
 
         `t` counts steps of the original schedule; `y` holds labels, `config.num_classes` = null.
         """
+        c = self.t_embedder(t, x.dtype) + self.y_embedder(y)
         x = self.x_embedder(x) + self.pos_embed
-        c = self.t_embedder(t) + self.y_embedder(y)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, c, use_reentrant=False)

@@ -59,6 +59,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return plain_names(read_safetensors(path)[0], path)
     if path.suffix in PICKLE_SUFFIXES:
         return plain_names(_only_tensors(_read_pickle(path), path), path)
+    if path.suffix == ".ckpt":
+        raise SmidgenError(
+            f"{path} is a pickle, which can run code and is not read; convert it once, where you "
+            "trust it: python -c \"import torch, safetensors.torch as s; d = torch.load('IN.ckpt', "
+            "map_location='cpu'); s.save_file({k: v.clone().contiguous() for k, v in d.get("
+            "'state_dict', d).items() if hasattr(v, 'clone')}, 'OUT.safetensors')\""
+        )
     raise SmidgenError(
         f'{path}: weights are read from .safetensors, .pt and .pth files, not "{path.suffix}"; '
         "save the tensors as safetensors first"

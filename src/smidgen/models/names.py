@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
+
+BasePrecision = Literal["fp32", "bf16", "fp16"]  # of frozen weights, kept and not computed in
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ARCHITECTURES = Path(__file__).parent / "architectures"

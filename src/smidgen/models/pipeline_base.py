@@ -16,16 +16,18 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.family import Family, Pipeline
 from smidgen.hosts.host import find_family, find_host
 from smidgen.models.base import Base, base_fingerprint
+from smidgen.models.calling import dtype_of
 from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.components import load_encoders, load_network
 from smidgen.models.conditioner import Conditioner
-from smidgen.models.files import read_json
+from smidgen.models.files import read_json, weight_files
 from smidgen.models.pipelines import (
     beside_prompts,
     check_files,
     pipeline_of,
     trained_pixels,
 )
+from smidgen.models.precision import kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
 from smidgen.models.schemas import Scheduler
@@ -39,6 +41,7 @@ def load_pipeline(
     *,
     device: str | torch.device,
     dtype: torch.dtype,
+    base_precision: str | None,
     image_size: int | None,
 ) -> Base:
     """The base in a folder of diffusers' `save_pretrained`; its text encoders wait for a prompt.
@@ -56,7 +59,8 @@ def load_pipeline(
     pixels = image_size or trained_pixels(config, autoencoder.factor)
     check_size(pixels, autoencoder.factor * pipeline.patch)
     _check_channels(config, autoencoder, name)
-    denoiser = load_network(source / pipeline.denoiser, network, dtype)
+    stored = kept_in(base_precision, dtype, weight_files(source / pipeline.denoiser))
+    denoiser = load_network(source / pipeline.denoiser, network, dtype, stored)
     denoiser.to(device).requires_grad_(False).eval()
     family = _family(denoiser, index, pipeline) if pipeline.prompts else None
     num_tokens = (pixels // autoencoder.factor // pipeline.patch) ** 2
@@ -112,7 +116,7 @@ def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: 
     parts: dict[str, Any] = dict.fromkeys(beside_prompts(index, pipeline))
     if pipeline.denoiser == "transformer":
         parts["transformer"] = base.denoiser
-    dtype = next(base.denoiser.parameters()).dtype
+    dtype = dtype_of(base.denoiser)
     kind, network = str(index["_class_name"]), type(base.denoiser).__name__
     return load_encoders(source, kind, network, dtype, parts).to(base.device)
 

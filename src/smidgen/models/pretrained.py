@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from smidgen.core.storage import narrow
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import find_host
@@ -27,13 +28,21 @@ from smidgen.models.dit_weights import (
     read_dit,
     schedule_of,
 )
-from smidgen.models.files import read_json
+from smidgen.models.files import read_json, weight_files
 from smidgen.models.hub import download
-from smidgen.models.names import EMBEDDED, is_architecture, on_hub, shipped_names
+from smidgen.models.names import (
+    EMBEDDED,
+    BasePrecision,
+    is_architecture,
+    on_hub,
+    shipped_names,
+)
 from smidgen.models.pipeline_base import check_size, load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
+from smidgen.models.precision import check_base_precision, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
+from smidgen.models.single_files import folder_of, is_single_file
 from smidgen.processes import is_main
 
 logger = logging.getLogger(__name__)
@@ -45,6 +54,7 @@ def load_base(
     codec: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    base_precision: BasePrecision | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
     frequency_shift: float | None = None,
@@ -54,16 +64,19 @@ def load_base(
     hub id.
 
     `codec` is the folder, pipeline or hub id of an autoencoder: needed with a file, and used
-    instead of a folder's own. `image_size` in pixels, None: what the base was trained at. The rest
-    is for a DiT: `frequency_shift` None: what the folder records, else 0, that of the released
-    weights. `num_classes` is checked against the file. `num_heads` is for a file of a width outside
-    the DiT family.
+    instead of a folder's own. `image_size` in pixels, None: what the base was trained at. The
+    network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
+    precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
+    same numbers. The rest is for a DiT: `frequency_shift` None: what the folder records, else 0,
+    that of the released weights. `num_classes` is checked against the file. `num_heads` is for a
+    file of a width outside the DiT family.
 
     Raises: UsageError for an architecture's name instead of weights, a file without codec, a size
         or a number of classes that does not fit; SmidgenError if nothing there can be read, or the
         hub does not answer (within ten seconds).
     """
     _check_device(device)
+    check_base_precision(base_precision)
     source = _locate(name)
     described = _describe(source)
     if is_pipeline(described):
@@ -75,9 +88,10 @@ def load_base(
             lambda: load_codec(_codec_source(name, source, codec), device=device),
             device=device,
             dtype=dtype,
+            base_precision=base_precision,
             image_size=image_size,
         )
-        base.given = _given(codec=codec)
+        base.given = _given(codec=codec, base_precision=base_precision)
         return base
     _refuse_component(source, described)
     if codec is None and not (source / "vae" / "config.json").is_file():
@@ -92,7 +106,10 @@ def load_base(
     config, state = fit_positions(config, state, latent_size, source)
     if (note := note_on_size(name, trained, image_size)) and is_main():
         logger.warning("%s", note)
+    stored = kept_in(base_precision, dtype)
     denoiser = build_dit(config, state, device=device, dtype=dtype)
+    if stored != dtype:
+        narrow(denoiser, stored)
     return Base(
         name=str(name),
         denoiser=denoiser,
@@ -103,7 +120,7 @@ def load_base(
         fingerprint=base_fingerprint(denoiser),
         image_size=config.image_size * autoencoder.factor,
         source=source.absolute(),
-        given=_given(codec=codec, frequency_shift=frequency_shift),
+        given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift),
     )
 
 
@@ -172,6 +189,22 @@ def trained_size(
     return trained_pixels(read_json(folder / "config.json"), factor), factor
 
 
+def stored_precision(name: str | Path, base_precision: str | None = None) -> torch.dtype:
+    """In what the weights of a base that computes in float32 are kept, from the headers of its
+    files; of one on the hub, as if they were in float32.
+
+    Raises: UsageError, SmidgenError as `load_base`.
+    """
+    check_base_precision(base_precision)
+    files: list[Path] = []
+    if not (base_precision or on_hub(name) or is_architecture(name)):
+        source = _locate(name)
+        described = _describe(source)
+        if is_pipeline(described):
+            files = weight_files(source / pipeline_of(described, source)[1].denoiser)
+    return kept_in(base_precision, torch.float32, files)
+
+
 def prompt_files(name: str | Path) -> PromptFiles | None:
     """The files with which a base reads prompts; None of one that reads none or lies on the hub.
 
@@ -211,7 +244,7 @@ def _locate(name: str | Path) -> Path:
         return EMBEDDED / name
     path = Path(name).expanduser()
     if path.exists():
-        return path
+        return folder_of(path) if is_single_file(path) else path
     if is_architecture(name):
         remedy = "its folder of diffusers, or a hub id as owner/name"
         if str(name).startswith("DiT-"):

@@ -68,15 +68,18 @@ def estimate_memory(
     config: TrainingConfig,
     example: Example | None = None,
     reader: Reader | None = None,
+    *,
+    device: str = "cpu",
 ) -> MemoryEstimate:
-    """The parts of the estimate; network and delta may be on the meta device. `example` None: of
-    the size that the network was trained at. `reader` has the text encoders, on the meta device,
-    where texts are encoded in the step: they are weights too. Python, its libraries and the codec
-    are not in it, nor what compilation saves, which is not known beforehand.
+    """The parts of the estimate for a device of this kind, on which network and delta need not be.
+    `example` None: of the size that the network was trained at. `reader` has the text encoders, on
+    the meta device, where texts are encoded in the step: they are weights too. Python, its
+    libraries and the codec are not in it, nor what compilation saves, which is not known
+    beforehand.
     """
     size = _bytes(delta.parameters())
-    on_cpu = next(denoiser.parameters()).device.type in ("cpu", "meta")
-    heap = (HEAP_CHECKPOINTED if config.gradient_checkpointing else HEAP) if on_cpu else 1.0
+    heap = HEAP_CHECKPOINTED if config.gradient_checkpointing else HEAP
+    heap = heap if device == "cpu" else 1.0
     # Writing a delta takes its bytes and a copy in the file's form; the peak is that or a step's.
     encoders = () if reader is None else reader.encoders
     networks = (denoiser, *(one.network for one in encoders))
@@ -85,7 +88,10 @@ def estimate_memory(
         delta=size,
         optimizer=2 * size,
         average=size,
-        step=max(int(heap * step_bytes(denoiser, delta, config, example, reader)), 2 * size),
+        step=max(
+            int(heap * step_bytes(denoiser, delta, config, example, reader, device=device)),
+            2 * size,
+        ),
     )
 
 
@@ -95,19 +101,23 @@ def step_bytes(
     config: TrainingConfig,
     example: Example | None = None,
     reader: Reader | None = None,
+    *,
+    device: str = "cpu",
 ) -> int:
-    """The bytes of all tensors of a step that live at once at its peak, gradients included."""
+    """The bytes of all tensors of a step that live at once at its peak, gradients included; on a
+    CPU, whose kernels pack copies of them, those of the linears' weights too.
+    """
     example = example or example_of(denoiser)
     shape, count = example.latent_shape, config.rows
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
-        fake = Delta(copies, delta.provenance)
+        fresh = Delta(copies, delta.provenance)
         with (
             checkpointing(network, config.gradient_checkpointing),
-            fake.attach(network),
-            nullcontext() if reader is None else _reading(reader, fake, config),
-            Peak() as peak,
+            fresh.attach(network),
+            nullcontext() if reader is None else _reading(reader, fresh, config),
+            Peak(*(() if device == "cpu" else (network, fresh))) as peak,
         ):
             task = example.with_rows(count)
             if reader is not None:
@@ -170,12 +180,15 @@ def _fake_copy(network: nn.Module) -> Any:
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors that live at once."""
+    """Counts the bytes of all tensors that live at once, but those of these modules."""
 
-    def __init__(self) -> None:
+    def __init__(self, *counted_already: nn.Module) -> None:
         super().__init__()
         self.now = self.highest = 0
         self._known: set[int] = set()
+        for module in counted_already:
+            for tensor in (*module.parameters(), *module.buffers()):
+                self._known.add(tensor.untyped_storage()._cdata)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from smidgen.hosts.renaming import Renaming, check_all_used, count_blocks, modules_of, rename
+from smidgen.hosts.renaming import (
+    Renaming,
+    check_all_used,
+    count_blocks,
+    modules_of,
+    rename,
+    restore,
+)
 
 VAE_ATTENTION = {  # diffusers -> original; older folders have the second of two
     "group_norm": "norm",
@@ -47,14 +55,18 @@ def original_vae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises: SmidgenError for a tensor that the original code has not.
     """
-    names = modules_of(state)
-    last = count_blocks(names, "decoder.up_blocks") - 1
-    found = {outer: (name,) for name in names if (outer := _vae_name(name, last)) is not None}
-    renamed = rename(state, Renaming(modules=found), "the original codec")
+    renamed = rename(state, vae_renaming(modules_of(state)), "the original codec")
     for key, tensor in renamed.items():
         if tensor.ndim == 2 and key.split(".")[1:3] == ["mid", "attn_1"]:
             renamed[key] = tensor[:, :, None, None]
     return renamed
+
+
+def vae_renaming(names: Collection[str]) -> Renaming:
+    """What the original code calls these modules of an AutoencoderKL."""
+    last = count_blocks(names, "decoder.up_blocks") - 1
+    found = {outer: (name,) for name in names if (outer := _vae_name(name, last)) is not None}
+    return Renaming(modules=found)
 
 
 def _vae_name(name: str, last: int) -> str | None:
@@ -97,6 +109,64 @@ def original_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key if key == "text_projection.weight" else f"text_model.{key}": tensor
         for key, tensor in bare_clip(state).items()
     }
+
+
+def read_clip(
+    state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The reverse of `original_clip`, also of files from before the prefix `text_model.`.
+
+    Raises: SmidgenError as `restore`.
+    """
+    bare = bare_clip(state)
+    tensors = {name.removeprefix("text_model."): name for name in shapes}
+    return restore(bare, Renaming(modules={}, tensors=tensors), shapes, "the original CLIP")
+
+
+def read_open_clip(
+    state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """The reverse of `original_open_clip`; of its layers those that `shapes` has.
+
+    Raises: SmidgenError as `restore`.
+    """
+    state = {key.replace(".in_proj_", ".in_proj."): tensor for key, tensor in state.items()}
+    if "text_projection" in state:
+        state["text_projection"] = state["text_projection"].T.contiguous()
+    prefix = "text_model."
+    modules: dict[str, tuple[str, ...]] = {}
+    for index in range(count_blocks(modules_of(shapes), f"{prefix}encoder.layers")):
+        block, layer = f"transformer.resblocks.{index}", f"{prefix}encoder.layers.{index}"
+        for outer, inner in OPEN_CLIP_LAYER.items():
+            modules[f"{block}.{outer}"] = (f"{layer}.{inner}",)
+        parts = tuple(f"{layer}.self_attn.{letter}_proj" for letter in "qkv")
+        modules[f"{block}.attn.in_proj"] = parts
+    tensors = {outer: f"{prefix}{inner}" for outer, inner in OPEN_CLIP_ROOT.items()}
+    tensors["text_projection"] = "text_projection.weight"
+    return restore(state, Renaming(modules=modules, tensors=tensors), shapes, "OpenCLIP")
+
+
+def clip_shapes(config: Mapping[str, Any], *, projected: bool) -> dict[str, tuple[int, ...]]:
+    """The tensors of a CLIP text model of this configuration as files of transformers name them."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.token_embedding.weight": (config["vocab_size"], width),
+        "embeddings.position_embedding.weight": (config["max_position_embeddings"], width),
+    }
+    sizes = {"layer_norm1": (width,), "layer_norm2": (width,)}
+    sizes |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+    sizes |= {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+    modules = {
+        f"encoder.layers.{index}.{name}": size
+        for index in range(config["num_hidden_layers"])
+        for name, size in sizes.items()
+    }
+    for name, size in (modules | {"final_layer_norm": (width,)}).items():
+        shapes |= {f"{name}.weight": size, f"{name}.bias": size[:1]}
+    shapes = {f"text_model.{name}": shape for name, shape in shapes.items()}
+    if projected:
+        shapes["text_projection.weight"] = (config["projection_dim"], width)
+    return shapes
 
 
 def original_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
