@@ -75,7 +75,7 @@ def train(base, photos, output, **settings) -> Delta:
 
 def train_alone(pipeline, photos, output, cache, batch_size):
     """A run as a user starts it, in a process of its own."""
-    settings = {"batch_size": batch_size, "steps": 4, "lr": 1e-3, "flip": True}
+    settings = {"batch_size": batch_size, "steps": 4, "lr": 1e-3, "flip": True, "method": "adapter"}
     smidgen.train(
         load_base(pipeline), photos, output=output, cache_dir=cache, **OWL | SETTINGS | settings
     )
