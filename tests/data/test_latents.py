@@ -1,5 +1,6 @@
 """Draws from posteriors: their statistics, their randomness, and rows that lie in several parts."""
 
+import pytest
 import torch
 
 from smidgen.data.latents import LatentSet, MappedRows
@@ -93,3 +94,33 @@ def test_rows_in_several_parts_are_drawn_as_from_one_tensor() -> None:
         whole.draw(indices, seeded(3)), apart.draw(indices, seeded(3)), strict=True
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("mapped", [(), ("first",), ("second",), ("first", "second")])
+def test_class_images_stand_behind_the_others_in_memory_or_not(mapped):
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"first": 3, "second": 4}
+    tensors = {n: torch.randn(size, 2, 1, 2, 2, generator=generator) for n, size in sizes.items()}
+
+    def rows(name):
+        if name not in mapped:
+            return tensors[name]
+        order = torch.arange(sizes[name]).flip(0)  # the file has them the other way round
+        return MappedRows([tensors[name].flip(0)], torch.zeros_like(order), order)
+
+    first, second = (
+        LatentSet(
+            mean=rows(name),
+            std=rows(name),
+            class_numbers=torch.zeros(size, dtype=torch.long),
+            names=tuple(f"{name} {number}" for number in range(size)),
+            captions=((name,),) * size,
+        )
+        for name, size in sizes.items()
+    )
+    both = first.with_class_images(second)
+    assert (len(both), both.num_own) == (7, 3)
+    assert both.captions == (("first",),) * 3 + (("second",),) * 4
+    images, views = torch.tensor([6, 0, 3, 2, 6]), torch.tensor([1, 0, 0, 1, 0])
+    expected = torch.cat([*tensors.values()])[images, views]
+    assert torch.equal(both.mean[images, views], expected)

@@ -52,3 +52,17 @@ def test_a_base_and_its_name_have_the_same_files(folders):
     assert conditioner is not None
     assert conditioner.files == prompt_files(folders["sd"])
     assert prompt_files("glyphs") is None
+
+
+def test_a_word_is_known_that_is_one_of_the_frequent_entries_of_a_tokenizer(folders, monkeypatch):
+    """The tiny vocabulary has the letters alone, as a word the letter `a` is its 26th entry."""
+    files = prompt_files(folders["sd"])
+    assert files is not None
+    assert files.knows("a")
+    assert not files.knows("ab")
+    monkeypatch.setattr("smidgen.models.prompt_files.MEANINGFUL", 26)
+    assert not files.knows("a")
+    monkeypatch.undo()
+    monkeypatch.setattr("smidgen.models.prompt_files.MEANINGLESS", ("a",))
+    assert not files.knows("a")
+    assert files.knows("b")

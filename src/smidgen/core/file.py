@@ -32,10 +32,20 @@ class Prompts(Struct):
     template: str | None = None
 
 
+class Subject(Struct):
+    """What is read of `training.dreambooth`: the subject that a delta was trained on."""
+
+    token: str | None = None
+    class_name: str | None = None
+    instance_prompt: str | None = None
+    class_prompt: str | None = None
+
+
 class Training(Struct):
     """What is read of `training`, which is free otherwise."""
 
     prompts: Prompts = field(default_factory=Prompts)
+    dreambooth: Subject = field(default_factory=Subject)
 
 
 class Edits(Struct):

@@ -44,7 +44,9 @@ class MappedRows:
         return out
 
     @classmethod
-    def joined(cls, one: "torch.Tensor | MappedRows", other: "torch.Tensor | MappedRows"):
+    def joined(
+        cls, one: "torch.Tensor | MappedRows", other: "torch.Tensor | MappedRows"
+    ) -> "torch.Tensor | MappedRows":
         """The rows of one, then those of the other; a tensor if both are in memory."""
         if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
             return torch.cat([one, other])

@@ -43,7 +43,7 @@ def labels_of(
         that its text encoders cut; SmidgenError as `Conditioner.encode`.
     """
     subject = {} if delta is None else delta.provenance.training.get(DREAMBOOTH, {})
-    if not prompts and subject and base.conditioner is not None:
+    if not prompts and base.conditioner is not None and subject.get("instance_prompt"):
         prompts = (subject["instance_prompt"],)
     if prompts:
         names = tuple(dict.fromkeys(prompts))

@@ -169,6 +169,11 @@ def train_delta(
         SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after a
         SIGINT or SIGTERM. What was saved before stays.
     """
+    if bool(config.prior_weight) != (latents.class_images is not None):
+        raise UsageError(
+            f"prior_weight is {config.prior_weight} and the latents have "
+            f"{len(latents) - latents.num_own} class images; it weighs these, give both or neither"
+        )
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
     trained, held_out = hold_out(

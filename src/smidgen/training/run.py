@@ -203,9 +203,8 @@ def check_run(base: Base | Described, config: RunConfig, *, force: bool = False)
 def defaults_of(config: RunConfig) -> dict[str, Any]:
     """What settings are that a recipe of an earlier smidgen does not know yet."""
     found = settings_of(type(config.method_config), TrainingConfig)
-    found |= {name: one for name, one in settings_of(RunConfig).items() if name in OF_TAGS}
-    known = {name: setting.default for name, setting in found.items()}
-    return {**known, "task": "fine-tune"}
+    found |= {name: one for name, one in settings_of(RunConfig).items() if name in OTHERS}
+    return {name: setting.default for name, setting in found.items()}
 
 
 def _check_settings(base: Base | Described, config: RunConfig) -> None:
