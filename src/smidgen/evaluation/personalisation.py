@@ -239,6 +239,8 @@ def _by_prompt(sets: Sets, prompts: Prompts, names: list[str]) -> dict[str, dict
     found: dict[str, dict[str, float]] = {}
     for place, prompt in enumerate(prompts.drawn):
         rows = samples.prompt == place
+        if not rows.any():
+            continue  # fewer samples than prompts
         numbers: dict[str, float] = {}
         if known is not None:
             near = mean_cosine(directions(samples.subject[rows]).mean(dim=0), known)
