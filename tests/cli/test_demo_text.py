@@ -94,6 +94,8 @@ def test_the_summary_reads_as_before_after_and_what_stands_beside(tmp_path):
     assert "CLIP-T 0.25 -> 0.20" in line
     assert "ink and ground of the prompt 95% -> 90%" in line
     assert "drift of other prompts 0.05 (other noise 0.30)" in line
+    document["baselines"]["drift_of_other_noise"] = None
+    assert summary(document, tmp_path)[1].endswith("drift of other prompts 0.05")
 
 
 def test_a_subject_that_does_not_ship_is_refused_by_name(smidgen, tmp_path):

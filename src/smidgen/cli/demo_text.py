@@ -109,7 +109,7 @@ class Beside(msgspec.Struct):
     clip_i_of_reference: float
     clip_t_of_base: float
     ink_and_ground_of_base: float
-    drift_of_other_noise: float
+    drift_of_other_noise: float | None = None  # of one sample a prompt
 
 
 class TextDemoResult(msgspec.Struct):
@@ -225,6 +225,7 @@ def summary(document: Mapping[str, Any], folder: Path) -> list[str]:
     training, now, beside = document["training"], document["metrics"], document["baselines"]
     floor, ceiling = beside["clip_i_of_base"], beside["clip_i_of_reference"]
     way = share_of_way(now["clip_i"], floor, ceiling)
+    other_noise = beside.get("drift_of_other_noise")
     return [
         f"trained {training['trainable']:,} parameters ({training['share']:.2%} of the base) in "
         f"{document['seconds']['train']:.0f} s, {document['seconds']['total']:.0f} s in all; "
@@ -233,6 +234,7 @@ def summary(document: Mapping[str, Any], folder: Path) -> list[str]:
         + (f", {way:.0%} of the way" if way is not None else "")
         + f"), CLIP-T {beside['clip_t_of_base']:.2f} -> {now['clip_t']:.2f}, ink and ground of the "
         f"prompt {beside['ink_and_ground_of_base']:.0%} -> {now['ink_and_ground']:.0%}, drift of "
-        f"other prompts {now['drift']:.2f} (other noise {beside['drift_of_other_noise']:.2f})",
+        f"other prompts {now['drift']:.2f}"
+        + (f" (other noise {other_noise:.2f})" if other_noise is not None else ""),
         f"look at {folder / 'page.png'}",
     ]
