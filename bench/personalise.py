@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import smidgen
+from smidgen.cli.demo_text import class_of
 from smidgen.data.embedded_sets import SUBJECTS, unpack
 from smidgen.evaluation.personalisation import share_of_way
 from smidgen.files.settings import read_recipe
@@ -57,7 +58,7 @@ def settings_of(method: str, subject: str, seed: int, rate: float | None) -> dic
     changed = METHODS[method]
     if "method" in changed:
         settings = {name: value for name, value in settings.items() if name not in OF_ADAPTER}
-    settings |= changed | {"class_name": subject.rpartition("-")[0], "seed": seed}
+    settings |= changed | class_of(subject) | {"seed": seed}
     return settings if rate is None else settings | {"lr": rate}
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from smidgen.cli.arguments import read_request
-from smidgen.cli.demo_text import finished_result, parse_demo, summary
+from smidgen.cli.demo_text import class_of, finished_result, parse_demo, summary
 from smidgen.cli.main import main
 from smidgen.core.delta import Delta
 from smidgen.models.names import shipped_names
@@ -96,6 +96,11 @@ def test_the_summary_reads_as_before_after_and_what_stands_beside(tmp_path):
     assert "drift of other prompts 0.05 (other noise 0.30)" in line
     document["baselines"]["drift_of_other_noise"] = None
     assert summary(document, tmp_path)[1].endswith("drift of other prompts 0.05")
+
+
+def test_a_subject_is_of_the_class_that_its_name_begins_with():
+    assert class_of("owl-ink") == {"class_name": "owl", "prompt": "a picture of an {class}"}
+    assert class_of("dog-line") == {"class_name": "dog", "prompt": "a picture of a {class}"}
 
 
 def test_a_subject_that_does_not_ship_is_refused_by_name(smidgen, tmp_path):

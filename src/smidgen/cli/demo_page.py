@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from smidgen.cli import pictures
 from smidgen.core.delta import Delta
-from smidgen.evaluation.contexts import Subject, prompts_of, subject_of, world_of
+from smidgen.evaluation.contexts import prompts_of, subject_of, world_of
 from smidgen.files.writing import write_png
 from smidgen.models.base import Base
 from smidgen.models.prompts import DREAMBOOTH
@@ -34,13 +35,13 @@ def write_page(base: Base, data: Path, folder: Path, sampling: SamplingConfig) -
     rows = {f"{len(real)} pictures of\nthe {subject.class_name}": real}
     first = pictures.image_grid(
         rows | before_and_after(base, delta, own, sampling),
-        [shown(prompt, subject) for prompt in own],
+        [shown(prompt) for prompt in own],
         title=f'"{subject.instance_prompt}", learned from {len(real)} pictures',
         scale=SCALE,
     )
     second = pictures.image_grid(
         before_and_after(base, delta, others, sampling),
-        [shown(prompt, subject) for prompt in others],
+        [shown(prompt) for prompt in others],
         title="Other prompts, which should stay as they were",
         scale=SCALE,
     )
@@ -66,7 +67,6 @@ def before_and_after(
     }
 
 
-def shown(prompt: str, subject: Subject) -> str:
-    """A prompt as the head of a column: without what all of them have."""
-    start = subject.class_prompt.partition(subject.class_name)[0]
-    return prompt.removeprefix(start)
+def shown(prompt: str) -> str:
+    """A prompt as the head of a column: `a small sks owl in navy on cream`."""
+    return re.sub(r"\bpicture of an? ", "", prompt)

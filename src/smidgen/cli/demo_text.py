@@ -146,10 +146,18 @@ def parse_demo(request: Request) -> dict[str, Any]:
     output = Path(str(request.peek("output", "runs/demo-text")))
     subject = str(request.peek("subject", TextDemoOptions.subject))
     places = {"output": str(output), "data": str(output / SUBJECTS / subject)}
-    of_subject = {"class_name": subject.rpartition("-")[0]}
-    values = {**places, **read_recipe(RECIPE), **of_subject, **request.values}
+    values = {**places, **read_recipe(RECIPE), **class_of(subject), **request.values}
     request = dataclasses.replace(request, recipe=request.recipe or RECIPE, values=values)
     return train.parse_train(request, description=DESCRIPTION, demo=TextDemoOptions)
+
+
+def class_of(subject: str) -> dict[str, str]:
+    """The settings that say what a shipped subject is one of."""
+    name = subject.rpartition("-")[0]
+    return {
+        "class_name": name,
+        "prompt": f"a picture of {'an' if name[:1] in 'aeiou' else 'a'} {{class}}",
+    }
 
 
 def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] | None:
