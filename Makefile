@@ -1,4 +1,5 @@
-# `make demo` fine-tunes the shipped base to Greek letters; CI calls `make test`, `make laws` and `make check`.
+# `make demo` fine-tunes the shipped base to Greek letters, `make demo-text` the one that reads prompts to a
+# drawing; CI calls `make test`, `make laws` and `make check`.
 # `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 # Tests run in two processes of one thread each: each takes half, then what the other has left.
@@ -6,10 +7,13 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test laws check fuzz kills clean
+.PHONY: demo demo-text test laws check fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
+
+demo-text: .venv/installed
+	.venv/bin/smidgen demo --text --output runs/demo-text
 
 test: .venv/installed-dev
 	$(PYTEST)

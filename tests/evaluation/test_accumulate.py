@@ -82,8 +82,7 @@ def test_features_are_kept_only_where_a_metric_needs_them():
     for name, metric in METRICS.items():
         accumulator = accumulate(frozenset({name}), batches(20))
         kept = accumulator.result().features is not None
-        needed = metric.needs in ("features", "samples")
-        assert kept == needed == accumulator.keeps_features
+        assert kept == (metric.needs in ("features", "samples")) == accumulator.keeps_features
         assert kept or all(batch.features is None for batch in accumulator.batches)
 
 

@@ -25,7 +25,7 @@ def sets(**known) -> Sets:
     reference = Statistics(
         **{
             "gaussian": Gaussian(mean=torch.zeros(6), covariance=torch.eye(6), count=20),
-            **{"classes": (), "labels": torch.zeros(0, dtype=torch.long), "predictions": {}},
+            **{"classes": (), "class_numbers": torch.zeros(0, dtype=torch.long), "predictions": {}},
             **{"extractor": "", "resize": "", "identity": "", "features": FEATURES + 0.1},
             **known,
         }

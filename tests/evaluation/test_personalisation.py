@@ -183,8 +183,10 @@ def test_each_features_have_their_own_and_other_metrics_may_be_named(base, delta
     assert {"dino_i", "drift"} <= set(dinov2["metrics"])
     assert not {"clip_i", "clip_t"} & set(dinov2["metrics"])
     assert "dino_i_of_base" in dinov2["baselines"]
-    named = measure(base, delta, subject, small, metrics="kid,clip_i")
+    few = dataclasses.replace(SAMPLING, num_images=5)
+    named = measure(base, delta, subject, few, metrics="kid,clip_i")
     assert list(named["metrics"]) == ["kid", "clip_i"]
+    assert len(named["by_prompt"]) == 5
 
 
 def test_what_is_of_no_use_is_refused(base, delta, subject, tmp_path):

@@ -6,11 +6,9 @@ the other verbs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from smidgen.cli import demo_report as show
 from smidgen.cli import train
 from smidgen.cli.arguments import Request, read_request
+from smidgen.cli.clock import Clock
 from smidgen.cli.demo_report import SET
 from smidgen.cli.options import (
     answer,
@@ -41,13 +40,18 @@ if TYPE_CHECKING:
 
 RECIPE = Path(str(files("smidgen.cli") / "demo.toml"))
 CURVE_IMAGES = BATCH = 96
+TEXT = "--text"
 
 DESCRIPTION = """Fine-tune the shipped base to Greek letters and show before and after, in minutes.
 
 Every flag of train is one here too. The same command again resumes, or says that it is finished.
 
+With --text the shipped base that reads prompts learns one drawing instead (smidgen demo --text
+--help).
+
 examples:
   smidgen demo
+  smidgen demo --text
   smidgen demo --output runs/slow --steps 2000 --num-images 960"""
 
 
@@ -68,28 +72,13 @@ class DemoOptions:
         check_number("guidance", self.guidance)
 
 
-class Clock:
-    """Seconds of each part of a run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    @contextlib.contextmanager
-    def part(self, name: str, text: str) -> Iterator[None]:
-        """Say what begins, and note how long it took."""
-        log(text)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
-
-    def result(self) -> dict[str, float]:
-        """All parts and their sum with what lay between."""
-        return {**self.seconds, "total": round(time.perf_counter() - self._start, 2)}
-
-
 def run(argv: Sequence[str]) -> None:
-    """Parse, check, do all parts, answer."""
+    """Parse, check, do all parts, answer; with --text the other demo."""
+    if TEXT in argv:
+        from smidgen.cli import demo_text
+
+        demo_text.run([word for word in argv if word != TEXT])
+        return
     clock = Clock()
     parsed = parse_demo(read_request("demo", argv))
     folder = parsed["run"].output

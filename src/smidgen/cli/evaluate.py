@@ -179,7 +179,7 @@ def check_paths(request: Request) -> None:
     """Everything that the paths and flags tell before any work. Raises: UsageError."""
     place, config = request.place, request.config
     assert place.reference is not None, "a request that is checked has its reference"
-    check_names(config.features or DEFAULT, config.metrics, config.prompt)
+    check_names(config.features, config.metrics, config.prompt)
     check_input(place.images, "run, delta or folder of images")
     if config.layout != "folder":
         check_images(place.reference, config.layout, config.split)

@@ -29,7 +29,7 @@ VERBS = {
     "fold": "write a delta into a copy of the base's weights",
     "convert": "write LoRA for other programs, or read theirs",
     "unpack": "write a shipped set of letters as a folder of images",
-    "demo": "fine-tune the shipped base to Greek letters and show before and after",
+    "demo": "fine-tune the shipped base to Greek letters (--text: to a drawing); before and after",
 }
 
 HELP = """usage: smidgen VERB [RECIPE.toml] [--flag value ...]

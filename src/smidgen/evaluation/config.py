@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from smidgen.data.names import LayoutName
-from smidgen.evaluation.names import DEFAULT, PROMPT, check_names, split_names
+from smidgen.evaluation.names import PROMPT, check_names, split_names
 from smidgen.files.checks import MOST_IMAGES, check_integer
 
 
@@ -43,7 +43,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, most=MOST_IMAGES)
-        check_names(self.features or DEFAULT, self.metrics, self.prompt, known=None)
+        check_names(self.features, self.metrics, self.prompt, known=None)
 
     @property
     def metric_names(self) -> list[str] | None:

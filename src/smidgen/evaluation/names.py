@@ -17,18 +17,18 @@ PROMPT = "a photo of a {}"
 
 
 def check_names(
-    features: str | Sequence[str],
+    features: str | Sequence[str] | None,
     metrics: str | Sequence[str] | None,
     prompt: str = PROMPT,
     *,
     known: Sequence[str] | None = FEATURES,
 ) -> list[str]:
-    """The names of the features, if they and those of the metrics make sense; no file is read.
-    `known` None: any features.
+    """The names of the features (None: DEFAULT), if they and those of the metrics make sense; no
+    file is read. `known` None: any features.
 
     Raises: UsageError for unknown or repeated names, or a prompt without a place for the class.
     """
-    names = split_names(features)
+    names = split_names(DEFAULT if features is None else features)
     if not names or len(set(names)) < len(names):
         raise UsageError(f"features are {', '.join(names) or 'none'}; name each once, at least one")
     for name in split_names(metrics or ()):

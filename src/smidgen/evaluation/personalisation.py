@@ -145,7 +145,7 @@ def _plan(config: EvaluationConfig, features: str, *, colours: bool) -> Plan:
                 f"{name} is not of a personalisation: draw images (smidgen sample) and evaluate "
                 "their folder, or leave it out"
             )
-    chosen = replace(config, features=config.features or features)
+    chosen = config if config.features is not None else replace(config, features=features)
     available = [name for name in OF_SUBJECT if colours or name not in COLOURS]
     return make_plan(chosen, device_of(config.device), available)
 
@@ -239,6 +239,8 @@ def _by_prompt(sets: Sets, prompts: Prompts, names: list[str]) -> dict[str, dict
     found: dict[str, dict[str, float]] = {}
     for place, prompt in enumerate(prompts.drawn):
         rows = samples.prompt == place
+        if not rows.any():
+            continue  # fewer samples than prompts
         numbers: dict[str, float] = {}
         if known is not None:
             near = mean_cosine(directions(samples.subject[rows]).mean(dim=0), known)

@@ -17,7 +17,7 @@ from smidgen.evaluation import features as table
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.contexts import GLYPHS_BASE
 from smidgen.evaluation.features import PUBLISHED, RESIZED, Extractor, load_extractor
-from smidgen.evaluation.names import DEFAULT, PROMPT, check_names
+from smidgen.evaluation.names import PROMPT, check_names
 from smidgen.evaluation.table import INCEPTION_HEAD, METRICS, Needs, needing
 
 
@@ -53,7 +53,7 @@ def make_plan(config: EvaluationConfig, device: str, of_subject: Collection[str]
     """
     metrics = config.metric_names
     known = tuple(table.EXTRACTORS)
-    names = check_names(config.features or DEFAULT, metrics, config.prompt, known=known)
+    names = check_names(config.features, metrics, config.prompt, known=known)
     found = _load(names, device, config.weights, config.resize)
     if metrics is None and of_subject:
         chosen = {
