@@ -92,20 +92,19 @@ def reader_without_weights(base: Base | str | Path, image_size: int | None = Non
 
     Raises: UsageError for one that reads no prompts, or lies on the hub.
     """
-    loaded = base if isinstance(base, Base) else None
-    if loaded is None:
-        files, network = prompt_files(str(base)), meta_network(base)
+    if isinstance(base, Base):
+        files = None if base.conditioner is None else base.conditioner.files
+        name, network, own_size = base.name, base.denoiser, base.image_size
     else:
-        files = None if loaded.conditioner is None else loaded.conditioner.files
-        network = loaded.denoiser
+        files, network, own_size = prompt_files(base), meta_network(base), trained_size(base)[0]
+        name = str(base)
     encode = find_family(network).encode
     if files is None or encode is None:
-        name = str(base) if loaded is None else loaded.name
         raise UsageError(
             f'base "{name}" has no text encoders here, in which something could be trained: it '
             "reads no prompts, or was not fetched from the hub yet"
         )
-    size = image_size or (loaded.image_size if loaded is not None else trained_size(base)[0])
+    size = image_size or own_size
     return files.without_weights(encode, size or DEFAULT_PIXELS, network)
 
 

@@ -56,7 +56,8 @@ def load_part(folder: Path, library: str, kind: str) -> Any:
     with bars, quiet(), _readable(folder, f"no {kind}"):
         found: Any = getattr(import_module(library), kind)
         options: dict[str, Any] = {"local_files_only": True}
-        if issubclass(found, nn.Module):
+        is_network = issubclass(found, nn.Module)
+        if is_network:
             options |= {"use_safetensors": True, "torch_dtype": "auto"}
             options["variant"] = variant_of(folder)
         return found.from_pretrained(str(folder), **options)

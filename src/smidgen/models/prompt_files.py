@@ -89,7 +89,8 @@ class PromptFiles:
         parts: dict[str, Any] = dict.fromkeys(beside_prompts(self.index, self.pipeline))
         for name in self.pipeline.encoders:
             if name not in parts:
-                parts[name] = meta_encoder(self.source / name, *self.index[name], dtype)
+                library, kind = self.index[name]
+                parts[name] = meta_encoder(self.source / name, library, kind, dtype)
         if self.pipeline.denoiser == "transformer":
             parts["transformer"] = denoiser
         pipeline = load_encoders(self.source, self.kind, self.network, dtype, parts)

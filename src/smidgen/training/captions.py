@@ -195,7 +195,7 @@ def read_in_the_step(
     delta: Delta,
     config: RunConfig,
     reader: Reader,
-    captions: Sequence[Sequence[str]] | None = None,
+    captions: Sequence[tuple[str, ...]] | None = None,
 ) -> Task:
     """The task of captions, None: of the prompts of the delta's classes, that `reader` encodes in
     the step.
