@@ -244,7 +244,7 @@ def test_wrong_sampling_flags_are_refused(smidgen, base, tmp_path, monkeypatch, 
     ("arguments", "words"),
     [
         (("none", "--reference", "none"), ("none",)),
-        ((".", "--reference", "none"), ("no such reference: none",)),
+        ((".", "--reference", "nowhere"), ("no such reference: nowhere",)),
         ((".", "--reference", ".", "--features", "inceptoin"), ('unknown features "inceptoin"',)),
         (("none", "--reference", "."), ("no such run, delta or folder of images: none",)),
         ((".", "--reference", ".", "--batch-size", "0"), ("batch_size is 0",)),

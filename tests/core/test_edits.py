@@ -11,6 +11,7 @@ from smidgen.core.bypass import Bottleneck, Bypass
 from smidgen.core.edits import EDITS, Scale, Shift, Table, Weight, edit_from_spec, plant
 from smidgen.core.sites import Site
 from smidgen.core.tokens import Tokens
+from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 from tests.tiny.weights import lively
 
@@ -187,6 +188,7 @@ EXAMPLES = [
     Tokens(Site("a", "in"), Site("a"), 2, 3),
     table(),
     Weight("a", {"w": torch.zeros(2, 3), "b.c": torch.zeros(1)}),
+    Word(Site("a", "in"), Site("a"), "<owl>", 9, 9, torch.zeros(2, 3)),
 ]
 
 

@@ -84,7 +84,7 @@ def train_alone(pipeline, photos, output, cache, batch_size):
 def config(photos, **settings) -> RunConfig:
     training = TrainingConfig(batch_size=2, **settings.pop("training", {}))
     places = {"data": photos, "output": photos.parent / "run", "cache_dir": photos.parent / "cache"}
-    return RunConfig(**places, **OWL | settings, training=training).resolved()
+    return RunConfig(**places | OWL | settings, training=training).resolved()
 
 
 def read_log(output):
@@ -184,7 +184,7 @@ def test_images_of_the_class_may_be_a_folder_and_are_part_of_what_a_run_is(base,
     assert [file["file"] for file in skipped] == ["barn/broken.png"]
     assert not (tmp_path / "cache" / "class-images").exists()
     (owls / "snow" / "0.png").unlink()
-    with pytest.raises(UsageError, match="the class images changed since"):
+    with pytest.raises(UsageError, match=r"the class images.* changed since"):
         train(base, photos, tmp_path / "run", **settings, steps=5)
     for path in owls.rglob("*.png"):
         path.unlink()

@@ -107,7 +107,9 @@ def test_folders_of_images_train_by_the_prompts_of_their_names(tmp_path, bases, 
     before = {key: value.clone() for key, value in base.denoiser.state_dict().items()}
     asked = []
     encode = base.conditioner.encode
-    monkeypatch.setattr(base.conditioner, "encode", lambda p: asked.append(tuple(p)) or encode(p))
+    monkeypatch.setattr(
+        base.conditioner, "encode", lambda p, *delta: asked.append(tuple(p)) or encode(p, *delta)
+    )
     delta = smidgen.train(
         base,
         photos,

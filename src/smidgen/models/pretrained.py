@@ -201,7 +201,9 @@ def stored_precision(name: str | Path, base_precision: str | None = None) -> tor
         source = _locate(name)
         described = _describe(source)
         if is_pipeline(described):
-            files = weight_files(source / pipeline_of(described, source)[1].denoiser)
+            folder = source / pipeline_of(described, source)[1].denoiser
+            # of a folder without weights, which is counted all the same, nothing is known
+            files = weight_files(folder) if any(folder.glob("*.safetensors")) else []
     return kept_in(base_precision, torch.float32, files)
 
 
