@@ -121,18 +121,19 @@ def area_under_curve(higher: Tensor, lower: Tensor) -> float:
 
 
 def measure_clip(clip: Clip, each: int = 8) -> dict[str, float | int]:
-    """Names of drawings in a style that was never seen, and subjects of one class told apart."""
+    """Names of drawings in the styles it was trained on and in one it has never seen, and subjects
+    of one class told apart.
+    """
     drawings, names = load_drawings(), list(read_names())
     random = np.random.default_rng(0)
+    found: dict[str, float | int] = {}
     unseen = drawings.style == UNSEEN_STYLE
-    pictures = real(torch.from_numpy(drawings.masks[unseen]), each, random)
-    guessed = clip.nearest(pictures, names)
-    expected = np.repeat([names.index(name) for name in drawings.name[unseen]], each)
-    return {
-        "unseen_style_names": share(guessed == expected),
-        "num_pictures": len(pictures),
-        **subjects_apart(clip, each, random),
-    }
+    for what, chosen in {"unseen_style": unseen, "trained_styles": ~unseen}.items():
+        pictures = real(torch.from_numpy(drawings.masks[chosen]), each, random)
+        expected = np.repeat([names.index(name) for name in drawings.name[chosen]], each)
+        found[f"{what}_names"] = share(clip.nearest(pictures, names) == expected)
+        found[f"{what}_pictures"] = len(pictures)
+    return found | subjects_apart(clip, each, random)
 
 
 def subjects_apart(clip: Clip, each: int, random: np.random.Generator) -> dict[str, float | int]:
