@@ -91,6 +91,7 @@ def train(config, settings, method, base_precision="fp32"):
     from smidgen.models.base import Base, base_fingerprint
     from smidgen.models.calling import DTYPES
     from smidgen.models.dit import DiT
+    from smidgen.sizes import ImageSize, Sides
     from smidgen.training.loop import train_delta
 
     denoiser = DiT(config).requires_grad_(False).eval()
@@ -104,7 +105,8 @@ def train(config, settings, method, base_precision="fp32"):
         process=Diffusion(schedule=Schedule.linear()),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
-        image_size=config.image_size,
+        image_size=ImageSize.of(config.image_size),
+        sides=Sides(multiple=config.patch_size, step=config.patch_size, square=True),
     )
     classes = [f"class {number}" for number in range(NUM_CLASSES)]
     generator = torch.Generator().manual_seed(0)

@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     base = load_base(arguments.base)
     count = arguments.per_class * base.num_classes
-    glyphs = load_script("latin", base.image_size)
+    glyphs = load_script("latin", base.image_size.width)
     extractor = load_extractor("glyphs")
     unseen, labels = draw_real(glyphs, True, NUM_REFERENCE, seed=0)
     reference, seen = read(extractor, unseen, "latin")

@@ -13,23 +13,25 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 
-MODELS = ("errors", "files", "core", "hosts", "models.dit", "diffusion")  # what L1 has besides data
+# what L1 has besides data
+MODELS = ("errors", "sizes", "files", "core", "hosts", "models.dit", "diffusion")
 L1 = (*MODELS, "models", "data")
 L3 = ("sampling", "evaluation", "training", "interop")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
     "errors": (),
-    "files": ("errors",),
+    "sizes": ("errors",),
+    "files": ("errors", "sizes"),
     "processes": ("errors",),
     "progress": (),
     "core": ("errors", "files"),
     # L1
     "diffusion": (),
     "models.dit": (),  # apart from the rest of models/, so that hosts may name its class
-    "hosts": ("errors", "files", "core", "models.dit"),
+    "hosts": ("errors", "sizes", "files", "core", "models.dit"),
     "models": (*MODELS, "processes"),
-    "data": ("errors", "files"),
+    "data": ("errors", "sizes", "files"),
     # L2
     "methods": L1,
     # L3

@@ -14,6 +14,7 @@ from smidgen.data.hub_images import TableRow
 from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
+from smidgen.sizes import ImageSize
 from tests.tiny.codecs import BoxCodec
 from tests.tiny.images import write_image
 
@@ -94,11 +95,13 @@ def test_latents_are_those_of_the_same_files(tmp_path: Path, pictures: list[Path
     expected = LatentCache.build(
         open_images(tmp_path / "plain", decode=False),
         codec,
-        image_size=16,
+        image_size=ImageSize.of(16),
         cache_dir=tmp_path / "k",
     )
     images = open_images(tmp_path / "set", layout="hf", decode=False)
-    latents = LatentCache.build(images, codec, image_size=16, cache_dir=tmp_path / "k")
+    latents = LatentCache.build(
+        images, codec, image_size=ImageSize.of(16), cache_dir=tmp_path / "k"
+    )
     assert (expected.num_encoded, latents.num_encoded) == (6, 0)
     assert isinstance(latents.mean, torch.Tensor)
     assert isinstance(expected.mean, torch.Tensor)

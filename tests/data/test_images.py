@@ -16,6 +16,7 @@ from smidgen.data.images import (
     fit,
     strict_pillow,
 )
+from smidgen.sizes import ImageSize
 from tests.tiny.images import noise
 
 
@@ -211,10 +212,10 @@ def test_random_damage_never_escapes_as_another_error() -> None:
 def test_crop_takes_the_centre_square_pixel_by_pixel() -> None:
     wide, tall = noise(4, width=33, height=16), noise(5, width=16, height=25)
     np.testing.assert_array_equal(
-        fit(Image.fromarray(wide), 16, "crop"), wide[:, 8:24].transpose(2, 0, 1)
+        fit(Image.fromarray(wide), ImageSize.of(16), "crop"), wide[:, 8:24].transpose(2, 0, 1)
     )
     np.testing.assert_array_equal(
-        fit(Image.fromarray(tall), 16, "crop"), tall[4:20].transpose(2, 0, 1)
+        fit(Image.fromarray(tall), ImageSize.of(16), "crop"), tall[4:20].transpose(2, 0, 1)
     )
 
 
@@ -222,8 +223,8 @@ def test_resize_keeps_all_of_the_picture_and_crop_does_not() -> None:
     stored = np.zeros((16, 48, 3), np.uint8)
     stored[:, 16:32] = 255
     image = Image.fromarray(stored)
-    assert fit(image, 16, "crop").min() == 255
-    resized = fit(image, 48, "resize")
+    assert fit(image, ImageSize.of(16), "crop").min() == 255
+    resized = fit(image, ImageSize.of(48), "resize")
     np.testing.assert_array_equal(resized[0] > 127, np.tile(stored[:1, :, 0] > 127, (48, 1)))
 
 
@@ -231,17 +232,25 @@ def test_shrinking_is_antialiased() -> None:
     # A one-pixel chequerboard has the mean 127.5 everywhere; picking pixels would give 0 or 255.
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
     for mode in ("crop", "resize"):
-        assert np.abs(fit(Image.fromarray(board), 16, mode).astype(float) - 127.5).max() <= 8
+        assert (
+            np.abs(fit(Image.fromarray(board), ImageSize.of(16), mode).astype(float) - 127.5).max()
+            <= 8
+        )
 
 
 def test_enlarging_keeps_a_constant_and_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "small.png"
     Image.new("RGB", (10, 12), (7, 90, 200)).save(path)
     image, facts = decode(path.read_bytes(), path)
-    pixels = fit(image, 24, "crop")
+    pixels = fit(image, ImageSize.of(24), "crop")
     assert pixels.dtype == np.uint8
     assert (pixels == np.reshape([7, 90, 200], (3, 1, 1))).all()
-    assert [facts.enlarged(size) for size in (24, 11, 10, 8)] == [True, True, False, False]
+    assert [facts.enlarged(ImageSize.of(size)) for size in (24, 11, 10, 8)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_strict_pillow_gives_the_settings_back_when_used_by_two_threads() -> None:

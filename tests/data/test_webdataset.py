@@ -18,6 +18,7 @@ from smidgen.data.findings import findings_of
 from smidgen.data.folder import ImageFolder, look_at_all
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.sizes import ImageSize
 from tests.tiny.codecs import BoxCodec
 from tests.tiny.images import write_folder, write_image
 
@@ -73,12 +74,12 @@ def test_latents_are_those_of_the_same_files_in_a_folder(tmp_path: Path) -> None
     codec, progress = BoxCodec(), []
     kept = tmp_path / "cache"
     expected = LatentCache.build(
-        open_images(plain, decode=False), codec, image_size=16, cache_dir=kept
+        open_images(plain, decode=False), codec, image_size=ImageSize.of(16), cache_dir=kept
     )
     latents = LatentCache.build(
         open_images(tmp_path / "shards", layout="webdataset", decode=False),
         codec,
-        image_size=16,
+        image_size=ImageSize.of(16),
         cache_dir=kept,
         progress=lambda done, total: progress.append((done, total)),
     )

@@ -11,6 +11,7 @@ from PIL import Image
 from smidgen.data.images import fit
 from smidgen.evaluation import features
 from smidgen.evaluation.features import Extractor
+from smidgen.sizes import ImageSize
 
 COLOURS = ("red", "green", "blue")
 
@@ -31,7 +32,9 @@ def colour_extractor(sha256: str = "colours-1", on_run: Callable[[], None] | Non
         resize="crop",
         sha256=sha256,
         heads={"colours": COLOURS},
-        prepare=lambda pixels: torch.from_numpy(fit(Image.fromarray(pixels), 8, "crop")),
+        prepare=lambda pixels: torch.from_numpy(
+            fit(Image.fromarray(pixels), ImageSize.of(8), "crop")
+        ),
         run=run,
         domain=COLOURS,
     )

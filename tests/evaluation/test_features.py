@@ -9,6 +9,7 @@ from smidgen.data.images import fit
 from smidgen.errors import UsageError
 from smidgen.evaluation import features
 from smidgen.evaluation.features import glyph_pixels, load_extractor
+from smidgen.sizes import ImageSize
 
 TABLE = features.EXTRACTORS
 
@@ -36,7 +37,7 @@ def test_glyphs_of_a_multiple_of_32_pixels_are_averaged_in_blocks(factor):
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (40, 40), (100, 70), (16, 20)])
 def test_glyphs_of_other_sizes_are_the_training_datas_crop(height, width):
     pixels = noise(height, width)
-    expected = fit(Image.fromarray(pixels), 32, "crop")
+    expected = fit(Image.fromarray(pixels), ImageSize.of(32), "crop")
     assert np.array_equal(glyph_pixels(pixels).numpy(), expected)
 
 

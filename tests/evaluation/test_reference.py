@@ -12,6 +12,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.metrics import frechet_distance
 from smidgen.evaluation.reference import content_key, folder_statistics
 from smidgen.evaluation.statistics import read_statistics, write_statistics
+from smidgen.sizes import ImageSize
 
 from .conftest import class_folder, colour_extractor, write_image
 
@@ -27,7 +28,9 @@ def test_statistics_are_numpys_of_the_features_whatever_the_batch_size(tmp_path)
     folder = scan(class_folder(tmp_path / "images", 5))
     extractor = colour_extractor()
     images = (decode(file.read(), file.path)[0] for file in folder.files)
-    pixels = torch.stack([torch.from_numpy(fit(image, 8, "crop")) for image in images])
+    pixels = torch.stack(
+        [torch.from_numpy(fit(image, ImageSize.of(8), "crop")) for image in images]
+    )
     values, logits = extractor.read(pixels)
     for batch_size in (4, 64):
         statistics = folder_statistics(

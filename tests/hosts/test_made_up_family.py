@@ -70,7 +70,7 @@ def trained(base, folder):
 def test_the_folder_becomes_a_whole_base(package, folder):
     base = smidgen.load_base(folder)
     assert type(base.denoiser) is package.Painter
-    assert (base.host.family, base.process.prediction, base.image_size) == (
+    assert (base.host.family, base.process.prediction, base.image_size.plain) == (
         "painter",
         "epsilon",
         16,

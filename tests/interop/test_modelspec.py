@@ -17,6 +17,7 @@ from smidgen.diffusion.process import Diffusion, Flow
 from smidgen.diffusion.schedule import Schedule
 from smidgen.interop.lora import read_lora, write_lora
 from smidgen.interop.modelspec import file_of, modelspec
+from smidgen.sizes import ImageSize
 from tests.tiny.bases import base_of
 from tests.tiny.deltas import lora
 from tests.tiny.networks import SD_3_5, dit, network
@@ -33,7 +34,9 @@ def process_of(name):
 def fields(model, objective="epsilon", form="kohya", **training):
     delta = lora(model, share=0.1)
     provenance = dataclasses.replace(delta.provenance, base="models/sd-folder", training=training)
-    base = SimpleNamespace(denoiser=model, image_size=512, process=process_of(objective))
+    base = SimpleNamespace(
+        denoiser=model, image_size=ImageSize.of(512), process=process_of(objective)
+    )
     found = modelspec(Delta(delta.edits, provenance), base, form)
     assert all(key.startswith("modelspec.") for key in found)
     found = {key.removeprefix("modelspec."): value for key, value in found.items()}
@@ -93,7 +96,9 @@ def test_what_the_delta_was_trained_on_is_told():
 def test_the_hash_is_that_of_the_tensors_and_the_file_is_read_back(tmp_path):
     model = network("sd")
     delta = lora(model, share=0.2)
-    base = SimpleNamespace(denoiser=model, image_size=512, process=process_of("epsilon"))
+    base = SimpleNamespace(
+        denoiser=model, image_size=ImageSize.of(512), process=process_of("epsilon")
+    )
     described = modelspec(delta, base, "kohya")
     path = tmp_path / "l.safetensors"
     write_lora(delta, path, model, format="kohya", metadata=described)

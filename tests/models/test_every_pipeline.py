@@ -57,18 +57,18 @@ def pictures(images) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).int()
 
 
-def stock_images(tiny, folder, shape) -> torch.Tensor:
+def stock_images(tiny, folder, base) -> torch.Tensor:
     """By diffusers, one prompt at a time, from the noise that smidgen draws."""
     pipeline = tiny.load(folder)
     images = []
     for number, prompt in enumerate(PROMPTS):
-        noise = draw_noise(shape, [sample_generator(SEED, number)])
+        noise = draw_noise(base.latent_shape, [sample_generator(SEED, number)])
         images += pipeline(
             prompt=prompt,
             latents=tiny.latents(pipeline, noise),
             num_inference_steps=STEPS,
-            height=tiny.image_size,
-            width=tiny.image_size,
+            height=base.image_size.height,
+            width=base.image_size.width,
             **tiny.call,
         ).images
     return pictures(images)
@@ -76,7 +76,7 @@ def stock_images(tiny, folder, shape) -> torch.Tensor:
 
 def test_images_and_latents_are_those_of_the_stock_pipeline(tiny, folder, base, decoded):
     assert base.host.family == tiny.family
-    expected = stock_images(tiny, folder, base.latent_shape)
+    expected = stock_images(tiny, folder, base)
     stock = torch.stack(decoded)
     assert len(stock) == len(PROMPTS)
     decoded.clear()
@@ -91,6 +91,16 @@ def test_images_and_latents_are_those_of_the_stock_pipeline(tiny, folder, base, 
     decoded.clear()
     smidgen.sample(base, prompts="a dog", **settings)
     assert (decoded[0] - stock[0]).abs().max() > 20 * SAME["atol"]  # the prompt is heard
+
+
+def test_images_that_are_no_squares_are_those_of_the_stock_pipeline(tiny, folder):
+    side = tiny.image_size
+    base = load_base(folder, image_size=f"{side}x{2 * side}")
+    sampler = "euler" if base.process.name == "flow" else "ddim"
+    settings = {"sampler": sampler, "steps": STEPS, "guidance": tiny.guidance, "seed": SEED}
+    images = smidgen.sample(base, prompts=PROMPTS, **settings)
+    assert images[0].size == (side, 2 * side)
+    assert (pictures(images) - stock_images(tiny, folder, base)).abs().max() <= 1
 
 
 def test_lora_trains_for_a_step_and_is_drawn_with_the_prompts_of_its_classes(

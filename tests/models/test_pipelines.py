@@ -65,7 +65,7 @@ def stock_images(folder, guidance: float, negative: str | None = None) -> torch.
 def test_a_pipeline_gives_the_whole_base(base, folder):
     assert base.name == str(folder)
     assert (base.host.family, base.process.prediction) == ("unet", "epsilon")
-    assert (base.image_size, base.latent_shape, base.num_classes) == (16, (4, 8, 8), 0)
+    assert (base.image_size.plain, base.latent_shape, base.num_classes) == (16, (4, 8, 8), 0)
     assert base.conditioner is not None
     assert not any(p.requires_grad for p in base.denoiser.parameters())
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
@@ -150,7 +150,7 @@ def test_a_flow_samples_as_the_stock_pipeline(tmp_path, shift):
 
     folder = TINY_PIPELINES["sd3"].save(tmp_path / "sd3", scheduler=shift)
     base = load_base(folder)
-    assert (base.process.name, base.image_size, base.process.num_tokens) == ("flow", 16, 16)
+    assert (base.process.name, base.image_size.plain, base.process.num_tokens) == ("flow", 16, 16)
     images = smidgen.sample(base, prompts=PROMPTS, steps=4, guidance=2.0, seed=7)
     without = {"text_encoder_3": None, "tokenizer_3": None}
     stock = StableDiffusion3Pipeline.from_pretrained(folder, **without)

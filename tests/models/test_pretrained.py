@@ -54,7 +54,7 @@ def test_a_folder_gives_the_whole_base(places, kind):
     assert base.denoiser.config == TINY
     assert base.class_names == NAMES
     assert (base.num_classes, base.null_label) == (5, 5)
-    assert (base.image_size, base.codec.factor) == (8, 2)
+    assert (base.image_size.plain, base.codec.factor) == (8, 2)
     assert torch.equal(base.process.schedule.betas, Schedule.linear(100, 1e-3, 0.1).betas)
     assert base.host.family == "dit"
     assert len(base.host.blocks) == TINY.depth
@@ -112,12 +112,12 @@ def test_a_given_codec_replaces_that_of_the_folder(places, vae_folder, tmp_path)
 
 def test_image_size_is_in_pixels(places):
     base = load_base(str(places / "ours"), image_size=16)
-    assert (base.image_size, base.denoiser.config.image_size) == (16, 8)
+    assert (base.image_size.plain, base.denoiser.config.image_size) == (16, 8)
     assert base.fingerprint == load_base(places / "ours").fingerprint
     for wrong in (15, 0, -8):
-        with pytest.raises(UsageError, match=f"image size {wrong}"):
+        with pytest.raises(UsageError, match=f"image.size.*{wrong}"):
             load_base(places / "ours", image_size=wrong)
-    with pytest.raises(SmidgenError, match="multiple of patch_size"):
+    with pytest.raises(UsageError, match="a multiple of 4; give 8"):
         load_base(places / "ours", image_size=6)
 
 

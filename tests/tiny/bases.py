@@ -9,6 +9,7 @@ from smidgen.diffusion.process import Diffusion
 from smidgen.diffusion.schedule import Schedule
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
+from smidgen.sizes import ImageSize, Sides
 from tests.tiny.codecs import BoxCodec
 from tests.tiny.hosts import TINY_HOSTS
 from tests.tiny.networks import network
@@ -26,7 +27,8 @@ def base_of(denoiser: nn.Module, class_names: Sequence[str] = (), **facts: Any) 
         "process": Diffusion(schedule=Schedule.linear()),
         "host": facts.pop("host", None) or find_host(denoiser),
         "fingerprint": "sketch1:none",
-        "image_size": IMAGE_SIZE,
+        "image_size": ImageSize.of(IMAGE_SIZE),
+        "sides": Sides(multiple=4, step=4),
     }
     return Base(denoiser=denoiser, class_names=tuple(class_names), **(given | facts))
 

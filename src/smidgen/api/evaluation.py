@@ -26,6 +26,7 @@ from smidgen.models.pretrained import load_base
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import MEASURED_IMAGES, SamplingConfig
 from smidgen.sampling.draw import prepare
+from smidgen.sizes import ImageSize
 from smidgen.training.recipe import RECIPE, read_recipe
 
 DELTA = "delta.safetensors"
@@ -41,7 +42,7 @@ class Drawn:
 
     base: Base | str | Path | None = None
     codec: str | Path | None = None
-    image_size: int | None = None
+    image_size: ImageSize | int | str | None = None
     frequency_shift: float | None = None
 
     def load(
@@ -75,7 +76,7 @@ def evaluate(
     *,
     base: Base | str | Path | None = None,
     codec: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | int | str | None = None,
     frequency_shift: float | None = None,
     sampling: SamplingConfig | None = None,
     progress: Progress | None = None,

@@ -27,9 +27,9 @@ from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
-from smidgen.models.pipeline_base import check_size
-from smidgen.models.pretrained import note_on_size, prompt_files, trained_size
+from smidgen.models.pretrained import known_size, note_on_size, prompt_files
 from smidgen.models.prompts import DREAMBOOTH, PROMPTS
+from smidgen.sizes import ImageSize
 from smidgen.training.captions import (
     captions_for,
     look_at_subject,
@@ -56,7 +56,7 @@ def plan_run(
     config: RunConfig,
     *,
     given: Mapping[str, Any],
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
@@ -71,10 +71,11 @@ def plan_run(
     Raises: as the training, for what leaves nothing to count.
     """
     config = config.resolved()
-    trained, factor = trained_size(base, given.get("codec"))
+    known = known_size(base, given.get("codec"))
+    trained = None if known is None else known.trained
     size = image_size or trained
-    if image_size is not None and factor is not None:
-        check_size(image_size, factor)
+    if image_size is not None and known is not None:
+        known.sides.check(image_size, str(base))
     network = meta_network(base)
     warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
@@ -109,7 +110,9 @@ def plan_run(
         method=config.method,
         method_config=config.method_config,
         training=config.training,
-        latent_side=None if size is None or factor is None else size // factor,
+        latent_size=None
+        if size is None or known is None
+        else (size.height // known.factor, size.width // known.factor),
         reader=reader_without_weights(base, size) if reads else None,
         trains_encoders=reads and config.trains_encoders,
         token=config.token,

@@ -17,6 +17,7 @@ from smidgen.interop.lora import read_lora
 from smidgen.methods import configure
 from smidgen.models.base import Base
 from smidgen.models.pretrained import load_base
+from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.recipe import check_recipe, read_recipe
 from smidgen.training.run import defaults_of, fine_tune, read_delta, recipe_of
@@ -31,7 +32,7 @@ def train(
     method: str = "difffit",
     method_config: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | int | str | None = None,
     force: bool = False,
     progress: bool = True,
     **settings: Any,
@@ -64,7 +65,7 @@ def train(
         raise UsageError(f"no such folder of images: {data}")
     if not isinstance(base, Base):
         base = load_base(base, image_size=image_size)
-    elif image_size not in (None, base.image_size):
+    elif image_size is not None and ImageSize.of(image_size) != base.image_size:
         raise UsageError(
             f"image size {image_size}: the base was loaded for {base.image_size}; give load_base "
             "the size"

@@ -23,8 +23,9 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
-from smidgen.models.pretrained import prompt_files, stored_precision, trained_size
+from smidgen.models.pretrained import known_size, prompt_files, stored_precision
 from smidgen.models.reader import Reader
+from smidgen.sizes import ImageSize
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
 from smidgen.training.memory import estimate_memory, resident_bytes
@@ -87,8 +88,8 @@ def inspect(
     )
 
 
-def reader_without_weights(base: Base | str | Path, image_size: int | None = None) -> Reader:
-    """The text encoders of a base without weights, for images of so many pixels (None: its own).
+def reader_without_weights(base: Base | str | Path, image_size: ImageSize | None = None) -> Reader:
+    """The text encoders of a base without weights, for images of this size (None: its own).
 
     Raises: UsageError for one that reads no prompts, or lies on the hub.
     """
@@ -96,16 +97,17 @@ def reader_without_weights(base: Base | str | Path, image_size: int | None = Non
         files = None if base.conditioner is None else base.conditioner.files
         name, network, own_size = base.name, base.denoiser, base.image_size
     else:
-        files, network, own_size = prompt_files(base), meta_network(base), trained_size(base)[0]
-        name = str(base)
+        files, network, name = prompt_files(base), meta_network(base), str(base)
+        known = known_size(base)
+        own_size = None if known is None else known.trained
     encode = find_family(network).encode
     if files is None or encode is None:
         raise UsageError(
             f'base "{name}" has no text encoders here, in which something could be trained: it '
             "reads no prompts, or was not fetched from the hub yet"
         )
-    size = image_size or own_size
-    return files.without_weights(encode, size or DEFAULT_PIXELS, network)
+    size = image_size or own_size or ImageSize(DEFAULT_PIXELS, DEFAULT_PIXELS)
+    return files.without_weights(encode, size, network)
 
 
 def count_weights(
@@ -115,7 +117,7 @@ def count_weights(
     method: str,
     method_config: Any,
     training: TrainingConfig | None = None,
-    latent_side: int | None = None,
+    latent_size: tuple[int, int] | None = None,
     reader: Reader | None = None,
     trains_encoders: bool = False,
     token: str | None = None,
@@ -123,12 +125,12 @@ def count_weights(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """`inspect` with the method's own Config; `training` None: without the memory, which is that of
-    latents of `latent_side`, None: of the base's own, on a device of this name. `reader`
+    latents of `latent_size` (h, w), None: of the base's own, on a device of this name. `reader`
     (`reader_without_weights`): what encodes texts in the step, None where nothing does;
     `trains_encoders`: whether something is trained there, `token`: the new word of textual
     inversion.
     """
-    shape = _shape_of(base, num_classes, latent_side)
+    shape = _shape_of(base, num_classes, latent_size)
     if not isinstance(base, Base):
         stored = stored_precision(base, base_precision)
         if stored != torch.float32:
@@ -158,9 +160,8 @@ def count_weights(
     if training is not None:
         resident = resident_bytes()
         example = example_of(shape.denoiser, base if isinstance(base, Base) else None)
-        if latent_side is not None:
-            channels = example.latent_shape[0]
-            example = replace(example, latent_shape=(channels, latent_side, latent_side))
+        if latent_size is not None:
+            example = replace(example, latent_shape=(example.latent_shape[0], *latent_size))
         memory = estimate_memory(shape.denoiser, delta, training, example, reader, device=device)
         found["memory"] = memory.as_dict()
         if resident is not None and device == "cpu":
@@ -194,16 +195,18 @@ def _placed(edit: Edit) -> Iterator[tuple[str, torch.Tensor, str]]:
 
 
 def _shape_of(
-    base: Base | str | Path, num_classes: int | None, latent_side: int | None = None
+    base: Base | str | Path,
+    num_classes: int | None,
+    latent_size: tuple[int, int] | None = None,
 ) -> _Shape:
-    """The network without weights, for these classes and latents of this side (None: its own)."""
+    """The network without weights, for these classes and latents of this size (None: its own)."""
     if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES:
         raise UsageError(f"num_classes is {num_classes}; expected 1 to {MOST_CLASSES:,}")
     if not isinstance(base, Base):
         denoiser, name = meta_network(base, num_classes), str(base)
-        if isinstance(denoiser, DiT) and latent_side is not None:
+        if isinstance(denoiser, DiT) and latent_size is not None:
             with torch.device("meta"):
-                denoiser = DiT(at_size(denoiser.config, latent_side, name))
+                denoiser = DiT(at_size(denoiser.config, latent_size[0], name))
     elif isinstance(base.denoiser, DiT):
         name, config = base.name, base.denoiser.config
         with torch.device("meta"):

@@ -29,12 +29,13 @@ from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.names import DEFAULT, check_names
-from smidgen.files.checks import check_integer, check_number
+from smidgen.files.checks import check_number
 from smidgen.files.settings import flatten, settings_of
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
 from smidgen.processes import is_main
 from smidgen.sampling.config import MeasuredSampling
+from smidgen.sizes import ImageSize
 
 NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
 
@@ -81,15 +82,14 @@ class DrawnOptions:
     """The base; none: that of the run's recipe, or of the delta's header."""
     codec: str | None = None
     """Codec (VAE) folder or hub id; none: the recipe's, else the base's own."""
-    image_size: int | None = None
-    """Side of the images in pixels; none: as trained."""
+    image_size: ImageSize | None = None
+    """Size of the images in pixels, a number or WIDTHxHEIGHT; none: as trained."""
     frequency_shift: float | None = None
     """Shift of the timestep frequencies; none: the recipe's, else that of the base."""
 
     def __post_init__(self) -> None:
         if self.base is not None:
             check_base_name(self.base)
-        check_integer("image_size", self.image_size)
         check_number("frequency_shift", self.frequency_shift)
 
 

@@ -18,11 +18,12 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from smidgen.files.settings import Setting, alternatives, describe, fields_of, settings_of
 from smidgen.files.toml import NONE, toml
+from smidgen.sizes import ImageSize
 
 MOST_COLUMNS = 120
 TEXT_COLUMN = 26
 MOST_CHOICES = 40  # characters: a longer list of choices stands in the text
-WORDS = {int: "INT", float: "FLOAT", Path: "PATH", type(None): NONE}
+WORDS = {int: "INT", float: "FLOAT", Path: "PATH", ImageSize: "INT|WxH", type(None): NONE}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

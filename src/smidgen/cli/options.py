@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from smidgen.errors import UsageError, shown
-from smidgen.files.checks import check_integer, check_number
+from smidgen.files.checks import check_number
 from smidgen.files.settings import SWITCH, flatten, recipe_text, settings_of
 from smidgen.files.writing import try_writing
 from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
 from smidgen.processes import is_main
+from smidgen.sizes import ImageSize
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -35,14 +36,14 @@ class BaseOptions:
     """A shipped name (glyphs), a folder, a file (.pt, .safetensors) or a hub id."""
     codec: str | None = None
     """Codec (VAE) folder or hub id, for a base file that has none of its own."""
-    image_size: int | None = None
-    """Side of the images in pixels; none: what the base was trained for."""
+    image_size: ImageSize | None = None
+    """Size of the images in pixels, a number or WIDTHxHEIGHT; none: what the base was trained
+    for."""
     frequency_shift: float | None = None
     """Shift of the timestep frequencies; none: 0, that of the released weights."""
 
     def __post_init__(self) -> None:
         check_base_name(self.base)
-        check_integer("image_size", self.image_size)
         check_number("frequency_shift", self.frequency_shift)
 
     def given(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from smidgen.data.shards import (
 )
 from smidgen.errors import UsageError
 from smidgen.files.places import default_cache_dir
+from smidgen.sizes import ImageSize
 
 # A shard ends with the batch that reaches one of these; a killed run loses no more than that.
 SHARD_IMAGES = 1024
@@ -63,9 +64,9 @@ MEMORY_BYTES = 2**30
 
 
 def _check_request(
-    folder: ImageFolder, image_size: int, factor: int, mode: str, cache_dir: Path
+    folder: ImageFolder, image_size: ImageSize, factor: int, mode: str, cache_dir: Path
 ) -> None:
-    if image_size <= 0 or image_size % factor:
+    if min(image_size) <= 0 or any(side % factor for side in image_size):
         raise UsageError(
             f"image size {image_size}: give a positive multiple of {factor}, "
             "by which the codec shrinks images"
@@ -90,9 +91,10 @@ class Share:
 class LatentCache:
     """The cached latents of one transform and codec."""
 
-    def __init__(self, directory: Path, spec: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, spec: dict[str, Any], size: ImageSize) -> None:
         self.directory = directory
         self.spec = spec
+        self.size = size
         self._lock = threading.Lock()
         self._shards = open_shards(directory, spec)
         self._index: dict[str, tuple[Shard, int]] = {}
@@ -104,7 +106,7 @@ class LatentCache:
         folder: ImageFolder,
         codec: Encoder,
         *,
-        image_size: int,
+        image_size: ImageSize,
         mode: Mode = "crop",
         flip: bool = False,
         cache_dir: str | Path | None = None,
@@ -130,20 +132,22 @@ class LatentCache:
         spec = {
             "format": FORMAT_VERSION,
             "transform": TRANSFORM_VERSION,
-            "size": image_size,
+            "size": image_size.plain,
             "mode": mode,
             "flip": flip,
             "codec": codec.fingerprint,
         }
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:32]
-        batch_size = batch_size or min(64, max(1, ENCODE_PIXELS // image_size**2))
+        batch_size = batch_size or min(64, max(1, ENCODE_PIXELS // image_size.area))
         # The lock inside makes a second build in this process wait and then find everything.
         with strict_pillow():
             place = cache_dir / "latents" / key
             if share is not None:
-                cls(place, spec)._encode(folder, codec, batch_size, share.files, progress)
+                cls(place, spec, image_size)._encode(
+                    folder, codec, batch_size, share.files, progress
+                )
                 share.wait()
-            cache = cls(place, spec)
+            cache = cls(place, spec, image_size)
             return cache._fill(folder, _Batches(cache, codec, batch_size), progress, bad_limit)
 
     def find(self, content: str) -> tuple[Shard, int] | None:
@@ -176,7 +180,7 @@ class LatentCache:
             self._index.setdefault(content, (shard, row))
 
     def _reader(self, folder: ImageFolder) -> Callable[[ImageFile], Picture | UnusableImage]:
-        size, mode = self.spec["size"], self.spec["mode"]
+        size, mode = self.size, self.spec["mode"]
 
         def read(file: ImageFile) -> Picture | UnusableImage:
             try:
@@ -258,7 +262,7 @@ class LatentCache:
             names=tuple(folder.name(file.path) for file in folder.files),
             folder=folder,
             contents=tuple(look.content for look in looks),
-            findings=findings_of(folder, looks, self.spec["size"]),
+            findings=findings_of(folder, looks, self.size),
             num_encoded=num_encoded,
         )
 

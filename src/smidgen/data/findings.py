@@ -14,6 +14,7 @@ from smidgen.data.captions import CaptionFindings
 from smidgen.data.folder import ImageFolder, Look
 from smidgen.data.listing import SIDE_FILE
 from smidgen.errors import shown
+from smidgen.sizes import ImageSize
 
 SHOWN_FILES = 10
 
@@ -82,11 +83,11 @@ class Findings:
 
 
 def findings_of(
-    folder: ImageFolder, looks: Sequence[Look] | None = None, image_size: int | None = None
+    folder: ImageFolder, looks: Sequence[Look] | None = None, image_size: ImageSize | None = None
 ) -> Findings:
     """The counts of a folder as it is listed or, with `looks` at its files, as it is read.
 
-    `image_size`: the training size in pixels, for what will be enlarged.
+    `image_size`: the training size, for what will be enlarged.
     """
     labels = Counter(folder.class_numbers)
     kinds = Counter(bad.kind for bad in folder.bad)

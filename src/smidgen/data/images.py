@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from smidgen.data.formats import FORMATS, RAW, SNIFFED_BYTES, UNSUPPORTED, sniff
 from smidgen.errors import SmidgenError
 from smidgen.files import reading
+from smidgen.sizes import ImageSize
 
 Mode = Literal["crop", "resize"]
 
@@ -75,9 +76,9 @@ class Facts:
         """
         return bool(path.suffix) and FORMATS.get(path.suffix.lower()) != self.format
 
-    def enlarged(self, size: int) -> bool:
-        """Whether either mode must enlarge a side to reach `size` pixels."""
-        return min(self.width, self.height) < size
+    def enlarged(self, size: ImageSize) -> bool:
+        """Whether either mode must enlarge a side to reach this size."""
+        return self.width < size.width or self.height < size.height
 
 
 @contextlib.contextmanager
@@ -210,15 +211,26 @@ def _to_eight_bits(values: NDArray) -> NDArray[np.uint8]:
     return np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
 
 
-def fit(image: Image.Image, size: int, mode: Mode) -> NDArray[np.uint8]:
-    """(3, size, size) pixels of an RGB image: the centre square (`crop`), or all of it (`resize`).
+def fit(image: Image.Image, size: ImageSize, mode: Mode) -> NDArray[np.uint8]:
+    """(3, H, W) pixels of an RGB image at this size: the largest part of its shape in the centre
+    (`crop`), or all of it (`resize`).
 
     One antialiased bicubic resampling of whole source pixels; none where the size already fits.
     """
     box = (0, 0, image.width, image.height)
     if mode == "crop":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        box = crop_box(image.width, image.height, size)
+    resized = image.resize(size, Image.Resampling.BICUBIC, box=box)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def crop_box(width: int, height: int, size: ImageSize) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the largest part of a picture that has the shape of `size`, to
+    whole pixels.
+    """
+    if width * size.height > height * size.width:
+        wide, high = max(1, round(height * size.width / size.height)), height
+    else:
+        wide, high = width, max(1, round(width * size.height / size.width))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high

@@ -21,6 +21,7 @@ from smidgen.errors import UsageError, closest
 from smidgen.files.checks import check_choice
 from smidgen.files.reading import Unreadable, read_toml
 from smidgen.files.toml import NONE, toml
+from smidgen.sizes import EXPECTED, ImageSize
 
 C = TypeVar("C")
 
@@ -203,6 +204,10 @@ def _convert(value: Any, annotation: Any) -> Any:
             converted = annotation(cast(Any, value))
             if annotation is float or abs(converted) < MOST_INTEGER:
                 return converted
+    elif annotation is ImageSize:
+        if isinstance(value, ImageSize | int | str):
+            with contextlib.suppress(UsageError):
+                return ImageSize.of(value)
     elif annotation is Path:
         if isinstance(value, str | Path) and "\0" not in str(value):
             return Path(value)
@@ -249,11 +254,14 @@ def _word(kind: Any) -> str:
     if get_origin(kind) in LISTS:
         return f"a list, each {describe(get_args(kind)[0])}"
     words = {bool: "true or false", int: "an integer", float: "a number", Path: "a path"}
+    words[ImageSize] = EXPECTED
     return words.get(kind, "text")
 
 
 def flatten(*configs: Any) -> dict[str, Any]:
-    """The values of config instances by the names of `settings_of`, in order."""
+    """The values of config instances by the names of `settings_of`, in order, as recipes and JSON
+    have them.
+    """
     values: dict[str, Any] = {}
     for config in configs:
         for field, _ in fields_of(type(config)):
@@ -261,7 +269,7 @@ def flatten(*configs: Any) -> dict[str, Any]:
             if dataclasses.is_dataclass(value):
                 values |= {f"{field.name}.{name}": one for name, one in flatten(value).items()}
             else:
-                values[field.name] = value
+                values[field.name] = value.plain if isinstance(value, ImageSize) else value
     return values
 
 

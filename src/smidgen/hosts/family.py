@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError
 from smidgen.hosts.renaming import Renaming
+from smidgen.sizes import ImageSize
 
 # What a prediction depends on besides x_t and t, each with the images as its first axis: "labels"
 # (B,), "text" (B, L, D), "mask" (B, L), "pooled" (B, D), "time_ids" (B, 6), "guidance" (B,).
@@ -28,6 +29,8 @@ class Pipeline:
     `patch` latent pixels wide. `even_to_fraction` and `fitted_shift` are as in
     `schedulers.flow_of`. `undistilled(index, config)`: whether, by the pipeline's index and the
     network's configuration, this one is guided by the empty prompt though its family is not.
+    `halvings(config)`: how often its network halves the latents, so that sides of which it leaves
+    nothing over are best; `most_tokens(config)`: how many it knows positions of along a side.
     """
 
     denoiser: Literal["unet", "transformer"] = "transformer"
@@ -38,6 +41,8 @@ class Pipeline:
     even_to_fraction: bool = False
     fitted_shift: bool = False
     undistilled: Callable[[Config, Config], bool] = lambda index, config: False
+    halvings: Callable[[Config], int] = lambda config: 0
+    most_tokens: Callable[[Config], int | None] = lambda config: None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -73,8 +78,8 @@ def latent_shape_of(config: Config, *, packed: int = 1, side: int = 128) -> tupl
     many latents an input has side by side, `side`: H and W where the configuration has none.
     """
     size = config.get("sample_size") or side
-    size = size if isinstance(size, int) else size[0]
-    return config["in_channels"] // packed, size, size
+    height, width = (size, size) if isinstance(size, int) else size
+    return config["in_channels"] // packed, height, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,7 @@ class Family:
     `parameterisation` "scheduler": t (B,) counts steps from 0, the target is epsilon or v as the
     pipeline's scheduler says; "flow": t is sigma in (0, 1], the target is noise - x_0, and x_t is
     (1 - sigma) x_0 + sigma noise. `encode(pipeline, prompts, image_size)` gives the condition of
-    prompts, for images of so many pixels a side; None where conditions are labels. `guidance`
+    prompts, for images of this size; None where conditions are labels. `guidance`
     "embedded": the network takes the guidance scale as an input.
 
     `latent_shape(config)` is (C, H, W) of what a network of this configuration was trained on,
@@ -99,7 +104,7 @@ class Family:
     """
 
     predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
-    encode: Callable[[Any, Sequence[str], int], Condition] | None
+    encode: Callable[[Any, Sequence[str], ImageSize], Condition] | None
     parameterisation: Literal["scheduler", "flow"]
     guidance: Literal["classifier-free", "embedded"] = "classifier-free"
     latent_shape: Callable[[Any], tuple[int, int, int]] = latent_shape_of

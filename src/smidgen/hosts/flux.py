@@ -29,6 +29,7 @@ from smidgen.hosts.host import Host
 from smidgen.hosts.packing import grid, pack, unpack
 from smidgen.hosts.renaming import FINAL_MODULATION, Renaming, added_qkv, count_blocks, qkv
 from smidgen.hosts.transformer import SELF_ATTENTION, Joint, Sheet, model_taps, named
+from smidgen.sizes import ImageSize
 
 PARTS = Joint()
 SINGLE = named("attn", SELF_ATTENTION) | {"proj_mlp": "ff1", "proj_out": "o"}
@@ -96,7 +97,7 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     return unpack(tokens, height, width)
 
 
-def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+def encode(pipeline: Any, prompts: Sequence[str], size: ImageSize) -> dict[str, Tensor]:
     """The prompts as the pipeline's CLIP (pooled) and T5 see them."""
     text, pooled, _ = pipeline.encode_prompt(list(prompts))
     return {"text": text, "pooled": pooled}

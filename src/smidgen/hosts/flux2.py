@@ -18,12 +18,14 @@ from smidgen.hosts.family import Condition, Config, Family, Pipeline, latent_sha
 from smidgen.hosts.host import Host
 from smidgen.hosts.packing import grid
 from smidgen.hosts.transformer import Joint, Sheet, model_taps
+from smidgen.sizes import ImageSize
 
 PARTS = Joint(
     norm1="norm1",
     last="linear_out",
     ff_roles={"linear_in": "ff1", "linear_out": "ff2"},
 )
+
 SINGLE = {"attn.to_out": "o"}
 
 
@@ -76,7 +78,7 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
-def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+def encode(pipeline: Any, prompts: Sequence[str], size: ImageSize) -> dict[str, Tensor]:
     """The prompts as the pipeline's language model sees them."""
     text, _ = pipeline.encode_prompt(list(prompts))
     return {"text": text}

@@ -17,6 +17,7 @@ from smidgen.hosts.family import Condition, Family, Pipeline, needed
 from smidgen.hosts.host import Host
 from smidgen.hosts.modules import Role
 from smidgen.hosts.transformer import FEED_FORWARD, SELF_ATTENTION, Sheet, model_taps, named
+from smidgen.sizes import ImageSize
 
 PIXELS_PER_LATENT = 8  # of Stable Diffusion's codec, which PixArt uses
 ROLES = (
@@ -24,6 +25,7 @@ ROLES = (
     | named("attn2", SELF_ATTENTION, "cross.")
     | named("ff", FEED_FORWARD)
 )
+
 # An image's height and width go through these as two entries of a batch; its aspect ratio is one.
 RESOLUTION = tuple(f"adaln_single.emb.resolution_embedder.linear_{n}" for n in (1, 2))
 
@@ -69,7 +71,7 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     )[0]
 
 
-def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+def encode(pipeline: Any, prompts: Sequence[str], size: ImageSize) -> dict[str, Tensor]:
     """The prompts as the pipeline's T5 sees them; the size comes in with the latents."""
     text, mask, _, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
     return {"text": text, "mask": mask}

@@ -19,6 +19,7 @@ from smidgen.hosts.family import Condition, Family, Pipeline, latent_shape_of, n
 from smidgen.hosts.host import Host
 from smidgen.hosts.packing import pack, unpack
 from smidgen.hosts.transformer import Joint, Sheet, model_taps
+from smidgen.sizes import ImageSize
 
 PARTS = Joint(
     norm1="img_norm1",
@@ -26,6 +27,7 @@ PARTS = Joint(
     ff="img_mlp",
     text_ff="txt_mlp",
 )
+
 EDITING = "an editing variant of Qwen-Image tells image from reference token by token"
 
 
@@ -70,7 +72,7 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     return unpack(tokens, height, width)
 
 
-def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+def encode(pipeline: Any, prompts: Sequence[str], size: ImageSize) -> dict[str, Tensor]:
     """The prompts as the pipeline's language model sees them, padded to the longest."""
     text, mask = pipeline.encode_prompt(list(prompts))
     if mask is None:  # the pipeline's way to say that no prompt is padded

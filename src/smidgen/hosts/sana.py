@@ -19,12 +19,14 @@ from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Condition, Family, Pipeline, needed
 from smidgen.hosts.host import Host
 from smidgen.hosts.transformer import NUM_TIMESTEPS, SELF_ATTENTION, Sheet, model_taps, named
+from smidgen.sizes import ImageSize
 
 ROLES = (
     named("attn1", SELF_ATTENTION)
     | named("attn2", SELF_ATTENTION, "cross.")
     | {"ff.conv_inverted": "ff1", "ff.conv_point": "ff2"}
 )
+
 INSTRUCTION = "complex_human_instruction"
 
 
@@ -70,7 +72,7 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     )[0]
 
 
-def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+def encode(pipeline: Any, prompts: Sequence[str], size: ImageSize) -> dict[str, Tensor]:
     """The prompts as the pipeline's Gemma sees them: with the instruction that the pipeline puts
     before a prompt, but for the empty one, which it encodes as it is.
     """

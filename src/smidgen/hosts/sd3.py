@@ -25,6 +25,7 @@ from smidgen.hosts.family import (
 from smidgen.hosts.host import Host
 from smidgen.hosts.renaming import FINAL_MODULATION, Renaming, added_qkv, count_blocks, qkv
 from smidgen.hosts.transformer import NUM_TIMESTEPS, SELF_ATTENTION, Joint, Sheet, model_taps, named
+from smidgen.sizes import ImageSize
 
 PARTS = Joint()
 THIRD = ("tokenizer_3", "text_encoder_3")  # T5, which most do without
@@ -85,7 +86,7 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     )[0]
 
 
-def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
+def encode(pipeline: Any, prompts: Sequence[str], size: ImageSize) -> dict[str, Tensor]:
     """The prompts as the pipeline's two CLIPs and its T5 see them."""
     text, _, pooled, _ = pipeline.encode_prompt(
         list(prompts), None, None, do_classifier_free_guidance=False
@@ -146,6 +147,7 @@ FAMILY = Family(
             encoders=(*TWO_ENCODERS, THIRD[1]),
             optional=THIRD,
             patch=2,
+            most_tokens=lambda config: config.get("pos_embed_max_size"),
         )
     },
     original=Original(models="SD3", names=original_names, codec="first_stage_model."),

@@ -29,6 +29,7 @@ from smidgen.hosts.family import (
 from smidgen.hosts.host import Block, Host, Position, class_path
 from smidgen.hosts.modules import Role, read_modules
 from smidgen.hosts.renaming import Renaming, count_blocks
+from smidgen.sizes import ImageSize
 
 TRANSFORMER = "diffusers.models.attention.BasicTransformerBlock"
 RESIDUAL = "diffusers.models.resnet.ResnetBlock2D"
@@ -115,8 +116,8 @@ def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) ->
     return network(x_t, t, text, added_cond_kwargs=added, return_dict=False)[0]
 
 
-def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor]:
-    """What the pipeline's text encoders make of the prompts; for SDXL an image of `size` pixels
+def encode(pipeline: Any, prompts: Sequence[str], size: ImageSize) -> dict[str, Tensor]:
+    """What the pipeline's text encoders make of the prompts; for SDXL an image of `size`
     that was neither scaled nor cropped, and zeros for an empty prompt where its pipeline uses them.
     """
     options: dict[str, Any] = {
@@ -132,7 +133,8 @@ def encode(pipeline: Any, prompts: Sequence[str], size: int) -> dict[str, Tensor
         text = text.masked_fill(empty[:, None, None], 0)
         pooled = pooled.masked_fill(empty[:, None], 0)
     # original height and width, top and left of the crop, target height and width
-    time_ids = torch.tensor([size, size, 0, 0, size, size]).to(text).expand(len(text), 6)
+    sizes = torch.tensor([size.height, size.width, 0, 0, size.height, size.width])
+    time_ids = sizes.to(text).expand(len(text), 6)
     return {"text": text, "pooled": pooled, "time_ids": time_ids}
 
 
@@ -314,6 +316,12 @@ def condition_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def halvings(config: Config) -> int:
+    """How often the way down halves the latents."""
+    blocks = config.get("block_out_channels")
+    return len(blocks) - 1 if isinstance(blocks, list | tuple) and blocks else 0
+
+
 def architecture(config: Any, predicts_v: bool) -> str | None:
     """The name in ModelSpec, by the width of the text that is read."""
     found = {
@@ -331,9 +339,12 @@ FAMILY = Family(
     parameterisation="scheduler",
     condition_shapes=condition_shapes,
     pipelines={
-        "StableDiffusionPipeline": Pipeline(denoiser="unet"),
+        "StableDiffusionPipeline": Pipeline(denoiser="unet", halvings=halvings),
         "StableDiffusionXLPipeline": Pipeline(
-            denoiser="unet", tokenizers=TWO_TOKENIZERS, encoders=TWO_ENCODERS
+            denoiser="unet",
+            tokenizers=TWO_TOKENIZERS,
+            encoders=TWO_ENCODERS,
+            halvings=halvings,
         ),
     },
     original=Original(

@@ -42,7 +42,7 @@ def modelspec(delta: Delta, base: Base, format: str) -> dict[str, str]:
         "architecture": f"{found or names.class_name}/lora",
         "implementation": (code or DIFFUSERS) if original else DIFFUSERS,
         "title": _title(delta.provenance),
-        "resolution": f"{base.image_size}x{base.image_size}",
+        "resolution": f"{base.image_size.width}x{base.image_size.height}",
     }
     if process.name == "diffusion":
         fields["prediction_type"] = "v" if process.predicts_v else "epsilon"

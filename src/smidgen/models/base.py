@@ -21,17 +21,19 @@ from smidgen.hosts.host import Host, find_family
 from smidgen.models.calling import DTYPES, dtype_of
 from smidgen.models.codec import AutoencoderCodec, Codec
 from smidgen.models.conditioner import Conditioner, Conditions, labels_alone
+from smidgen.sizes import ImageSize, Sides
 
 
 @dataclass(kw_only=True, eq=False)
 class Base:
     """A pretrained diffusion model; `to` moves it, nothing else changes it.
 
-    `image_size` is in pixels. `class_names` has one name for each row of the label table but the
-    last, the null label; a base with a `conditioner` reads prompts and has none. `process` is what
-    the denoiser was trained on. `source` is the folder or file that the weights were read from,
-    None if they were made in this process; `given` is what `load_base` must be given besides the
-    name, and the image size, to load the same again.
+    `image_size` is what is drawn and trained on, `sides` tells which sizes could be. `class_names`
+    has one name for each row of the label table but the last, the null label; a base with a
+    `conditioner` reads prompts and has none. `process` is what the denoiser was trained on.
+    `source` is the folder or file that the weights were read from, None if they were made in this
+    process; `given` is what `load_base` must be given besides the name, and the image size, to load
+    the same again.
     """
 
     name: str
@@ -41,7 +43,8 @@ class Base:
     process: Process
     host: Host
     fingerprint: str
-    image_size: int
+    image_size: ImageSize
+    sides: Sides
     conditioner: Conditioner | None = None
     source: Path | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -75,8 +78,9 @@ class Base:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of a latent of this image size."""
-        side = self.image_size // self.codec.factor
-        return self.codec.latent_channels, side, side
+        factor = self.codec.factor
+        width, height = self.image_size
+        return self.codec.latent_channels, height // factor, width // factor
 
     def conditions(
         self, prompts: Sequence[str] = (), negative: str = "", delta: Delta | None = None

@@ -26,6 +26,7 @@ from smidgen.models.components import quiet
 from smidgen.models.condition_store import ConditionStore
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.reader import Encode, Reader
+from smidgen.sizes import ImageSize
 
 # (labels (B,)) -> the condition of so many images
 Conditions = Callable[[Tensor], Condition]
@@ -49,10 +50,10 @@ class Conditioner:
         self,
         load: Callable[[], Any],
         encode: Encode,
-        image_size: int,
+        image_size: ImageSize,
         files: PromptFiles | None = None,
     ) -> None:
-        """`load` gives the pipeline whose encoders `encode` calls, for images of so many pixels,
+        """`load` gives the pipeline whose encoders `encode` calls, for images of this size,
         from these files, None if there are none.
         """
         self._load = load
@@ -187,7 +188,7 @@ class Conditioner:
     def _place(self, folder: Path, dtype: torch.dtype) -> Path:
         """By all that a condition depends on besides its text."""
         assert self.files is not None, "conditions are stored by the files of their encoders"
-        spec = (STORE_FORMAT, self.files.fingerprint, str(dtype), self._image_size)
+        spec = (STORE_FORMAT, self.files.fingerprint, str(dtype), self._image_size.plain)
         return folder / "conditions" / hashlib.sha256(repr(spec).encode()).hexdigest()[:32]
 
 

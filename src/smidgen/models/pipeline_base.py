@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smidgen.diffusion.process import Flow, Process
-from smidgen.errors import SmidgenError, UsageError
+from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Family, Pipeline
 from smidgen.hosts.host import find_family, find_host
 from smidgen.models.base import Base, base_fingerprint
@@ -25,12 +25,14 @@ from smidgen.models.pipelines import (
     beside_prompts,
     check_files,
     pipeline_of,
-    trained_pixels,
+    sides_of,
+    trained_size_of,
 )
 from smidgen.models.precision import kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
 from smidgen.models.schemas import Scheduler
+from smidgen.sizes import ImageSize
 
 
 def load_pipeline(
@@ -42,7 +44,7 @@ def load_pipeline(
     device: str | torch.device,
     dtype: torch.dtype,
     base_precision: str | None,
-    image_size: int | None,
+    image_size: ImageSize | None,
 ) -> Base:
     """The base in a folder of diffusers' `save_pretrained`; its text encoders wait for a prompt.
 
@@ -56,14 +58,15 @@ def load_pipeline(
     check_files(source, index, pipeline)
     autoencoder = codec()
     config = read_json(source / pipeline.denoiser / "config.json")
-    pixels = image_size or trained_pixels(config, autoencoder.factor)
-    check_size(pixels, autoencoder.factor * pipeline.patch)
+    size = image_size or trained_size_of(config, autoencoder.factor)
+    sides = sides_of(config, autoencoder.factor, pipeline)
+    sides.check(size, name)
     _check_channels(config, autoencoder, name)
     stored = kept_in(base_precision, dtype, weight_files(source / pipeline.denoiser))
     denoiser = load_network(source / pipeline.denoiser, network, dtype, stored)
     denoiser.to(device).requires_grad_(False).eval()
     family = _family(denoiser, index, pipeline) if pipeline.prompts else None
-    num_tokens = (pixels // autoencoder.factor // pipeline.patch) ** 2
+    num_tokens = size.area // sides.multiple**2
     base = Base(
         name=name,
         denoiser=denoiser,
@@ -72,7 +75,8 @@ def load_pipeline(
         process=_process(source, pipeline, family, num_tokens),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
-        image_size=pixels,
+        image_size=size,
+        sides=sides,
         source=source.absolute(),
     )
     if family is None:
@@ -81,7 +85,7 @@ def load_pipeline(
     assert family.encode is not None, "the family of such a pipeline reads prompts"
     load = partial(_encoders, source, index, pipeline, base)
     files = PromptFiles(source=source, index=index, pipeline=pipeline, network=network)
-    base.conditioner = Conditioner(load, family.encode, pixels, files)
+    base.conditioner = Conditioner(load, family.encode, size, files)
     return base
 
 
@@ -119,14 +123,6 @@ def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: 
     dtype = dtype_of(base.denoiser)
     kind, network = str(index["_class_name"]), type(base.denoiser).__name__
     return load_encoders(source, kind, network, dtype, parts).to(base.device)
-
-
-def check_size(pixels: int, multiple: int) -> None:
-    """Raises: UsageError for a side of images that is no multiple of what the base reduces by."""
-    if pixels < 1 or pixels % multiple:
-        raise UsageError(
-            f"image size {pixels} does not fit this base; give a multiple of {multiple}"
-        )
 
 
 def _check_channels(config: Mapping[str, Any], codec: AutoencoderCodec, name: str) -> None:

@@ -15,6 +15,7 @@ from smidgen.hosts.family import Pipeline
 from smidgen.hosts.host import HOSTS, families
 from smidgen.models.files import WEIGHTS, check_safetensors, read_json, weight_files
 from smidgen.models.schemas import Scheduler, check_sizes
+from smidgen.sizes import ImageSize, Sides
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
@@ -117,12 +118,24 @@ def wanted(index: Mapping[str, Any], source: Path) -> list[str]:
     return [INDEX, *(f"{folder}/{name}" for folder in folders for name in files)]
 
 
-def trained_pixels(config: Mapping[str, Any], factor: int) -> int:
-    """Side in pixels of the images that a network of this configuration was trained on."""
+def trained_size_of(config: Mapping[str, Any], factor: int) -> ImageSize:
+    """Size of the images that a network of this configuration was trained on."""
     size = config.get("sample_size")
-    if isinstance(size, list | tuple):
-        size = size[0]
-    return size * factor if isinstance(size, int) else DEFAULT_PIXELS
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    sides = [side * factor for side in pair if isinstance(side, int)]
+    if len(sides) != 2:
+        return ImageSize(DEFAULT_PIXELS, DEFAULT_PIXELS)
+    return ImageSize(width=sides[1], height=sides[0])
+
+
+def sides_of(config: Mapping[str, Any], factor: int, pipeline: Pipeline) -> Sides:
+    """Which images the network of a pipeline takes behind a codec that reduces by `factor`."""
+    multiple, most = factor * pipeline.patch, pipeline.most_tokens(config)
+    return Sides(
+        multiple=multiple,
+        step=multiple * 2 ** pipeline.halvings(config),
+        most=None if most is None else most * multiple,
+    )
 
 
 def _entry(index: Mapping[str, Any], name: str) -> tuple[Any, Any]:

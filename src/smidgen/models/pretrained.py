@@ -37,13 +37,20 @@ from smidgen.models.names import (
     on_hub,
     shipped_names,
 )
-from smidgen.models.pipeline_base import check_size, load_pipeline
-from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
+from smidgen.models.pipeline_base import load_pipeline
+from smidgen.models.pipelines import (
+    INDEX,
+    is_pipeline,
+    pipeline_of,
+    sides_of,
+    trained_size_of,
+)
 from smidgen.models.precision import check_base_precision, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
 from smidgen.models.single_files import folder_of, is_single_file
 from smidgen.processes import is_main
+from smidgen.sizes import ImageSize, Sides
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     base_precision: BasePrecision | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | int | str | None = None,
     frequency_shift: float | None = None,
     num_heads: int | None = None,
 ) -> Base:
@@ -64,7 +71,8 @@ def load_base(
     hub id.
 
     `codec` is the folder, pipeline or hub id of an autoencoder: needed with a file, and used
-    instead of a folder's own. `image_size` in pixels, None: what the base was trained at. The
+    instead of a folder's own. `image_size` in pixels, one number or "768x512" (wide, high),
+    None: what the base was trained at. The
     network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
     precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
     same numbers. The rest is for a DiT: `frequency_shift` None: what the folder records, else 0,
@@ -75,6 +83,7 @@ def load_base(
         or a number of classes that does not fit; SmidgenError if nothing there can be read, or the
         hub does not answer (within ten seconds).
     """
+    size = None if image_size is None else ImageSize.of(image_size)
     _check_device(device)
     check_base_precision(base_precision)
     source = _locate(name)
@@ -89,7 +98,7 @@ def load_base(
             device=device,
             dtype=dtype,
             base_precision=base_precision,
-            image_size=image_size,
+            image_size=size,
         )
         base.given = _given(codec=codec, base_precision=base_precision)
         return base
@@ -97,14 +106,14 @@ def load_base(
     if codec is None and not (source / "vae" / "config.json").is_file():
         read_config(source, num_heads=num_heads)  # which says so if this is no base at all
     autoencoder = load_codec(_codec_source(name, source, codec), device=device)
-    if image_size is not None:
-        check_size(image_size, autoencoder.factor)
-    latent_size = None if image_size is None else image_size // autoencoder.factor
     config, state = read_dit(source, frequency_shift=frequency_shift, num_heads=num_heads)
     _check_fits(config, autoencoder, num_classes, str(name))
-    trained = config.image_size * autoencoder.factor
+    trained, sides = _size_of_dit(config, autoencoder.factor)
+    if size is not None:
+        sides.check(size, str(name))
+    latent_size = None if size is None else size.width // autoencoder.factor
     config, state = fit_positions(config, state, latent_size, source)
-    if (note := note_on_size(name, trained, image_size)) and is_main():
+    if (note := note_on_size(name, trained, size)) and is_main():
         logger.warning("%s", note)
     stored = kept_in(base_precision, dtype)
     denoiser = build_dit(config, state, device=device, dtype=dtype)
@@ -118,7 +127,8 @@ def load_base(
         process=Diffusion(schedule=schedule_of(described, source)),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
-        image_size=config.image_size * autoencoder.factor,
+        image_size=_size_of_dit(config, autoencoder.factor)[0],
+        sides=sides,
         source=source.absolute(),
         given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift),
     )
@@ -170,23 +180,40 @@ def meta_denoiser(name: str | Path, num_classes: int | None = None) -> DiT:
         return DiT(architecture(name, num_classes)).requires_grad_(False).eval()
 
 
-def trained_size(
-    name: str | Path, codec: str | Path | None = None
-) -> tuple[int | None, int | None]:
-    """Side in pixels of the images that a base was trained on and how far its codec reduces it,
-    from configurations alone; (None, None) of one that lies on the hub.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnownSize:
+    """What a base was trained at, which sizes it takes, and by how much its codec reduces them."""
+
+    trained: ImageSize
+    sides: Sides
+    factor: int
+
+
+def known_size(name: str | Path, codec: str | Path | None = None) -> KnownSize | None:
+    """The sizes of a base from configurations alone; None of one that lies on the hub.
 
     Raises: UsageError, SmidgenError as `load_base`.
     """
     if on_hub(name):
-        return None, None
+        return None
     source = _locate(name)
     described = _describe(source)
     factor = load_codec(_codec_source(name, source, codec)).factor
     if not is_pipeline(described):
-        return architecture(name).image_size * factor, factor
-    folder = source / pipeline_of(described, source)[1].denoiser
-    return trained_pixels(read_json(folder / "config.json"), factor), factor
+        trained, sides = _size_of_dit(architecture(name), factor)
+        return KnownSize(trained=trained, sides=sides, factor=factor)
+    pipeline = pipeline_of(described, source)[1]
+    config = read_json(source / pipeline.denoiser / "config.json")
+    return KnownSize(
+        trained=trained_size_of(config, factor),
+        sides=sides_of(config, factor, pipeline),
+        factor=factor,
+    )
+
+
+def _size_of_dit(config: DiTConfig, factor: int) -> tuple[ImageSize, Sides]:
+    side, multiple = config.image_size * factor, config.patch_size * factor
+    return ImageSize(side, side), Sides(multiple=multiple, step=multiple, square=True)
 
 
 def stored_precision(name: str | Path, base_precision: str | None = None) -> torch.dtype:
@@ -224,8 +251,8 @@ def prompt_files(name: str | Path) -> PromptFiles | None:
     return PromptFiles(source=source, index=described, pipeline=pipeline, network=network)
 
 
-def note_on_size(name: str | Path, trained: int | None, used: int | None) -> str | None:
-    """What a DiT that was trained on images of one side in pixels knows of those of another, None
+def note_on_size(name: str | Path, trained: ImageSize | None, used: ImageSize | None) -> str | None:
+    """What a DiT that was trained on squares of one side knows of those of another, None
     where both are the same; `used` None: as trained, `trained` None: not known.
     """
     if trained is None or used in (None, trained):

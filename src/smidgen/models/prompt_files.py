@@ -24,6 +24,7 @@ from smidgen.hosts.family import Pipeline
 from smidgen.models.components import load_encoders, meta_encoder, quiet
 from smidgen.models.pipelines import beside_prompts
 from smidgen.models.reader import Encode, Reader
+from smidgen.sizes import ImageSize
 
 # What personalisation uses because it means nothing; a small vocabulary has them as entries.
 MEANINGLESS = ("sks", "zwx", "ohwx")
@@ -79,7 +80,7 @@ class PromptFiles:
                 }
         return found if tokenizers else {}
 
-    def without_weights(self, encode: Encode, image_size: int, denoiser: nn.Module) -> Reader:
+    def without_weights(self, encode: Encode, image_size: ImageSize, denoiser: nn.Module) -> Reader:
         """The tokenizers, and the text encoders on the meta device in the precision of `denoiser`,
         beside which they are: to count what they need.
 

@@ -22,9 +22,10 @@ from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
 from smidgen.hosts.family import Condition, Pipeline
+from smidgen.sizes import ImageSize
 
-# (pipeline, prompts, image size in pixels) -> the condition of these prompts
-Encode = Callable[[Any, Sequence[str], int], Condition]
+# (pipeline, prompts, image size) -> the condition of these prompts
+Encode = Callable[[Any, Sequence[str], ImageSize], Condition]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Encoder:
 class Reader:
     """Tokenizers and text encoders of one pipeline, loaded."""
 
-    def __init__(self, pipeline: Any, encode: Encode, image_size: int, described: Pipeline) -> None:
-        """`encode` calls the encoders of `pipeline`, for images of so many pixels; `described` says
+    def __init__(
+        self, pipeline: Any, encode: Encode, image_size: ImageSize, described: Pipeline
+    ) -> None:
+        """`encode` calls the encoders of `pipeline`, for images of this size; `described` says
         which of its components they are.
         """
         self.pipeline = pipeline

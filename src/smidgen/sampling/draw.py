@@ -67,7 +67,7 @@ class Drawing:
             "base": base.name,
             "base_fingerprint": base.fingerprint,
             "method": None if delta is None else delta.provenance.method,
-            "image_size": base.image_size,
+            "image_size": base.image_size.plain,
             **self.config.facts(),
         }
 

@@ -66,7 +66,7 @@ def drawing_of(base: Base, config: RunConfig) -> Drawing:
         sampler=process.preview_sampler,
         guidance=usual if config.class_guidance is None else config.class_guidance,
         seed=SEED,
-        batch_size=max(1, min(64, PIXELS // base.image_size**2)),
+        batch_size=max(1, min(64, PIXELS // base.image_size.area)),
     )
     return prepare(base, sampling)
 

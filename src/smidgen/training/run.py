@@ -35,6 +35,7 @@ from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main, rank, world_size
 from smidgen.progress import counting_bar
+from smidgen.sizes import ImageSize
 from smidgen.training.captions import (
     captioned,
     captions_for,
@@ -169,7 +170,7 @@ class Described:
 
     name: str
     given: Mapping[str, Any]
-    image_size: int | None
+    image_size: ImageSize | None
     family: Family
     process: Process
     device: torch.device
@@ -179,7 +180,9 @@ def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
     """All settings of a run in one flat table; `config` is resolved."""
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
-    values |= dataclasses.asdict(config.method_config) | {"image_size": base.image_size}
+    values |= dataclasses.asdict(config.method_config) | {
+        "image_size": None if base.image_size is None else base.image_size.plain
+    }
     values |= {name: getattr(config, name) for name in OTHERS}
     return values | dataclasses.asdict(config.training)
 
@@ -307,7 +310,7 @@ def fresh_delta(
             "images": latents.num_own,
             "skipped": latents.folder.num_bad,
             "enlarged": latents.num_enlarged,
-            "image_size": base.image_size,
+            "image_size": base.image_size.plain,
             "resize": config.resize,
             "flip": config.flip,
         },

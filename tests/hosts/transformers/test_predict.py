@@ -23,6 +23,7 @@ from diffusers import (
 
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import find_family
+from smidgen.sizes import ImageSize
 from tests.tiny.networks import SD_3_5, network
 
 HEIGHT, WIDTH = 4, 6  # of the latents: two sizes, so that rows and columns cannot be mixed up
@@ -226,7 +227,7 @@ def record(case: Case) -> SimpleNamespace:
     assert len(calls) == 3
     family = find_family(transformer)
     assert family.encode is not None
-    condition = dict(family.encode(pipe, PROMPTS, HEIGHT * case.pixels))
+    condition = dict(family.encode(pipe, PROMPTS, ImageSize.of(HEIGHT * case.pixels)))
     if "guidance_scale" in case.call:
         condition["guidance"] = torch.full((len(PROMPTS),), case.call["guidance_scale"])
     return SimpleNamespace(
