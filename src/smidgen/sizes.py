@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +12,8 @@ from smidgen.errors import UsageError
 
 EXPECTED = "a number of pixels, or WIDTHxHEIGHT such as 768x512"
 MOST_SIDE = 2**16
+MOST_ASPECT = 4  # of buckets: a longer picture is cropped to this
+LEAST_SHARE = 0.75  # of the whole area that a bucket has
 WRITTEN = re.compile(r"(-?\d{1,9})(?:x(-?\d{1,9}))?")
 
 
@@ -84,3 +88,30 @@ class Sides:
         most = MOST_SIDE if self.most is None else self.most
         nearest = (side + self.multiple // 2) // self.multiple * self.multiple
         return min(max(nearest, self.multiple), most // self.multiple * self.multiple)
+
+
+def buckets_of(size: ImageSize, sides: Sides) -> tuple[ImageSize, ...]:
+    """The sizes to which pictures of any shape are brought, `size` first: all whose sides go in the
+    base's steps and whose area is that of `size` or up to a quarter less.
+    """
+    found = {size}
+    for one in range(sides.step, math.isqrt(size.area * MOST_ASPECT) + 1, sides.step):
+        other = size.area // one // sides.step * sides.step
+        least, most = sorted((one, other))
+        fits = sides.most is None or most <= sides.most
+        if fits and most <= MOST_ASPECT * least and one * other >= LEAST_SHARE * size.area:
+            found |= {ImageSize(one, other), ImageSize(other, one)}
+    return (size, *sorted(found - {size}))
+
+
+def nearest(width: int, height: int, sizes: Sequence[ImageSize]) -> ImageSize:
+    """That of several sizes whose shape is nearest to a picture's, by the ratio of the two, the
+    largest of equally near ones.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+
+    def distance(size: ImageSize) -> tuple[float, int]:
+        return abs(math.log(width * size.height / (height * size.width))), -size.area
+
+    return min(sizes, key=distance)

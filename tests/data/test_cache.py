@@ -18,10 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from smidgen.data import cache as cache_module
-from smidgen.data.cache import LatentCache, default_cache_dir
+from smidgen.data import encoded_folder
+from smidgen.data.encoded_folder import encode_folder
 from smidgen.data.folder import scan
 from smidgen.data.latents import LatentSet, MappedRows
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.places import default_cache_dir
 from smidgen.sizes import ImageSize
 from tests.tiny.codecs import BoxCodec
 from tests.tiny.images import noise, snapshot, write_folder, write_image
@@ -33,8 +35,8 @@ def images(tmp_path: Path) -> Path:
 
 
 def build(images: Path, codec: BoxCodec | None = None, **options: object) -> LatentSet:
-    options = {"image_size": ImageSize.of(16), "cache_dir": images.parent / "cache", **options}
-    return LatentCache.build(scan(images, decode=False), codec or BoxCodec(factor=4), **options)
+    options = {"sizes": [ImageSize.of(16)], "cache_dir": images.parent / "cache", **options}
+    return encode_folder(scan(images, decode=False), codec or BoxCodec(factor=4), **options)
 
 
 def shards(images: Path) -> list[Path]:
@@ -100,7 +102,7 @@ def test_only_a_changed_file_is_encoded_again_even_with_its_old_time_and_size(
     "change",
     [
         {"codec": BoxCodec("another", factor=4, scale=2.0)},
-        {"image_size": ImageSize.of(8)},
+        {"sizes": [ImageSize.of(8)]},
         {"mode": "resize"},
         {"flip": True},
     ],
@@ -122,7 +124,7 @@ def test_crop_and_resize_reach_the_codec_as_named(tmp_path: Path) -> None:
     Image.fromarray(stored).save(tmp_path / "images" / "a.png")
     crop = build(tmp_path / "images")
     assert torch.equal(crop.mean, torch.ones_like(crop.mean))
-    resize = build(tmp_path / "images", mode="resize", image_size=ImageSize.of(24))
+    resize = build(tmp_path / "images", mode="resize", sizes=[ImageSize.of(24)])
     # Six latent columns: two of the left third, two white ones, two of the right third.
     columns = resize.mean[0, 0, 0].mean(0)
     assert (columns[[0, 5]] == -1).all()
@@ -165,7 +167,7 @@ def test_the_codec_sees_batches_of_one_size(images: Path) -> None:
 
 def test_large_images_make_small_batches(images: Path) -> None:
     codec = BoxCodec(factor=4)
-    latents = build(images, codec, image_size=ImageSize.of(256))
+    latents = build(images, codec, sizes=[ImageSize.of(256)])
     assert codec.calls == [4, 4]
     assert latents.num_enlarged == 6
     assert "6 smaller than the training size, enlarged" in latents.report()
@@ -210,10 +212,10 @@ def test_bad_files_are_the_same_as_a_scan_finds_cached_or_not(images: Path) -> N
 def test_a_cached_image_is_judged_by_the_size_that_is_asked_now(images: Path) -> None:
     write_image(images / "b" / "wide.png", width=40, height=12)
     build(images)
-    latents = LatentCache.build(
+    latents = encode_folder(
         scan(images, decode=False, min_size=16),
         BoxCodec(factor=4),
-        image_size=ImageSize.of(16),
+        sizes=[ImageSize.of(16)],
         cache_dir=images.parent / "cache",
         bad_limit=0.5,
     )
@@ -248,8 +250,8 @@ def test_files_that_vanish_or_change_after_the_scan_are_judged_as_they_are(image
     (images / "a" / "1.png").write_bytes(b"now text")
     write_image(images / "a" / "2.png", seed=77)
     codec = BoxCodec(factor=4)
-    latents = LatentCache.build(
-        folder, codec, image_size=ImageSize.of(16), cache_dir=images.parent / "cache", bad_limit=0.5
+    latents = encode_folder(
+        folder, codec, sizes=[ImageSize.of(16)], cache_dir=images.parent / "cache", bad_limit=0.5
     )
     assert latents.names == ("a/2.png", "b/0.png", "b/1.png", "b/2.png")
     torch.testing.assert_close(latents.mean[0, 0], codec.expected(noise(77)), atol=1e-6, rtol=1e-6)
@@ -408,7 +410,7 @@ def test_large_sets_stay_mapped_and_draw_the_same(
 ) -> None:
     monkeypatch.setattr(cache_module, "SHARD_IMAGES", 4)
     in_memory = build(images, batch_size=2)
-    monkeypatch.setattr(cache_module, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(encoded_folder, "MEMORY_BYTES", 0)
     mapped = build(images, batch_size=2)
     assert isinstance(mapped.mean, MappedRows)
     assert len(shards(images)) == 2
@@ -433,8 +435,8 @@ def test_non_finite_latents_are_refused_by_name_and_not_cached(images: Path) -> 
 
 def test_impossible_requests_are_refused(images: Path) -> None:
     for options in (
-        {"image_size": ImageSize.of(18)},
-        {"image_size": ImageSize(0, 0)},
+        {"sizes": [ImageSize.of(18)]},
+        {"sizes": [ImageSize(0, 0)]},
         {"mode": "stretch"},
     ):
         with pytest.raises(UsageError):
@@ -481,9 +483,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_behind(images: Path) -
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(SmidgenError, match=r"cannot write .*SMIDGEN_CACHE") as caught:
-            LatentCache.build(
-                folder, BoxCodec(factor=4), image_size=ImageSize.of(16), cache_dir=cache_dir
-            )
+            encode_folder(folder, BoxCodec(factor=4), sizes=[ImageSize.of(16)], cache_dir=cache_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
@@ -493,7 +493,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_behind(images: Path) -
 BUILD = """
 import sys
 from pathlib import Path
-from smidgen.data import cache
+from smidgen.data import cache, encoded_folder
 from smidgen.data.folder import scan
 from tests.tiny.codecs import BoxCodec
 from smidgen.sizes import ImageSize
@@ -502,8 +502,8 @@ images, place = map(Path, sys.argv[1:])
 folder = scan(images, decode=False)
 print("ready", flush=True)
 sys.stdin.readline()
-latents = cache.LatentCache.build(
-    folder, BoxCodec(factor=4), image_size=ImageSize.of(16), cache_dir=place, batch_size=3
+latents = encoded_folder.encode_folder(
+    folder, BoxCodec(factor=4), sizes=[ImageSize.of(16)], cache_dir=place, batch_size=3
 )
 print(latents.mean.double().sum().item())
 """

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from smidgen.data.cache import LatentCache
+from smidgen.data.encoded_folder import encode_folder
 from smidgen.data.findings import Findings, findings_of, num_copies
 from smidgen.data.folder import ImageFolder, look_at_all, scan
 from smidgen.errors import SmidgenError
@@ -32,12 +33,10 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
-def survey(
-    listed: ImageFolder, image_size: ImageSize | None = None
-) -> tuple[ImageFolder, Findings]:
+def survey(listed: ImageFolder, sizes: Sequence[ImageSize] = ()) -> tuple[ImageFolder, Findings]:
     """As a dry run looks at a listed folder."""
     folder, looks = look_at_all(listed)
-    return folder, findings_of(folder, looks, image_size)
+    return folder, findings_of(folder, looks, sizes)
 
 
 EXPECTED = {
@@ -55,22 +54,22 @@ EXPECTED = {
 
 def test_a_dry_run_and_a_training_say_the_same(images: Path) -> None:
     listed = scan(images, decode=False)
-    folder, found = survey(listed, image_size=ImageSize.of(32))
+    folder, found = survey(listed, sizes=[ImageSize.of(32)])
     document = json.loads(json.dumps(found.as_json()))
     assert {name: document[name] for name in EXPECTED} == EXPECTED
-    latents = LatentCache.build(
+    latents = encode_folder(
         listed,
         BoxCodec(),
-        image_size=ImageSize.of(32),
+        sizes=[ImageSize.of(32)],
         cache_dir=images.parent / "cache",
         bad_limit=0.5,
     )
     assert latents.findings == found
     assert latents.folder == folder
-    again = LatentCache.build(
+    again = encode_folder(
         listed,
         BoxCodec(),
-        image_size=ImageSize.of(32),
+        sizes=[ImageSize.of(32)],
         cache_dir=images.parent / "cache",
         bad_limit=0.5,
     )
@@ -87,7 +86,7 @@ def test_names_alone_say_what_they_can_and_that_it_is_not_all(images: Path) -> N
 def test_the_report_counts_all_and_lists_the_bad_ones(images: Path) -> None:
     for number in range(11):
         (images / "a" / f"bad {number:02}.png").write_bytes(b"x")
-    lines = survey(scan(images, decode=False), image_size=ImageSize.of(32))[1].lines()
+    lines = survey(scan(images, decode=False), sizes=[ImageSize.of(32)])[1].lines()
     assert lines[0] == f"12 image(s) in 2 class(es) from {images}"
     assert lines[1].startswith("2 with the suffix of another format")
     assert lines[2].startswith("3 are duplicates of others")
@@ -101,7 +100,7 @@ def test_the_report_counts_all_and_lists_the_bad_ones(images: Path) -> None:
 
 def test_a_report_about_nothing_odd_is_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path / "images", ("a",))
-    found = survey(scan(tmp_path / "images", decode=False), image_size=ImageSize.of(16))[1]
+    found = survey(scan(tmp_path / "images", decode=False), sizes=[ImageSize.of(16)])[1]
     assert found.lines() == [f"3 image(s) in 1 class(es) from {tmp_path / 'images'}"]
     assert isinstance(found, Findings)
 

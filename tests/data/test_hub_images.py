@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from smidgen.data.cache import LatentCache
 from smidgen.data.captions import read_captions
+from smidgen.data.encoded_folder import encode_folder
 from smidgen.data.hub_images import TableRow
 from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
@@ -92,16 +92,14 @@ def test_latents_are_those_of_the_same_files(tmp_path: Path, pictures: list[Path
         target.write_bytes(path.read_bytes())
     labelled(pictures, [0, 0, 0, 2, 2, 2]).save_to_disk(tmp_path / "set")
     codec = BoxCodec()
-    expected = LatentCache.build(
+    expected = encode_folder(
         open_images(tmp_path / "plain", decode=False),
         codec,
-        image_size=ImageSize.of(16),
+        sizes=[ImageSize.of(16)],
         cache_dir=tmp_path / "k",
     )
     images = open_images(tmp_path / "set", layout="hf", decode=False)
-    latents = LatentCache.build(
-        images, codec, image_size=ImageSize.of(16), cache_dir=tmp_path / "k"
-    )
+    latents = encode_folder(images, codec, sizes=[ImageSize.of(16)], cache_dir=tmp_path / "k")
     assert (expected.num_encoded, latents.num_encoded) == (6, 0)
     assert isinstance(latents.mean, torch.Tensor)
     assert isinstance(expected.mean, torch.Tensor)

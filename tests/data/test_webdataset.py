@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from smidgen.data.cache import LatentCache
 from smidgen.data.captions import read_captions
+from smidgen.data.encoded_folder import encode_folder
 from smidgen.data.findings import findings_of
 from smidgen.data.folder import ImageFolder, look_at_all
 from smidgen.data.layouts import open_images
@@ -73,13 +73,13 @@ def test_latents_are_those_of_the_same_files_in_a_folder(tmp_path: Path) -> None
     write_shard(tmp_path / "shards" / "0.tar", files)
     codec, progress = BoxCodec(), []
     kept = tmp_path / "cache"
-    expected = LatentCache.build(
-        open_images(plain, decode=False), codec, image_size=ImageSize.of(16), cache_dir=kept
+    expected = encode_folder(
+        open_images(plain, decode=False), codec, sizes=[ImageSize.of(16)], cache_dir=kept
     )
-    latents = LatentCache.build(
+    latents = encode_folder(
         open_images(tmp_path / "shards", layout="webdataset", decode=False),
         codec,
-        image_size=ImageSize.of(16),
+        sizes=[ImageSize.of(16)],
         cache_dir=kept,
         progress=lambda done, total: progress.append((done, total)),
     )

@@ -14,6 +14,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.labels import labels_of
 from smidgen.models.pretrained import load_base
 from smidgen.training import class_images, previews
+from smidgen.training.buckets import BucketOrder
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.run import read_latents
@@ -95,7 +96,7 @@ def test_the_loss_is_that_of_the_subject_and_weighted_that_of_its_class(base, ph
     train(base, photos, tmp_path / "run", steps=1, prior_weight=0.25)
     latents = read_latents(base, config(photos))
     assert len(latents) == 4 + 5
-    order, others = Shuffle(torch.arange(4), 0), Shuffle(torch.arange(4, 9), 0, "class order")
+    order, others = BucketOrder([torch.arange(4)], 0), Shuffle(torch.arange(4, 9), 0, "class order")
     (s1, s2), (c1, c2) = order.take(2).tolist(), others.take(2).tolist()
     rows, streams = [s1, c1, s2, c2], Streams(0)
     x0, _ = latents.draw(rows, streams.latents)

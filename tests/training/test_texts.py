@@ -146,7 +146,7 @@ def test_gradients_reach_what_is_trained_and_the_base_stays(folders, photos, tmp
         delta = fresh_delta(base, config, latents, reader)
         task = task_of(base, delta, latents, config, reader=reader)
         encoders = [state_of(one.network) for one in reader.encoders]
-        streams = fresh_state(delta, torch.arange(4), config.training, torch.arange(0)).streams
+        streams = fresh_state(delta, [torch.arange(4)], config.training, torch.arange(0)).streams
         batch = draw_batch(latents, torch.arange(4), streams, task, config.training)
         losses = {}
         for wanted in (True, False):

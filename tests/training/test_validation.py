@@ -31,7 +31,7 @@ def test_the_loss_is_the_same_each_time_and_whatever_the_batch_size():
 
 
 def test_timesteps_are_stratified_and_all_images_take_part():
-    draws = validation(tiny_base())._draws
+    (draws,) = validation(tiny_base())._draws
     count = len(draws.timesteps)
     assert count == 64
     for number, timestep in enumerate(sorted(draws.timesteps.tolist())):

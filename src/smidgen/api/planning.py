@@ -29,7 +29,8 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.pretrained import known_size, note_on_size, prompt_files
 from smidgen.models.prompts import DREAMBOOTH, PROMPTS
-from smidgen.sizes import ImageSize
+from smidgen.sizes import ImageSize, nearest
+from smidgen.training.buckets import BUCKETS, identity_of_buckets, sizes_of
 from smidgen.training.captions import (
     captions_for,
     look_at_subject,
@@ -86,19 +87,21 @@ def plan_run(
             name=str(base),
             given=given,
             image_size=size,
+            sides=None if known is None else known.sides,
             family=find_family(network),
             process=example_of(network).task.process,
             device=torch.device(device),
         )
         standing = check_run(described, config, force=force)
         folder, looks = look_at_all(folder, progress)
-        facts["images"] = findings_of(folder, looks, size)
+        sizes = sizes_of(described, config)
+        facts["images"] = findings_of(folder, looks, sizes)
         check_bad_share(folder, config.max_bad_share)
         facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
         others = None
         if config.task == DREAMBOOTH:
             facts["subject"], others = _subject(base, config, folder)
-        facts["run"] = _standing(config, standing, (folder, looks), others)
+        facts["run"] = _standing(config, standing, (folder, looks), others, sizes)
     except SmidgenError as error:
         facts["refusal"] = str(error)
         if facts["images"] is None:
@@ -161,7 +164,13 @@ def _subject(
     return facts | {"class_images": findings_of(others, looks).lines()[0]}, (others, looks)
 
 
-def _standing(config: RunConfig, standing: Standing, seen: Seen, of_class: Seen | None) -> str:
+def _standing(
+    config: RunConfig,
+    standing: Standing,
+    seen: Seen,
+    of_class: Seen | None,
+    sizes: Sequence[ImageSize],
+) -> str:
     """How the run stands to what is in its output. Raises: UsageError if that is of other images or
     of another start; what of the images of the class the base would draw is not compared.
     """
@@ -172,10 +181,19 @@ def _standing(config: RunConfig, standing: Standing, seen: Seen, of_class: Seen 
     identity = {
         "the images": _identity(*seen),
         **({} if of_class is None else {CLASS_IMAGES: _identity(*of_class)}),
+        **_identity_of_buckets(seen[1], sizes),
         START: identity_of_start(config.init, config.output / DELTA) or NO_START,
     }
     check_identity(config.output, position, identity)
     return f"begun, at step {position.step}" if standing == "begun" else standing
+
+
+def _identity_of_buckets(looks: Sequence[Look], sizes: Sequence[ImageSize]) -> dict[str, str]:
+    """That of the run, where the sizes are known."""
+    if not sizes:
+        return {}
+    brought = [nearest(look.facts.width, look.facts.height, sizes) for look in looks]
+    return {BUCKETS: identity_of_buckets(brought, sizes[0])}
 
 
 def _identity(folder: ImageFolder, looks: Sequence[Look]) -> str:

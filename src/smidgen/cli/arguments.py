@@ -126,7 +126,7 @@ def _parser(flags: Mapping[str, Setting]) -> argparse.ArgumentParser:
     )
     for flag, one in flags.items():
         kind: dict[str, Any] = {"type": _text, "nargs": "*" if one.is_list else None}
-        if one.annotation is bool:
+        if one.is_yes_or_no:
             kind = {"action": "store_const", "const": flag == one.flag}
         parser.add_argument(flag, dest=one.name, **kind)
     return parser

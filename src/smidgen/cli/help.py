@@ -101,7 +101,7 @@ def _add(group: Any, setting: Setting, text: str, default: Any, is_positional: b
     names, more = setting.flags, {"metavar": takes, "nargs": "*" if setting.is_list else None}
     if is_positional:
         names, more["metavar"] = (setting.name,), setting.name.upper()
-    elif setting.annotation is bool:
+    elif setting.is_yes_or_no:
         more = {"action": "store_true"}
     group.add_argument(*names, help=text.replace("%", "%%"), **more)
 

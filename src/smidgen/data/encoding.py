@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from smidgen.data.images import Facts
 from smidgen.data.shards import Row
 from smidgen.errors import SmidgenError
+from smidgen.sizes import ImageSize
 
 
 class Encoder(Protocol):
@@ -30,10 +31,13 @@ class Encoder(Protocol):
 
 
 class Picture(NamedTuple):
-    """A usable file: what it is, and its pixels (3, H, W) unless the cache has its latents."""
+    """A usable file: what it is, the size to which it is brought, and its pixels (3, H, W) there
+    unless the cache has its latents.
+    """
 
     content: str
     facts: Facts
+    size: ImageSize
     pixels: NDArray[np.uint8] | None
 
 

@@ -14,7 +14,7 @@ from smidgen.data.captions import CaptionFindings
 from smidgen.data.folder import ImageFolder, Look
 from smidgen.data.listing import SIDE_FILE
 from smidgen.errors import shown
-from smidgen.sizes import ImageSize
+from smidgen.sizes import ImageSize, nearest
 
 SHOWN_FILES = 10
 
@@ -29,7 +29,8 @@ class Findings:
     files that are not used, by the kind of their reason. `examples`: the first of them but side
     files as `name: reason`. `other_suffix`: images whose suffix is not that of their content.
     `copies`: images whose bytes an earlier one has. `enlarged`: images smaller than the training
-    size. `captions`: None of a base that reads none.
+    size. `buckets`: images by the size to which they are brought, None without buckets.
+    `captions`: None of a base that reads none.
     """
 
     folder: str
@@ -43,6 +44,7 @@ class Findings:
     other_suffix: int | None = None
     copies: int | None = None
     enlarged: int | None = None
+    buckets: dict[str, int] | None = None
     captions: CaptionFindings | None = None
 
     @property
@@ -64,6 +66,9 @@ class Findings:
                 f"{self.copies:,} are duplicates of others, byte for byte: all are trained on, and "
                 "those of one picture stay on one side of the validation split"
             )
+        if self.buckets is not None:
+            counted = ", ".join(f"{count:,} at {size}" for size, count in self.buckets.items())
+            found.append(f"{len(self.buckets)} bucket(s), by the shape of the images: {counted}")
         if self.enlarged:
             found.append(f"{self.enlarged:,} smaller than the training size, enlarged")
         if self.side_files:
@@ -83,11 +88,12 @@ class Findings:
 
 
 def findings_of(
-    folder: ImageFolder, looks: Sequence[Look] | None = None, image_size: ImageSize | None = None
+    folder: ImageFolder, looks: Sequence[Look] | None = None, sizes: Sequence[ImageSize] = ()
 ) -> Findings:
     """The counts of a folder as it is listed or, with `looks` at its files, as it is read.
 
-    `image_size`: the training size, for what will be enlarged.
+    `sizes`: what images are brought to, the training size first, for what will be enlarged and what
+    is in which bucket.
     """
     labels = Counter(folder.class_numbers)
     kinds = Counter(bad.kind for bad in folder.bad)
@@ -106,13 +112,17 @@ def findings_of(
     if looks is None:
         return named
     pairs = zip(folder.files, looks, strict=True)
+    facts = [look.facts for look in looks]
+    brought = [nearest(one.width, one.height, sizes) for one in facts] if sizes else []
+    counts = Counter(brought)
     return dataclasses.replace(
         named,
         other_suffix=sum(look.facts.has_other_suffix(file.path) for file, look in pairs),
         copies=num_copies(look.content for look in looks),
-        enlarged=None
-        if image_size is None
-        else sum(look.facts.enlarged(image_size) for look in looks),
+        enlarged=sum(one.enlarged(size) for one, size in zip(facts, brought, strict=True))
+        if sizes
+        else None,
+        buckets={str(size): counts[size] for size in sorted(counts)} if len(sizes) > 1 else None,
     )
 
 

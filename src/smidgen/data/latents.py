@@ -10,6 +10,7 @@ import torch
 
 from smidgen.data.findings import Findings, num_copies
 from smidgen.data.folder import ImageFolder
+from smidgen.sizes import ImageSize
 
 
 class MappedRows:
@@ -24,6 +25,11 @@ class MappedRows:
 
     def __len__(self) -> int:
         return len(self._part_of)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all rows, in memory."""
+        return self.shape.numel() * self._parts[0].element_size()
 
     def __getitem__(self, key: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """(B, C, h, w) of images and views (B,), as `tensor[images, views]` gives it."""
@@ -63,6 +69,42 @@ class MappedRows:
         )
 
 
+Rows = torch.Tensor | MappedRows
+
+
+class BucketRows:
+    """Rows (V, C, h, w) of several shapes, those of one shape in a bucket of their own; what is
+    read at once is of one bucket.
+    """
+
+    def __init__(self, buckets: Sequence[Rows], bucket_of: torch.Tensor) -> None:
+        """Image i is the next row of bucket `bucket_of[i]`."""
+        self.buckets = list(buckets)
+        self.bucket_of = bucket_of
+        self._row_of = torch.empty_like(bucket_of)
+        for number, rows in enumerate(self.buckets):
+            self._row_of[bucket_of == number] = torch.arange(len(rows))
+
+    @classmethod
+    def of(cls, buckets: Sequence[Rows], bucket_of: torch.Tensor) -> "Rows | BucketRows":
+        """These rows; those of the one bucket where there are no others."""
+        return buckets[0] if len(buckets) == 1 else cls(buckets, bucket_of)
+
+    def __len__(self) -> int:
+        return len(self.bucket_of)
+
+    def __getitem__(self, key: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """(B, C, h, w) of images of one bucket and views (B,)."""
+        images, views = key
+        return self.bucket(images)[self._row_of[images], views]
+
+    def bucket(self, images: torch.Tensor) -> Rows:
+        """The bucket of these images."""
+        numbers = self.bucket_of[images].unique().tolist()
+        assert len(numbers) == 1, "what is drawn at once is of one bucket"
+        return self.buckets[numbers[0]]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSet:
     """float32 posteriors with the numbers of the images' classes, `class_numbers` (N,), and their
@@ -72,11 +114,13 @@ class LatentSet:
     about it. `contents` are the SHA-256 of the images' files: equal ones are copies of a picture;
     empty: not known. `num_encoded` pictures were encoded now and not found in the cache.
     `captions` are those of each image, None where classes are trained on. `class_images`, of a
-    personalisation, are the last ones: they show not the subject but its class.
+    personalisation, are the last ones: they show not the subject but its class. `image_sizes` are
+    those to which the images were brought, empty: not known; of several, what is drawn at once is
+    of one bucket (`in_buckets`).
     """
 
-    mean: torch.Tensor | MappedRows
-    std: torch.Tensor | MappedRows
+    mean: Rows | BucketRows
+    std: Rows | BucketRows
     class_numbers: torch.Tensor
     names: tuple[str, ...]
     folder: ImageFolder | None = None
@@ -85,6 +129,7 @@ class LatentSet:
     num_encoded: int = 0
     captions: tuple[tuple[str, ...], ...] | None = None
     class_images: "LatentSet | None" = None
+    image_sizes: tuple[ImageSize, ...] = ()
 
     def __len__(self) -> int:
         return len(self.class_numbers)
@@ -96,17 +141,25 @@ class LatentSet:
 
     @property
     def num_views(self) -> int:
-        return self.mean.shape[1]
+        rows = self.mean.buckets[0] if isinstance(self.mean, BucketRows) else self.mean
+        return rows.shape[1]
 
     @property
     def num_enlarged(self) -> int:
         """Images smaller than the training size."""
         return (self.findings.enlarged or 0) if self.findings is not None else 0
 
-    @property
-    def shape(self) -> torch.Size:
-        """(C, h, w) of one latent."""
-        return self.mean.shape[2:]
+    def shape(self, images: torch.Tensor) -> torch.Size:
+        """(C, h, w) of a latent of images of one bucket."""
+        rows = self.mean.bucket(images) if isinstance(self.mean, BucketRows) else self.mean
+        return rows.shape[2:]
+
+    def in_buckets(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """These images, those of each bucket by themselves, in their order."""
+        if not isinstance(self.mean, BucketRows):
+            return [images]
+        numbers = self.mean.bucket_of[images]
+        return [images[numbers == number] for number in numbers.unique().tolist()]
 
     def draw(
         self,
@@ -114,7 +167,8 @@ class LatentSet:
         generator: torch.Generator,
         rows: slice = slice(None),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (B, C, h, w) drawn from the posteriors of the images, and their classes (B,).
+        """Latents (B, C, h, w) drawn from the posteriors of images of one bucket, and their classes
+        (B,).
 
         Each draw is mean + std * noise, of a random view where there are two. The result depends
         on `generator` (a CPU generator, advanced) and on the indices, nothing else. `rows`: the
@@ -124,12 +178,16 @@ class LatentSet:
         views = torch.zeros(len(images), dtype=torch.long)
         if self.num_views > 1:
             views = torch.randint(self.num_views, (len(images),), generator=generator)
-        noise = torch.randn((len(images), *self.shape), generator=generator)[rows]
+        noise = torch.randn((len(images), *self.shape(images)), generator=generator)[rows]
         mean, std = (part[images[rows], views[rows]] for part in (self.mean, self.std))
         return mean + std * noise, self.class_numbers[images]
 
     def with_class_images(self, others: "LatentSet") -> "LatentSet":
         """These images of a subject and, behind them, others of its class, with their captions."""
+        assert not isinstance(self.mean, BucketRows), "pairs are of one size"
+        assert not isinstance(self.std, BucketRows), "pairs are of one size"
+        assert not isinstance(others.mean, BucketRows), "pairs are of one size"
+        assert not isinstance(others.std, BucketRows), "pairs are of one size"
         captions = (self.captions or ()) + (others.captions or ())
         return dataclasses.replace(
             self,
@@ -138,6 +196,7 @@ class LatentSet:
             class_numbers=torch.cat([self.class_numbers, others.class_numbers]),
             names=(*self.names, *(f"class images/{name}" for name in others.names)),
             contents=self.contents + others.contents,
+            image_sizes=self.image_sizes + others.image_sizes,
             captions=captions or None,
             class_images=others,
         )

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from smidgen import processes
-from smidgen.data.cache import default_cache_dir
 from smidgen.data.folder import ImageFile, ImageFolder, Progress, with_findings
 from smidgen.data.images import UnusableImage
 from smidgen.data.layouts import open_images
@@ -32,6 +31,7 @@ from smidgen.evaluation.statistics import (
     write_statistics,
 )
 from smidgen.evaluation.stream import Measured, accumulate, array_batches, folder_batches
+from smidgen.files.places import default_cache_dir
 
 # Accumulating for this metric keeps the features: what all the metrics that need them share.
 KEEPS = frozenset({"fd", "kid"})

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from smidgen.data.cache import default_cache_dir
 from smidgen.errors import SmidgenError
+from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import in_one_line, read_bytes
 from smidgen.files.writing import whole_file
 from smidgen.models.hub import download, in_time

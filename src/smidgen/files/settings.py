@@ -59,8 +59,13 @@ class Setting:
     def flags(self) -> tuple[str, ...]:
         """All its spellings; the second one switches it off, e.g. --no-flip or --lora.no-flip."""
         group, dot, leaf = self.flag[2:].rpartition(".")
-        pair = self.annotation is bool and not self.switch
+        pair = self.is_yes_or_no and not self.switch
         return (self.flag, f"--{group}{dot}no-{leaf}") if pair else (self.flag,)
+
+    @property
+    def is_yes_or_no(self) -> bool:
+        """Whether its flags have no value."""
+        return bool in alternatives(self.annotation)
 
     @property
     def is_list(self) -> bool:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from smidgen.core.delta import Delta
-from smidgen.data.cache import default_cache_dir
 from smidgen.data.captions import Captions, distinct, read_captions
 from smidgen.data.folder import ImageFolder
 from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError, shown
+from smidgen.files.places import default_cache_dir
 from smidgen.models.base import Base
 from smidgen.models.calling import dtype_of
 from smidgen.models.labels import (

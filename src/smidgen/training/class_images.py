@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from smidgen.data.cache import default_cache_dir
 from smidgen.data.folder import ImageFolder, check_bad_share
 from smidgen.data.images import UnusableImage, decode, read_bytes
 from smidgen.data.layouts import open_images
 from smidgen.diffusion.process import Diffusion
+from smidgen.files.places import default_cache_dir
 from smidgen.files.writing import write_png
 from smidgen.models.base import Base
 from smidgen.processes import barrier, is_main, rank, world_size

@@ -201,7 +201,12 @@ class RunConfig:
     keep_tags: int = 0
     """With shuffle_tags: how many tags at the front of a caption stay there."""
     resize: Literal["crop", "resize"] = "crop"
-    """crop: the centre square of each image; resize: all of it, squeezed to a square."""
+    """crop: the centre of each image, in the shape of the training size or of its bucket; resize:
+    all of it, squeezed to that shape."""
+    buckets: bool | None = None
+    """Images keep their shape: each is brought to the nearest of several sizes of about the area of
+    the training size; a batch is of one size. none: where the base reads prompts, but not beside
+    images of a subject's class."""
     flip: bool = False
     """Also train on the mirrored images."""
     max_bad_share: float = 0.05

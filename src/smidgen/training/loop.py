@@ -25,6 +25,7 @@ from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import labels_of
 from smidgen.processes import shared, world_size
 from smidgen.training import runtime
+from smidgen.training.buckets import BucketOrder
 from smidgen.training.config import TrainingConfig
 from smidgen.training.ema import decay_after, update_average
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
@@ -189,7 +190,7 @@ def train_delta(
     task = task or Task(process=base.process, labels=labels_of(base, delta))
     of_class = torch.arange(latents.num_own, len(latents))
     tags = task.texts is not None and task.texts.keep is not None
-    state = fresh_state(delta, trained, config, of_class, tags=tags)
+    state = fresh_state(delta, latents.in_buckets(trained), config, of_class, tags=tags)
     start = delta.provenance.training.get(INIT)
     identity = identity_of(base, latents, start)
     if task.texts is not None and base.conditioner is not None and base.conditioner.files:
@@ -247,14 +248,14 @@ def train_delta(
 
 def fresh_state(
     delta: Delta,
-    indices: torch.Tensor,
+    buckets: Sequence[torch.Tensor],
     config: TrainingConfig,
     of_class: torch.Tensor,
     *,
     tags: bool = False,
 ) -> TrainingState:
-    """The state before the first step on the images with these indices, and on those `of_class`
-    where there are any; `tags` are shuffled or not.
+    """The state before the first step on the images with these indices, bucket by bucket, and on
+    those `of_class` where there are any; `tags` are shuffled or not.
 
     Raises: UsageError if the delta is not in float32.
     """
@@ -274,7 +275,7 @@ def fresh_state(
         average=average,
         optimizer=optimizer,
         streams=Streams(config.seed, tags=tags),
-        order=Shuffle(indices, config.seed),
+        order=BucketOrder(buckets, config.seed),
         class_order=Shuffle(of_class, config.seed, "class order") if len(of_class) else None,
     )
 

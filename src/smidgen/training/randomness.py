@@ -62,6 +62,14 @@ class Shuffle:
         self._name = name
         self.seek(0, 0)
 
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def passes(self) -> float:
+        """Passes that were made, the last of them in part."""
+        return self.epoch + self.position / len(self)
+
     def seek(self, epoch: int, position: int) -> None:
         """Go to an epoch and to the number of images already taken from it."""
         self.epoch, self.position = epoch, position

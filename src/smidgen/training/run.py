@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from smidgen.core.delta import Delta
-from smidgen.data.cache import LatentCache, Share
+from smidgen.data.encoded_folder import Share, encode_folder
 from smidgen.data.folder import ImageFolder, check_bad_share
 from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
@@ -35,7 +35,8 @@ from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main, rank, world_size
 from smidgen.progress import counting_bar
-from smidgen.sizes import ImageSize
+from smidgen.sizes import ImageSize, Sides
+from smidgen.training.buckets import sizes_of
 from smidgen.training.captions import (
     captioned,
     captions_for,
@@ -74,6 +75,7 @@ OTHERS = (
     "captions",
     *OF_TAGS,
     "resize",
+    "buckets",
     "flip",
     "max_bad_share",
     "init",
@@ -171,6 +173,7 @@ class Described:
     name: str
     given: Mapping[str, Any]
     image_size: ImageSize | None
+    sides: Sides | None
     family: Family
     process: Process
     device: torch.device
@@ -212,6 +215,7 @@ def defaults_of(config: RunConfig) -> dict[str, Any]:
 
 def _check_settings(base: Base | Described, config: RunConfig) -> None:
     """Settings that this base has no use for are refused, not ignored."""
+    sizes_of(base, config)
     training, reads_prompts = config.training, base.family.encode is not None
     if config.task == DREAMBOOTH and not reads_prompts:
         raise UsageError(
@@ -268,10 +272,10 @@ def _encoded(
     base: Base, config: RunConfig, images: ImageFolder, *, progress: bool = False
 ) -> LatentSet:
     with counting_bar("encoding", progress=progress) as report:
-        return LatentCache.build(
+        return encode_folder(
             images,
             base.codec,
-            image_size=base.image_size,
+            sizes=sizes_of(base, config),
             mode=config.resize,
             flip=config.flip,
             cache_dir=config.cache_dir,
@@ -313,6 +317,7 @@ def fresh_delta(
             "image_size": base.image_size.plain,
             "resize": config.resize,
             "flip": config.flip,
+            **_buckets_of(latents),
         },
         "versions": {name: version_of(name) for name in ("smidgen", "torch")},
     }
@@ -334,6 +339,12 @@ def fresh_delta(
         encoders=reader.encoders if reader is not None and config.trains_encoders else (),
         token=config.token,
     )
+
+
+def _buckets_of(latents: LatentSet) -> dict[str, Any]:
+    """What a delta says of several buckets: how many images were in each."""
+    found = None if latents.findings is None else latents.findings.buckets
+    return {"buckets": found} if found is not None and len(found) > 1 else {}
 
 
 def _report(

@@ -23,6 +23,7 @@ from smidgen.errors import SmidgenError
 from smidgen.files.writing import write_json
 from smidgen.models.base import Base
 from smidgen.processes import barrier, gather_list, is_main, shared, world_size
+from smidgen.training.buckets import BUCKETS, identity_of_buckets
 from smidgen.training.config import TrainingConfig
 from smidgen.training.recipe import DELTA
 from smidgen.training.start import NO_START, START
@@ -146,9 +147,9 @@ class Saver:
 
 
 def identity_of(base: Base, latents: LatentSet, start: str | None) -> dict[str, str]:
-    """What must be the same for a run to be resumed: the base and its codec, the images, those of a
-    subject's class and their captions, how many processes share the work, and the `start`
-    (`start.identity_of_start`).
+    """What must be the same for a run to be resumed: the base and its codec, the images, their
+    buckets, those of a subject's class and their captions, how many processes share the work, and
+    the `start` (`start.identity_of_start`).
     """
     own, others = latents.num_own, latents.class_images
     captions = json.dumps(latents.captions).encode()
@@ -158,6 +159,7 @@ def identity_of(base: Base, latents: LatentSet, start: str | None) -> dict[str, 
         "the images": identity_of_images(
             latents.names[:own], latents.class_numbers[:own], latents.contents[:own]
         ),
+        BUCKETS: identity_of_buckets(latents.image_sizes, base.image_size),
         CLASS_IMAGES: NO_CLASS_IMAGES
         if others is None
         else identity_of_images(others.names, others.class_numbers, others.contents),

@@ -27,6 +27,7 @@ from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import PARTIAL, flush, partial_of, write_json
 from smidgen.files.writing import writing as writing_files
+from smidgen.training.buckets import BUCKETS, NO_BUCKETS, BucketOrder
 from smidgen.training.randomness import Shuffle, Streams
 
 FORMAT_VERSION = 2  # 1 knew images by the latents of a part of them
@@ -45,15 +46,17 @@ STEP_NAME = re.compile(r"step-(\d+)")
 class Position(msgspec.Struct, frozen=True, kw_only=True):
     """The plain numbers of a checkpoint.
 
-    `class_epoch` and `class_position` are those of a subject's class images; `identity` tells
-    whether base and data are still the same, `best` is the best validation so far ({} or step and
-    loss), `seconds` the training time, `scaler` the loss scaling of fp16.
+    `epoch` and `position` are those of the first bucket of images, `buckets` has those of the
+    others. `class_epoch` and `class_position` are those of a subject's class images; `identity`
+    tells whether base and data are still the same, `best` is the best validation so far ({} or
+    step and loss), `seconds` the training time, `scaler` the loss scaling of fp16.
     """
 
     format_version: int
     step: int
     epoch: int
     position: int
+    buckets: list[tuple[int, int]] = []
     class_epoch: int = 0
     class_position: int = 0
     identity: dict[str, str]
@@ -70,7 +73,7 @@ class TrainingState:
     average: Delta
     optimizer: torch.optim.Optimizer
     streams: Streams
-    order: Shuffle
+    order: BucketOrder
     class_order: Shuffle | None = None
     step: int = 0
     best: Mapping[str, float] = field(default_factory=dict)
@@ -93,11 +96,13 @@ def save_checkpoint(
     """
     final = folder / "checkpoints" / f"step-{state.step}"
     partial = partial_of(final)
+    (epoch, place), *others = state.order.places
     position = Position(
         format_version=FORMAT_VERSION,
         step=state.step,
-        epoch=state.order.epoch,
-        position=state.order.position,
+        epoch=epoch,
+        position=place,
+        buckets=others,
         class_epoch=0 if state.class_order is None else state.class_order.epoch,
         class_position=0 if state.class_order is None else state.class_order.position,
         identity=dict(identity),
@@ -130,7 +135,8 @@ def read_position(checkpoint: Path) -> Position:
         raise _damaged(checkpoint, error.reason) from error
     if position.format_version > FORMAT_VERSION:
         raise SmidgenError(f"{checkpoint} was written by a newer smidgen; upgrade smidgen")
-    places = (position.epoch, position.position, position.class_epoch, position.class_position)
+    places = [position.epoch, position.position, position.class_epoch, position.class_position]
+    places += [number for place in position.buckets for number in place]
     if position.step != step_of(checkpoint) or min(places) < 0:
         raise _damaged(checkpoint, f"its {STATE} says step {position.step}")
     return position
@@ -153,7 +159,7 @@ def restore_checkpoint(
     _check_tensors(checkpoint, state, tensors)
     try:
         state.streams.restore({n: tensors[f"rng/{n}"] for n in state.streams.state()})
-        state.order.seek(position.epoch, position.position)
+        state.order.seek([(position.epoch, position.position), *position.buckets])
         if state.class_order is not None:
             state.class_order.seek(position.class_epoch, position.class_position)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -198,7 +204,7 @@ def check_identity(folder: Path, position: Position, current: Mapping[str, str])
     """Raises: UsageError naming what is not the same as when the run in `folder` was started; what
     one of the two does not know is not compared.
     """
-    unknown = {CAPTIONS: NO_CAPTIONS, CLASS_IMAGES: NO_CLASS_IMAGES}
+    unknown = {CAPTIONS: NO_CAPTIONS, CLASS_IMAGES: NO_CLASS_IMAGES, BUCKETS: NO_BUCKETS}
     saved = {"the number of processes": "1", **unknown, **position.identity}
     if position.format_version < FORMAT_VERSION:
         saved.pop("the images", None)

@@ -29,31 +29,43 @@ class Validation:
         generator = generator_for(config.seed, "validation")
         # (i * M) // count visits all of M images evenly, more than once where count exceeds M
         chosen = indices[(torch.arange(count) * len(indices)) // count]
-        x0, classes = latents.draw(chosen, generator)
+        buckets = latents.in_buckets(chosen)
+        chosen = torch.cat(buckets)
+        drawn = [latents.draw(images, generator)[0] for images in buckets]
         within = torch.rand(count, generator=generator, dtype=torch.float64)
         strata = torch.randperm(count, generator=generator)
+        classes = latents.class_numbers[chosen]
+        labels = task.label(chosen, classes, generator_for(config.seed, "validation labels"))
+        times = task.process.times(
+            (strata + within) / count, config.timestep_sampling, config.timestep_shift
+        )
         self._task = task
         self._config = config
-        self._draws = Batch(
-            images=chosen,
-            latents=x0,
-            labels=task.label(chosen, classes, generator_for(config.seed, "validation labels")),
-            timesteps=task.process.times(
-                (strata + within) / count, config.timestep_sampling, config.timestep_shift
-            ),
-            noise=torch.randn(x0.shape, generator=generator),
-        )
+        counts = [len(images) for images in buckets]
+        parts = zip(buckets, drawn, labels.split(counts), times.split(counts), strict=True)
+        self._draws = [
+            Batch(
+                images=images,
+                latents=x0,
+                labels=shown,
+                timesteps=t,
+                noise=torch.randn(x0.shape, generator=generator),
+            )
+            for images, x0, shown, t in parts
+        ]
 
     @torch.no_grad()
     def loss(self, network: Network, device: torch.device, dtype: torch.dtype) -> float:
         """The mean loss over all draws, of which each of several processes takes its share."""
         total = torch.zeros((), dtype=torch.float64)
         size = self._config.batch_size
-        for start in shard(range(0, len(self._draws.labels), size)):
-            drawn = {k: v for k, v in vars(self._draws).items() if v is not None}
-            part = {k: v[start : start + size] for k, v in drawn.items()}
-            batch = Batch(**part).to(device)
-            total += (
-                batch_loss(network, batch, self._task, self._config, dtype).double().sum().cpu()
-            )
-        return sum_over_processes(total).item() / len(self._draws.labels)
+        parts = [
+            {name: v[start : start + size] for name, v in vars(draws).items() if v is not None}
+            for draws in self._draws
+            for start in range(0, len(draws.labels), size)
+        ]
+        for number in shard(range(len(parts))):
+            batch = Batch(**parts[number]).to(device)
+            losses = batch_loss(network, batch, self._task, self._config, dtype)
+            total += losses.double().sum().cpu()
+        return sum_over_processes(total).item() / sum(len(one.labels) for one in self._draws)
