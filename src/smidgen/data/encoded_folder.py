@@ -33,6 +33,7 @@ from smidgen.data.images import (
     content_key,
     decode,
     fit,
+    placement,
     strict_pillow,
 )
 from smidgen.data.latents import BucketRows, LatentSet, MappedRows
@@ -230,6 +231,9 @@ class _Encoding:
             findings=findings_of(folder, looks, self._sizes),
             num_encoded=sum(batches.num_encoded for _, batches in self._places.values()),
             image_sizes=image_sizes,
+            placements=torch.tensor(
+                [placement(one.facts, one.size, self._mode) for one in pictures]
+            ),
         )
 
     def _rows(self, size: ImageSize, contents: list[str]) -> tuple[MappedRows, MappedRows]:

@@ -234,3 +234,16 @@ def crop_box(width: int, height: int, size: ImageSize) -> tuple[int, int, int, i
         wide, high = width, max(1, round(width * size.height / size.width))
     left, top = (width - wide) // 2, (height - high) // 2
     return left, top, left + wide, top + high
+
+
+def placement(facts: Facts, size: ImageSize, mode: Mode) -> tuple[int, ...]:
+    """What SDXL is told of an image that `fit` made (Podell et al. 2023, arXiv 2307.01952, section
+    2.2): height and width of the picture, top and left of the crop in pixels of the image, height
+    and width of the image.
+    """
+    left = top = 0
+    if mode == "crop":
+        x, y, right, bottom = crop_box(facts.width, facts.height, size)
+        left = round(x * size.width / (right - x))
+        top = round(y * size.height / (bottom - y))
+    return facts.height, facts.width, top, left, size.height, size.width

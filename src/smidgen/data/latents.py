@@ -116,7 +116,8 @@ class LatentSet:
     `captions` are those of each image, None where classes are trained on. `class_images`, of a
     personalisation, are the last ones: they show not the subject but its class. `image_sizes` are
     those to which the images were brought, empty: not known; of several, what is drawn at once is
-    of one bucket (`in_buckets`).
+    of one bucket (`in_buckets`). `placements` (N, 6) are those of `images.placement`, None: not
+    known.
     """
 
     mean: Rows | BucketRows
@@ -130,6 +131,7 @@ class LatentSet:
     captions: tuple[tuple[str, ...], ...] | None = None
     class_images: "LatentSet | None" = None
     image_sizes: tuple[ImageSize, ...] = ()
+    placements: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.class_numbers)
@@ -197,6 +199,9 @@ class LatentSet:
             names=(*self.names, *(f"class images/{name}" for name in others.names)),
             contents=self.contents + others.contents,
             image_sizes=self.image_sizes + others.image_sizes,
+            placements=None
+            if self.placements is None or others.placements is None
+            else torch.cat([self.placements, others.placements]),
             captions=captions or None,
             class_images=others,
         )

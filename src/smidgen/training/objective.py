@@ -69,7 +69,8 @@ class Task:
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """One forward pass: the images' numbers, clean latents, noise, timesteps, labels (null where
-    dropped) and how tags are shuffled (None: they stand as they are).
+    dropped), how tags are shuffled (None: they stand as they are), and how each image lies in its
+    picture (`LatentSet.placements`; None: as the condition has it).
     """
 
     images: Tensor
@@ -78,6 +79,7 @@ class Batch:
     timesteps: Tensor
     labels: Tensor
     orders: Tensor | None = None
+    placements: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -115,6 +117,7 @@ def draw_batch(
         timesteps=times[own],
         noise=noise[own],
         orders=None if orders is None else orders[own],
+        placements=None if latents.placements is None else latents.placements[indices[own]],
     )
 
 
@@ -124,7 +127,10 @@ def batch_loss(
     """The loss of each image (B,); `dtype` is the base's, in which the network wants its input."""
     x0, t, noise = batch.latents, batch.timesteps, batch.noise
     x_t = task.process.noised(x0, t, noise)
-    output = network(x_t.to(dtype), t, task.condition(batch.labels, batch.orders))
+    condition = task.condition(batch.labels, batch.orders)
+    if batch.placements is not None and "time_ids" in condition:
+        condition = {**condition, "time_ids": batch.placements.to(condition["time_ids"])}
+    output = network(x_t.to(dtype), t, condition)
     return task.process.loss(
         output, x0, x_t, t, noise, vlb_weight=config.vlb_weight, min_snr=config.min_snr
     )

@@ -50,6 +50,7 @@ class Validation:
                 labels=shown,
                 timesteps=t,
                 noise=torch.randn(x0.shape, generator=generator),
+                placements=None if latents.placements is None else latents.placements[images],
             )
             for images, x0, shown, t in parts
         ]
