@@ -13,6 +13,7 @@ from smidgen.errors import UsageError
 EXPECTED = "a number of pixels, or WIDTHxHEIGHT such as 768x512"
 MOST_SIDE = 2**16
 MOST_ASPECT = 4  # of buckets: a longer picture is cropped to this
+MOST_STEPS = 16  # along the side of a square: finer ones would make buckets of few images
 LEAST_SHARE = 0.75  # of the whole area that a bucket has
 WRITTEN = re.compile(r"(-?\d{1,9})(?:x(-?\d{1,9}))?")
 
@@ -92,11 +93,13 @@ class Sides:
 
 def buckets_of(size: ImageSize, sides: Sides) -> tuple[ImageSize, ...]:
     """The sizes to which pictures of any shape are brought, `size` first: all whose sides go in the
-    base's steps and whose area is that of `size` or up to a quarter less.
+    base's steps, or in as many of them as make a sixteenth of a side, and whose area is that of
+    `size` or up to a quarter less.
     """
+    step = sides.step * math.ceil(math.sqrt(size.area) / MOST_STEPS / sides.step)
     found = {size}
-    for one in range(sides.step, math.isqrt(size.area * MOST_ASPECT) + 1, sides.step):
-        other = size.area // one // sides.step * sides.step
+    for one in range(step, math.isqrt(size.area * MOST_ASPECT) + 1, step):
+        other = size.area // one // step * step
         least, most = sorted((one, other))
         fits = sides.most is None or most <= sides.most
         if fits and most <= MOST_ASPECT * least and one * other >= LEAST_SHARE * size.area:

@@ -38,13 +38,14 @@ def encoded(images, sizes=SIZES, codec=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("size", "step"), [(16, 4), (512, 64), (1024, 64), ("768x512", 64), (100, 8), (64, 64)]
+    ("size", "step"),
+    [(16, 4), (512, 64), (1024, 64), ("768x512", 64), (100, 8), (64, 64), (1024, 16), (512, 2)],
 )
 def test_buckets_are_of_about_one_area_and_never_above(size, step):
     size = ImageSize.of(size)
     found = buckets_of(size, Sides(multiple=2, step=step))
     assert found[0] == size
-    assert len(set(found)) == len(found)
+    assert len(set(found)) == len(found) <= 50
     for one in found[1:]:
         assert one.width % step == one.height % step == 0
         assert 0.75 * size.area <= one.area <= size.area

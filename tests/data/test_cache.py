@@ -561,3 +561,29 @@ def test_the_cache_folder_follows_the_environment_then_the_platform(tmp_path: Pa
     assert default_cache_dir({"XDG_CACHE_HOME": "relative", "SMIDGEN_CACHE": ""}) == fallback
     assert fallback.is_relative_to(Path.home())
     assert "smidgen" in fallback.parts
+
+
+def test_fp16_keeps_latents_in_half_of_the_bytes_within_its_bound(images: Path) -> None:
+    full, half = build(images), build(images, precision="fp16")
+    assert (half.num_encoded, build(images, precision="fp16").num_encoded) == (6, 0)
+    assert build(images).num_encoded == 0  # each lies where it was
+    for whole, kept in ((full.mean, half.mean), (full.std, half.std)):
+        assert (kept.dtype, kept.nbytes * 2) == (torch.float16, whole.nbytes)
+        bound = (whole.abs() / 2048).clamp(min=2.0**-25)
+        assert ((kept.float() - whole).abs() <= bound).all()
+    drawn, _ = half.draw([0, 1], torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.float32
+    assert len({path.parent for path in shards(images)}) == 2
+
+
+def test_latents_that_fp16_cannot_hold_are_refused_by_name(images: Path) -> None:
+    class Large(BoxCodec):
+        def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mean, std = super().encode(images)
+            mean[1] = 65520.0  # the least number that rounds to infinity
+            return mean, std
+
+    with pytest.raises(SmidgenError, match=r"1 of 6 images \(a/1\.png\) .* 65,504.*fp32"):
+        build(images, Large(factor=4), precision="fp16")
+    assert shards(images) == []
+    assert build(images, Large(factor=4)).num_encoded == 6

@@ -256,3 +256,14 @@ def test_buckets_are_refused_by_name_where_they_cannot_be(folder, squares, tmp_p
         **subject,
     )
     assert alone.provenance.training["step"] == SETTINGS["steps"]
+
+
+def test_a_run_keeps_to_the_precision_of_its_cache(folder, photos, tmp_path):
+    settings = SETTINGS | {"output": tmp_path / "run", "cache_precision": "fp16"}
+    whole = smidgen.train(folder, photos, **settings | {"output": tmp_path / "whole"})
+    smidgen.train(folder, photos, **settings | {"steps": 3})
+    half = smidgen.train(folder, photos, **settings)
+    for a, b in zip(whole.parameters(), half.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(UsageError, match="cache_precision"):
+        smidgen.train(folder, photos, **settings | {"cache_precision": "fp32"})

@@ -15,6 +15,7 @@ from smidgen.data.shards import (
     Shard,
     check_writable,
     discard,
+    dtype_of,
     open_shards,
     write_shard,
 )
@@ -103,11 +104,17 @@ class Batches:
     def _encode(self) -> None:
         waiting = list(self._waiting.values())
         flip, batch_size = self._cache.spec["flip"], self._batch_size
-        rows = encode_rows(self._codec, waiting, batch_size=batch_size, flip=flip)
+        rows = encode_rows(
+            self._codec,
+            waiting,
+            batch_size=batch_size,
+            flip=flip,
+            dtype=dtype_of(self._cache.spec),
+        )
         self._rows.update((row.content, row) for row in rows)
         self.num_encoded += len(waiting)
         self._waiting = {}
-        num_bytes = 2 * 4 * rows[0].mean.numel() * len(self._rows)
+        num_bytes = 2 * rows[0].mean.nbytes * len(self._rows)
         late = time.monotonic() - self._last_write > SHARD_SECONDS
         if len(self._rows) >= SHARD_IMAGES or num_bytes >= SHARD_BYTES or late:
             self._write()

@@ -38,6 +38,7 @@ from smidgen.data.images import (
 )
 from smidgen.data.latents import BucketRows, LatentSet, MappedRows
 from smidgen.data.listing import BadFile
+from smidgen.data.names import CachePrecision
 from smidgen.data.reading import ordered_map
 from smidgen.data.shards import FORMAT_VERSION
 from smidgen.errors import UsageError
@@ -66,6 +67,7 @@ def encode_folder(
     sizes: Sequence[ImageSize],
     mode: Mode = "crop",
     flip: bool = False,
+    precision: CachePrecision = "fp32",
     cache_dir: str | Path | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -75,14 +77,15 @@ def encode_folder(
     """The latents of every usable file of `folder`, encoding those that the cache lacks.
 
     Each picture is brought to that of the `sizes` whose shape is nearest to its own. `flip` caches
-    the mirror image too. What is stored is float32. Files that vanished or changed since the scan
-    are judged as they are now. `batch_size` None: as many images as have 2^18 pixels, at most 64.
-    `progress(done, total)` counts files. With `share` several processes encode together: each what
-    is its own of the files, then, when `share.wait` has waited for the others, all find all.
+    the mirror image too. What is stored is float32 or, with `precision` "fp16", rounded to half of
+    its bytes. Files that vanished or changed since the scan are judged as they are now.
+    `batch_size` None: as many images as have 2^18 pixels, at most 64. `progress(done, total)`
+    counts files. With `share` several processes encode together: each what is its own of the files,
+    then, when `share.wait` has waited for the others, all find all.
 
     Raises: SmidgenError for more bad files than `bad_limit`, a class without a usable image, a
-        non-finite latent, or a cache folder that cannot be used; UsageError for a size, mode or
-        cache folder that makes no sense.
+        latent that is not finite or that fp16 cannot hold, or a cache folder that cannot be used;
+        UsageError for a size, mode or cache folder that makes no sense.
     """
     cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     _check_request(folder, sizes, codec.factor, mode, cache_dir)
@@ -98,6 +101,8 @@ def encode_folder(
                 "flip": flip,
                 "codec": codec.fingerprint,
             }
+            if precision != "fp32":
+                spec["precision"] = precision
             key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:32]
             cache = LatentCache(cache_dir / "latents" / key, spec)
             count = batch_size or min(64, max(1, ENCODE_PIXELS // size.area))

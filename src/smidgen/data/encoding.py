@@ -47,13 +47,15 @@ def encode_rows(
     *,
     batch_size: int,
     flip: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Row]:
-    """The float32 posteriors of at most `batch_size` named pictures, mirrored too with `flip`.
+    """The posteriors of at most `batch_size` named pictures, mirrored too with `flip`, rounded to
+    `dtype`.
 
     The codec always sees `batch_size` images, the last repeated: kernels are chosen by the size of
     the batch and round differently, and an image's latent must not depend on its neighbours.
 
-    Raises: SmidgenError naming the files if a latent is not finite.
+    Raises: SmidgenError naming the files if a latent is not finite, or not in `dtype`.
     """
     pixels = [picture.pixels for picture, _ in pictures if picture.pixels is not None]
     pixels += pixels[-1:] * (batch_size - len(pixels))
@@ -64,14 +66,27 @@ def encode_rows(
     # V x (B, C, h, w) -> (B, V, C, h, w)
     mean = torch.stack([m.detach().float().cpu() for m, _ in encoded], dim=1)[: len(pictures)]
     std = torch.stack([s.detach().float().cpu() for _, s in encoded], dim=1)[: len(pictures)]
-    finite = (mean.isfinite() & std.isfinite()).flatten(1).all(1)
-    if not finite.all():
-        names = [pictures[number][1] for number in (~finite).nonzero().flatten().tolist()]
+    if names := _not_finite(pictures, mean, std):
         raise SmidgenError(
             f"the codec gives non-finite latents for {len(names)} of {len(pictures)} images "
             f"({', '.join(names[:5])}): run it in float32 or check its weights"
+        )
+    mean, std = mean.to(dtype), std.to(dtype)
+    if names := _not_finite(pictures, mean, std):
+        raise SmidgenError(
+            f"the latents of {len(names)} of {len(pictures)} images ({', '.join(names[:5])}) are "
+            f"beyond {torch.finfo(dtype).max:,.0f}, the largest number of fp16: give "
+            "--cache-precision fp32"
         )
     return [
         Row(content=picture.content, facts=picture.facts, mean=mean[i], std=std[i])
         for i, (picture, _) in enumerate(pictures)
     ]
+
+
+def _not_finite(
+    pictures: Sequence[tuple[Picture, str]], mean: torch.Tensor, std: torch.Tensor
+) -> list[str]:
+    """The names of the pictures whose latents are not all finite."""
+    finite = (mean.isfinite() & std.isfinite()).flatten(1).all(1)
+    return [pictures[number][1] for number in (~finite).nonzero().flatten().tolist()]

@@ -107,8 +107,8 @@ class BucketRows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSet:
-    """float32 posteriors with the numbers of the images' classes, `class_numbers` (N,), and their
-    names; large sets stay on the disk.
+    """Posteriors, in float32 or rounded to float16, with the numbers of the images' classes,
+    `class_numbers` (N,), and their names; large sets stay on the disk.
 
     `folder` is what was scanned, with what turned out bad while encoding, and `findings` the report
     about it. `contents` are the SHA-256 of the images' files: equal ones are copies of a picture;

@@ -1,5 +1,5 @@
-"""The names of layouts, the keys of LAYOUTS, and of the places of captions: the command line knows
-them before torch loads.
+"""The names of layouts, the keys of LAYOUTS, of the places of captions and of what latents are kept
+in: the command line knows them before torch loads.
 """
 
 from typing import Literal
@@ -20,3 +20,5 @@ LayoutName = Literal[
 ]
 
 CaptionSource = Literal["auto", "txt", "jsonl", "filename", "none"]
+
+CachePrecision = Literal["fp32", "fp16"]

@@ -89,9 +89,14 @@ class Shard:
             return self._intact
 
 
+def dtype_of(spec: dict[str, Any]) -> torch.dtype:
+    """In what the latents of a specification are kept; one that says nothing means float32."""
+    return torch.float16 if spec.get("precision") == "fp16" else torch.float32
+
+
 def _check_rows(tensor: torch.Tensor, num_rows: int, spec: dict[str, Any]) -> None:
     """Raises ValueError unless it has a latent (V, C, h, w) for each row."""
-    if tensor.dtype != torch.float32 or tensor.ndim != 5 or 0 in tensor.shape:
+    if tensor.dtype != dtype_of(spec) or tensor.ndim != 5 or 0 in tensor.shape:
         raise ValueError(f"{tensor.dtype} latents of shape {tuple(tensor.shape)}")
     if len(tensor) != num_rows or tensor.shape[1] != 1 + spec["flip"]:
         raise ValueError("rows and tensors do not fit")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from smidgen.data.names import CaptionSource, LayoutName
+from smidgen.data.names import CachePrecision, CaptionSource, LayoutName
 from smidgen.errors import UsageError
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
@@ -213,6 +213,9 @@ class RunConfig:
     """Refuse to train if a larger share of the files cannot be used."""
     cache_dir: Path | None = None
     """Where latents are kept; none: the cache folder of this machine."""
+    cache_precision: CachePrecision = "fp32"
+    """Number format of the latents there: fp16 takes half of the disk and memory, and rounds each
+    number by at most a two-thousandth of it."""
     init: Path | None = None
     """Begin from this delta, or LoRA file of another program, of the same method, in place of a
     fresh one."""

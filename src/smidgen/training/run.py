@@ -77,6 +77,7 @@ OTHERS = (
     "resize",
     "buckets",
     "flip",
+    "cache_precision",
     "max_bad_share",
     "init",
 )
@@ -278,6 +279,7 @@ def _encoded(
             sizes=sizes_of(base, config),
             mode=config.resize,
             flip=config.flip,
+            precision=config.cache_precision,
             cache_dir=config.cache_dir,
             progress=report,
             bad_limit=config.max_bad_share,
