@@ -1,7 +1,7 @@
 """The pieces of a frozen block that autograd takes apart badly, each with its own backward pass.
 
-B images, N tokens, D width. Autograd keeps what it cannot know to be of no use: the outputs of every
-addition to the residual stream, of every norm and of every product that is modulated. These keep
+B images, N tokens, D width. Autograd keeps what it cannot know to be of no use: the outputs of each
+addition to the residual stream, of each norm and of each product that is modulated. These keep
 what their derivatives need: the normalised stream, and the branch that was added to it where its
 gate is trained. Sums over the tokens of an image, the derivatives of vectors that act on all tokens
 alike, are made on the way.
@@ -104,7 +104,7 @@ class _AddNormModulate(Function):
     ) -> tuple[Tensor, Tensor]:
         x = torch.addcmul(x, gate[:, None], p)
         h, kept = _normed(x, m, s, eps)
-        ctx.save_for_backward(_if_trained(ctx, p), gate, m, s, *kept)
+        ctx.save_for_backward(*_of_branch(ctx, p, gate), m, s, *kept)
         return x, h
 
     @staticmethod
@@ -117,7 +117,7 @@ class _AddNormModulate(Function):
 class _AddGated(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, gate: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(_if_trained(ctx, p), gate)
+        ctx.save_for_backward(*_of_branch(ctx, p, gate))
         return torch.addcmul(x, gate[:, None], p)
 
     @staticmethod
@@ -146,9 +146,10 @@ class _ScaledLinear(Function):
         return dh, None, dgain, dbias
 
 
-def _if_trained(ctx: Any, p: Tensor) -> Tensor | None:
-    """The branch, if its gate, input 2, gets a gradient."""
-    return p if ctx.needs_input_grad[2] else None
+def _of_branch(ctx: Any, p: Tensor, gate: Tensor) -> tuple[Tensor | None, Tensor]:
+    """What is kept of the branch, inputs 1 and 2: itself only if its gate gets a gradient."""
+    ctx.dtype = p.dtype
+    return p if ctx.needs_input_grad[2] else None, gate
 
 
 def _branch_backward(
@@ -158,7 +159,7 @@ def _branch_backward(
     dp = dx * gate[:, None]
     dgate = None if p is None else (dx * p).sum(1).to(gate.dtype)
     dbias = (gate * dx.sum(1)).sum(0).to(gate.dtype) if ctx.needs_input_grad[3] else None
-    return dp.to(p.dtype), dgate, dbias
+    return dp.to(ctx.dtype), dgate, dbias
 
 
 def _by_image(x: Tensor) -> bool:

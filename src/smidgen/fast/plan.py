@@ -7,16 +7,19 @@ trunk folds into what is small; whatever else acts there stays a function of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+import torch
 from torch import Tensor, nn
 
 from smidgen.core.edit import Acting
 from smidgen.core.edits import Scale, Shift
 from smidgen.core.sites import Function, Site
 from smidgen.models.dit import DiT
+
+FINAL = "final_layer"
 
 # of a block: place -> the sites that are there, in the order in which a call passes them
 PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -36,8 +39,16 @@ PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "mlp.out": (("mlp.fc2", "out"), ("mlp", "out")),
     "block.out": (("", "out"),),
 }
-FOLDED = ("modulation", "norm1.out", "qkv.out", "attn.out", "norm2.out", "fc1.out", "mlp.out")
-VECTORS_ONLY = ("norm1.out", "norm2.out", "modulation")  # what is there is never made as a tensor
+LAST: Mapping[str, tuple[tuple[str, str], ...]] = {  # the same of the final layer
+    "modulation": (("adaLN_modulation.1", "out"), ("adaLN_modulation", "out")),
+    "norm.in": (("norm_final", "in"),),
+    "norm.out": (("norm_final", "out"),),
+    "linear.in": (("linear", "in"),),
+    "linear.out": (("linear", "out"), ("", "out")),
+}
+PRODUCTS = ("qkv.out", "fc1.out", "linear.out")
+VECTORS_ONLY = ("modulation", "norm1.out", "norm2.out", "norm.out")  # no tensor is there to change
+FOLDED = (*VECTORS_ONLY, *PRODUCTS, "attn.out", "mlp.out")
 
 
 @dataclass(frozen=True)
@@ -47,17 +58,20 @@ class Place:
     affine: tuple[Shift | Scale, ...] = ()
     functions: tuple[Function, ...] = ()
 
-    def vectors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(before, gain, after), None where there is nothing."""
+    def vectors(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(before, gain, after) in this precision, None where there is nothing."""
         before = gain = after = None
         for edit in self.affine:
             if isinstance(edit, Scale):
-                gain = edit.gain if gain is None else gain * edit.gain
-                after = after if after is None else after * edit.gain
+                vector = edit.gain.to(dtype)
+                gain = vector if gain is None else gain * vector
+                after = after if after is None else after * vector
             elif gain is None:
-                before = edit.offset if before is None else before + edit.offset
+                vector = edit.offset.to(dtype)
+                before = vector if before is None else before + vector
             else:
-                after = edit.offset if after is None else after + edit.offset
+                vector = edit.offset.to(dtype)
+                after = vector if after is None else after + vector
         return before, gain, after
 
     def apply(self, y: Tensor) -> Tensor:
@@ -69,7 +83,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """The places of each block where edits act, these edits by name, and the others."""
+    """The places where edits act, of each block and, last, of the final layer; these edits by name,
+    and the others.
+    """
 
     blocks: tuple[Mapping[str, Place], ...]
     inside: Mapping[str, Acting]
@@ -90,16 +106,21 @@ def plan_of(network: nn.Module, edits: Mapping[str, Acting]) -> Plan | None:
     network than `DiT`, one whose blocks have hooks already, an edit that acts both in the blocks
     and outside, or one that is no vector where the trunk has no tensor.
     """
-    if type(network) is not DiT or _hooked(network.blocks):
+    if type(network) is not DiT or network.fast is not None or in_the_way(network):
         return None
-    known = _sites_of(network)
-    within = {f"blocks.{name}" for name, _ in network.blocks.named_modules() if name}
+    parts = (*(f"blocks.{number}" for number in range(len(network.blocks))), FINAL)
+    known = _sites_of(parts)
+    within = {
+        f"{part}.{name}".rstrip(".")
+        for part in parts
+        for name, _ in network.get_submodule(part).named_modules()
+    }
     inside = {
         name: edit
         for name, edit in edits.items()
         if any(site.module in within for site, _ in edit.actions())
     }
-    found: list[dict[str, list[_Action]]] = [{} for _ in network.blocks]
+    found: list[dict[str, list[_Action]]] = [{} for _ in parts]
     for number, edit in enumerate(inside.values()):
         for site, function in edit.actions():
             if _key(site) not in known or not _plain(site):
@@ -125,12 +146,12 @@ def _place(actions: list[_Action], *, fold: bool) -> Place:
     return Place(affine, tuple(action.function for action in actions[len(affine) :]))
 
 
-def _sites_of(network: DiT) -> dict[tuple[str, str], tuple[int, str, int]]:
-    """(module, end) -> number of the block, place there, and which of the sites there it is."""
+def _sites_of(parts: Sequence[str]) -> dict[tuple[str, str], tuple[int, str, int]]:
+    """(module, end) -> number of the part, place there, and which of the sites there it is."""
     return {
-        (f"blocks.{number}.{module}".rstrip("."), end): (number, place, order)
-        for number in range(len(network.blocks))
-        for place, sites in PLACES.items()
+        (f"{part}.{module}".rstrip("."), end): (number, place, order)
+        for number, part in enumerate(parts)
+        for place, sites in (LAST if part == FINAL else PLACES).items()
         for order, (module, end) in enumerate(sites)
     }
 
@@ -144,5 +165,11 @@ def _plain(site: Site) -> bool:
     return site.argument is None and site.index is None and site.axis in (-1, 2)
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether a call of `module` is watched or changed anywhere in it."""
     return any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+
+
+def in_the_way(network: DiT) -> bool:
+    """Whether anything has hooks in the parts that the trunk computes without calling them."""
+    return hooked(network.blocks) or hooked(network.final_layer)

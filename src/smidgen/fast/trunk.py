@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from smidgen.core.edits import Scale
+from smidgen.errors import SmidgenError
 from smidgen.fast.functions import add_gated, add_norm_modulate, norm_modulate, scaled_linear
-from smidgen.fast.plan import Place, Plan
-from smidgen.models.dit import Block, DiT, attend
+from smidgen.fast.plan import PRODUCTS, Place, Plan, in_the_way
+from smidgen.models.dit import Block, DiT, FinalLayer, attend
 
 NOTHING = Place()
 NEAR_ZERO = 1e-3  # of a gain: from y / gain its gradient would lose what float32 has
@@ -41,39 +43,47 @@ class FastDiT:
         self._gains = [
             edit.gain
             for places in plan.blocks
-            for edit in places.get("qkv.out", NOTHING).affine
+            for place in PRODUCTS
+            for edit in places.get(place, NOTHING).affine
             if isinstance(edit, Scale)
         ]
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         network = self.network
+        if not torch.compiler.is_compiling() and in_the_way(network):
+            raise SmidgenError(
+                "hooks have come to the blocks of the network, which the fast path would pass by; "
+                "attach what they belong to first, or do without the fast path"
+            )
         c = network.t_embedder(t, x.dtype) + network.y_embedder(y)
         x = network.x_embedder(x) + network.pos_embed
         try:
-            x = self._blocks(x, functional.silu(c), fold=self._foldable())
+            x = self._layers(x, functional.silu(c), fold=self._foldable())
         finally:
             for edit in self.plan.inside.values():
                 edit.forget()
-        return network._unpatchify(network.final_layer(x, c))
+        return network.unpatchify(x)
 
     def _foldable(self) -> bool:
-        """Whether the gains may go into weights: without a gradient always."""
-        if not self._gains or not torch.is_grad_enabled():
+        """Whether the gains may go into weights: not where that would spoil their gradients."""
+        if not self._gains or not torch.is_grad_enabled() or is_fake(self._gains[0]):
             return True
+        if torch.compiler.is_compiling():  # which would be broken off to see their values
+            return False
         return bool(
             torch.stack([gain.detach().abs().min() for gain in self._gains]).min() > NEAR_ZERO
         )
 
-    def _blocks(self, x: Tensor, c: Tensor, *, fold: bool) -> Tensor:
+    def _layers(self, x: Tensor, c: Tensor, *, fold: bool) -> Tensor:
         recomputed = self.network.gradient_checkpointing and torch.is_grad_enabled()
         branch: Branch | None = None
-        for block, places in zip(self.network.blocks, self.plan.blocks, strict=True):
+        for block, places in zip(self.network.blocks, self.plan.blocks, strict=False):
             assert isinstance(block, Block)
             if recomputed:
                 x = checkpoint(_whole_block, block, places, x, c, fold, use_reentrant=False)
             else:
                 x, branch = run_block(block, places, x, branch, c, fold)
-        return _settled(x, branch)
+        return _run_final(self.network.final_layer, self.plan.blocks[-1], x, branch, c, fold)
 
 
 def run_block(
@@ -112,6 +122,25 @@ def run_block(
     return x, branch
 
 
+def _run_final(
+    final: FinalLayer,
+    places: Mapping[str, Place],
+    x: Tensor,
+    branch: Branch | None,
+    c: Tensor,
+    fold: bool,
+) -> Tensor:
+    """The patches (B, N, P) of what comes out of the last block."""
+
+    def at(place: str) -> Place:
+        return places.get(place, NOTHING)
+
+    shift, scale = _linear(c, final.adaLN_modulation[1], at("modulation"), fold).chunk(2, dim=1)
+    norm = final.norm_final
+    _, h = _enter(x, branch, NOTHING, at("norm.in"), norm, scale, shift, at("norm.out"))
+    return _linear(at("linear.in").apply(h), final.linear, at("linear.out"), fold)
+
+
 def _whole_block(
     block: Block, places: Mapping[str, Place], x: Tensor, c: Tensor, fold: bool
 ) -> Tensor:
@@ -121,13 +150,14 @@ def _whole_block(
 
 def _linear(h: Tensor, linear: nn.Linear, place: Place, fold: bool) -> Tensor:
     """after + gain * (before + linear(h)), then the functions."""
-    before, gain, after = place.vectors()
+    before, gain, after = place.vectors(linear.weight.dtype)
     bias = linear.bias if before is None else linear.bias + before
     if gain is None:
         return place.apply(functional.linear(h, linear.weight, bias))
     bias = gain * bias if after is None else after + gain * bias
-    if not fold or linear.weight.requires_grad:
-        return place.apply(functional.linear(h, linear.weight) * gain + bias)
+    if not fold or linear.weight.requires_grad or _smaller(h, linear.weight):
+        y = functional.linear(h, linear.weight)
+        return place.apply(torch.addcmul(bias.to(y.dtype), y, gain.to(y.dtype)))
     return place.apply(scaled_linear(h, linear.weight, gain, bias))
 
 
@@ -142,7 +172,7 @@ def _enter(
     behind: Place,
 ) -> tuple[Tensor, Tensor]:
     """The residual stream with the branch added, and what a sub-layer reads of it."""
-    first, gain, after = behind.vectors()
+    first, gain, after = behind.vectors(scale.dtype)
     m, s = 1 + scale, shift
     if first is not None:
         after = _sum(first if gain is None else first * gain, after)
@@ -158,7 +188,7 @@ def _enter(
 
 def _leave(h: Tensor, linear: nn.Linear, place: Place, gate: Tensor) -> Branch:
     """What a sub-layer adds, its gains in the gate; where there is more, all is done to p."""
-    before, gain, after = place.vectors()
+    before, gain, after = place.vectors(linear.weight.dtype)
     bias = linear.bias if before is None else linear.bias + before
     if after is not None or place.functions:
         return Branch(_linear(h, linear, place, fold=False), gate, None)
@@ -168,6 +198,13 @@ def _leave(h: Tensor, linear: nn.Linear, place: Place, gate: Tensor) -> Branch:
 
 def _settled(x: Tensor, branch: Branch | None) -> Tensor:
     return x if branch is None else add_gated(x, *branch)
+
+
+def _smaller(h: Tensor, weight: Tensor) -> bool:
+    """Whether an image has fewer tokens than a row has weights, and no gradient is asked for. Not
+    the batch decides: an image is drawn alike in any.
+    """
+    return not torch.is_grad_enabled() and h.shape[-2] < weight.shape[1]
 
 
 def _sum(a: Tensor, b: Tensor | None) -> Tensor:

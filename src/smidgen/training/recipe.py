@@ -31,6 +31,7 @@ NOT_COMPARED = (
     # where things lie: the checkpoint knows base, images, captions and start by their content
     *("base", "codec", "data", "class_data", "captions", "init", "cache_dir", "device"),
     "num_threads",
+    "fast",  # the checkpoint knows which of the two ways was taken
     # what is kept, looked at and told on the way
     *("checkpoint_every", "keep_checkpoints", "keep_deltas", "validate_every"),
     *("sample_every", "metrics_every", "metrics_features", "trackers", "max_bad_share"),
