@@ -34,10 +34,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "data": ("errors", "sizes", "files"),
     # L2
     "methods": L1,
+    "fast": ("errors", "core", "models.dit"),
     # L3
-    "sampling": (*MODELS, "models"),
+    "sampling": (*MODELS, "models", "fast"),
     "evaluation": (*L1, "methods", "sampling", "processes"),
-    "training": (*L1, "methods", "sampling", "evaluation", "processes", "progress"),
+    "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models"),
     # L4
     "api": (*L1, "methods", *L3, "processes", "progress"),

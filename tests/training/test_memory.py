@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from smidgen.fast.acting import acting
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.calling import calling
@@ -26,7 +27,7 @@ def real_step(base, delta, batch_size):
     """Bytes at the peak of a step on real tensors."""
     base.denoiser.requires_grad_(False)
     config = TrainingConfig(batch_size=batch_size)
-    with delta.attach(base), Peak() as peak:
+    with acting(delta, base.denoiser), Peak() as peak:
         labels = torch.zeros(batch_size, dtype=torch.long)
         batch = Batch(
             images=labels,

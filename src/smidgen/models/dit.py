@@ -7,6 +7,7 @@ Label dropout is drawn by the training loop, guidance by the sampler: neither li
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +131,8 @@ class PatchEmbedder(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        return self.proj(x).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D)
+        # (B, D, h, w) -> (B, N, D), in this order in memory too: what is added to it keeps it
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 class TimestepEmbedder(nn.Module):
@@ -245,13 +247,15 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """A class-conditional Diffusion Transformer predicting the noise and, as usual, its variance.
 
-    `gradient_checkpointing` recomputes each block in the backward pass to save memory.
+    `gradient_checkpointing` recomputes each block in the backward pass to save memory. `fast` is
+    what computes the output while a delta acts without hooks (fast/acting.py).
     """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.fast: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
@@ -270,6 +274,8 @@ class DiT(nn.Module):
 
         `t` counts steps of the original schedule; `y` holds labels, `config.num_classes` = null.
         """
+        if self.fast is not None:
+            return self.fast(x, t, y)
         c = self.t_embedder(t, x.dtype) + self.y_embedder(y)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
@@ -277,9 +283,10 @@ class DiT(nn.Module):
                 x = checkpoint(block, x, c, use_reentrant=False)
             else:
                 x = block(x, c)
-        return self._unpatchify(self.final_layer(x, c))
+        return self.unpatchify(self.final_layer(x, c))
 
-    def _unpatchify(self, x: Float[Tensor, "B N P"]) -> Float[Tensor, "B C2 H W"]:
+    def unpatchify(self, x: Float[Tensor, "B N P"]) -> Float[Tensor, "B C2 H W"]:
+        """The image whose patches these are."""
         grid, patch = self.config.grid_size, self.config.patch_size
         x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))  # (B, h, w, p, q, C)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

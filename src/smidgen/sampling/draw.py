@@ -21,6 +21,7 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import Weight
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.sampler import draw_noise, sample_generator
+from smidgen.fast.acting import acting
 from smidgen.models.base import Base
 from smidgen.models.calling import calling, dtype_of
 from smidgen.models.labels import Labels, labels_of
@@ -91,7 +92,7 @@ class Drawing:
         rows = ROWS // math.gcd(ROWS, 1 if self.config.guidance == 1 else 2)
         following = numbers[-1] + 1
         filled = (*numbers, *range(following, following + -len(numbers) % rows))
-        with nullcontext() if self.delta is None else self.delta.attach(self.base):
+        with nullcontext() if self.delta is None else acting(self.delta, self.base.denoiser):
             images = draw_batch(self, filled)[: len(numbers)]
         return images.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -57,6 +57,9 @@ class TrainingConfig:
     train_text_encoder: bool = False
     """Of a base that reads prompts, also train its text encoders that are CLIPs: with full, as
     DreamBooth does."""
+    fast: bool = True
+    """Fold the delta into what is small, where the base is a DiT and the method allows it, in place
+    of hooks: the same gradients, sooner."""
     compile: bool = False
     """Compile the network with torch.compile; on a CPU this needs a C++ compiler."""
     ema_decay: float | None = None
@@ -130,7 +133,7 @@ class TrainingConfig:
             not isinstance(self.prompt, str) or CLASS not in self.prompt
         ):
             raise UsageError(f"prompt is {self.prompt!r}; expected text with {CLASS} in it")
-        for name in ("gradient_checkpointing", "compile", "train_text_encoder"):
+        for name in ("gradient_checkpointing", "fast", "compile", "train_text_encoder"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected true or false")
         if isinstance(self.trackers, str) or not all(isinstance(t, str) for t in self.trackers):

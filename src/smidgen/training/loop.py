@@ -20,6 +20,7 @@ from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.data.split import hold_out
 from smidgen.errors import UsageError
+from smidgen.fast.acting import takes_fast_path
 from smidgen.models.base import Base
 from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import labels_of
@@ -35,7 +36,7 @@ from smidgen.training.objective import Task, batch_loss, draw_batch, total_loss
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
 from smidgen.training.start import INIT
-from smidgen.training.state import TrainingState, writing
+from smidgen.training.state import FAST, HOOKS, PATH, TrainingState, writing
 from smidgen.training.together import average_over_processes
 from smidgen.training.validation import Validation
 
@@ -193,6 +194,8 @@ def train_delta(
     state = fresh_state(delta, latents.in_buckets(trained), config, of_class, tags=tags)
     start = delta.provenance.training.get(INIT)
     identity = identity_of(base, latents, start)
+    fast = config.fast and takes_fast_path(delta, base.denoiser)
+    identity[PATH] = FAST if fast else HOOKS
     if task.texts is not None and base.conditioner is not None and base.conditioner.files:
         identity[ENCODERS] = base.conditioner.files.fingerprint
     saver = Saver(run_folder, state, config, identity)

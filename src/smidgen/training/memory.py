@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
+from smidgen.fast.acting import acting
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
 from smidgen.models.labels import Labels
@@ -115,7 +116,7 @@ def step_bytes(
         fresh = Delta(copies, delta.provenance)
         with (
             checkpointing(network, config.gradient_checkpointing),
-            fresh.attach(network),
+            acting(fresh, network, fast=config.fast),
             nullcontext() if reader is None else _reading(reader, fresh, config),
             Peak(*(() if device == "cpu" else (network, fresh))) as peak,
         ):

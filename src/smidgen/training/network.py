@@ -13,6 +13,7 @@ import torch
 
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.fast.acting import acting
 from smidgen.models.base import Base
 from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.reader import Reader
@@ -34,7 +35,7 @@ def training_network(
     try:
         with (
             checkpointing(denoiser, config.gradient_checkpointing),
-            delta.attach(denoiser),
+            acting(delta, denoiser, fast=config.fast),
             nullcontext() if task.texts is None else reading(task.texts.reader, delta, config),
         ):
             if config.compile:

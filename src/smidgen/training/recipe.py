@@ -32,6 +32,7 @@ NOT_COMPARED = (
     *("base", "codec", "data", "class_data", "captions", "init", "cache_dir", "device"),
     "num_threads",
     "buckets",  # the checkpoint knows in which one each image is
+    "fast",  # the checkpoint knows which of the two ways was taken
     # what is kept, looked at and told on the way
     *("checkpoint_every", "keep_checkpoints", "keep_deltas", "validate_every"),
     *("sample_every", "metrics_every", "metrics_features", "trackers", "max_bad_share"),

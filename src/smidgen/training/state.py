@@ -38,6 +38,7 @@ AGAIN = (  # what to do where the disk refused: what was saved before is never t
 writing = functools.partial(writing_files, remedy=AGAIN)
 # in an identity
 CAPTIONS, NO_CAPTIONS = "the captions", "none"
+PATH, HOOKS, FAST = "whether the delta is folded in (fast)", "hooks", "fast"
 CLASS_IMAGES, NO_CLASS_IMAGES = "the class images", "none"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps for each tensor
 STEP_NAME = re.compile(r"step-(\d+)")
@@ -204,7 +205,8 @@ def check_identity(folder: Path, position: Position, current: Mapping[str, str])
     """Raises: UsageError naming what is not the same as when the run in `folder` was started; what
     one of the two does not know is not compared.
     """
-    unknown = {CAPTIONS: NO_CAPTIONS, CLASS_IMAGES: NO_CLASS_IMAGES, BUCKETS: NO_BUCKETS}
+    unknown = {CAPTIONS: NO_CAPTIONS, CLASS_IMAGES: NO_CLASS_IMAGES}
+    unknown |= {BUCKETS: NO_BUCKETS, PATH: HOOKS}
     saved = {"the number of processes": "1", **unknown, **position.identity}
     if position.format_version < FORMAT_VERSION:
         saved.pop("the images", None)

@@ -1,0 +1,53 @@
+"""How a delta comes to act in a network: on the fast path where there is one, else by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from smidgen.core.attachment import attach
+from smidgen.core.delta import Delta
+from smidgen.core.edit import Acting
+from smidgen.fast.plan import plan_of
+from smidgen.fast.trunk import FastDiT
+from smidgen.models.dit import DiT
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The edits of a delta that act elsewhere than in the blocks, to be attached as ever."""
+
+    edits: Mapping[str, Acting]
+
+
+@contextmanager
+def acting(delta: Delta, network: nn.Module, *, fast: bool = True) -> Iterator[None]:
+    """The edits of `delta` in the denoiser act in `network` until the end of the `with`: without
+    hooks in its blocks if it is a `DiT` and `plan_of` can serve them, and this is wanted. Both ways
+    compute the same function; rounding differs.
+
+    Raises: SmidgenError as `Delta.attach`; in a call, if hooks have come to the blocks meanwhile.
+    """
+    edits = {name: edit for name, edit in delta.edits.items() if not edit.component}
+    plan = plan_of(network, edits) if fast else None
+    if plan is None or not isinstance(network, DiT):
+        with delta.attach(network):
+            yield
+        return
+    for edit in plan.inside.values():
+        edit.check(network)
+    with attach(Outside(plan.outside), network):
+        network.fast = FastDiT(network, plan)
+        try:
+            yield
+        finally:
+            network.fast = None
+
+
+def takes_fast_path(delta: Delta, network: nn.Module) -> bool:
+    """Whether `acting` has a fast path for this delta in this network."""
+    edits = {name: edit for name, edit in delta.edits.items() if not edit.component}
+    return plan_of(network, edits) is not None

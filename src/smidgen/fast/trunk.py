@@ -1,0 +1,211 @@
+"""The forward pass of a DiT with a delta folded into it as far as that is exact.
+
+A vector that acts on all tokens alike is never multiplied with tokens: a gain behind a sub-layer
+goes into its gate, (B, D) numbers instead of (B, N, D); created norm affines into the modulation; a
+gain of queries, keys and values into the rows of their weight; a bias into the bias. What cannot be
+folded acts as the function that it is, at its place. B images, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from smidgen.core.edits import Scale
+from smidgen.errors import SmidgenError
+from smidgen.fast.functions import add_gated, add_norm_modulate, norm_modulate, scaled_linear
+from smidgen.fast.plan import PRODUCTS, Place, Plan, in_the_way
+from smidgen.models.dit import Block, DiT, FinalLayer, attend
+
+NOTHING = Place()
+NEAR_ZERO = 1e-3  # of a gain: from y / gain its gradient would lose what float32 has
+
+
+class Branch(NamedTuple):
+    """What is still to be added to the residual stream: gate * p, which holds the trained bias."""
+
+    p: Tensor
+    gate: Tensor
+    bias: Tensor | None
+
+
+class FastDiT:
+    """A DiT with the edits of a plan, called as the network itself is."""
+
+    def __init__(self, network: DiT, plan: Plan) -> None:
+        self.network, self.plan = network, plan
+        self._gains = [
+            edit.gain
+            for places in plan.blocks
+            for place in PRODUCTS
+            for edit in places.get(place, NOTHING).affine
+            if isinstance(edit, Scale)
+        ]
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        network = self.network
+        if not torch.compiler.is_compiling() and in_the_way(network):
+            raise SmidgenError(
+                "hooks have come to the blocks of the network, which the fast path would pass by; "
+                "attach what they belong to first, or do without the fast path"
+            )
+        c = network.t_embedder(t, x.dtype) + network.y_embedder(y)
+        x = network.x_embedder(x) + network.pos_embed
+        try:
+            x = self._layers(x, functional.silu(c), fold=self._foldable())
+        finally:
+            for edit in self.plan.inside.values():
+                edit.forget()
+        return network.unpatchify(x)
+
+    def _foldable(self) -> bool:
+        """Whether the gains may go into weights: not where that would spoil their gradients."""
+        if not self._gains or not torch.is_grad_enabled() or is_fake(self._gains[0]):
+            return True
+        if torch.compiler.is_compiling():  # which would be broken off to see their values
+            return False
+        return bool(
+            torch.stack([gain.detach().abs().min() for gain in self._gains]).min() > NEAR_ZERO
+        )
+
+    def _layers(self, x: Tensor, c: Tensor, *, fold: bool) -> Tensor:
+        recomputed = self.network.gradient_checkpointing and torch.is_grad_enabled()
+        branch: Branch | None = None
+        for block, places in zip(self.network.blocks, self.plan.blocks, strict=False):
+            assert isinstance(block, Block)
+            if recomputed:
+                x = checkpoint(_whole_block, block, places, x, c, fold, use_reentrant=False)
+            else:
+                x, branch = run_block(block, places, x, branch, c, fold)
+        return _run_final(self.network.final_layer, self.plan.blocks[-1], x, branch, c, fold)
+
+
+def run_block(
+    block: Block,
+    places: Mapping[str, Place],
+    x: Tensor,
+    branch: Branch | None,
+    c: Tensor,
+    fold: bool,
+) -> tuple[Tensor, Branch | None]:
+    """One block: the residual stream (B, N, D) and what is still to be added to it, in and out, so
+    that the addition and the next norm are one. `c` (B, D) is the activated condition.
+    """
+
+    def at(place: str) -> Place:
+        return places.get(place, NOTHING)
+
+    modulation = _linear(c, block.adaLN_modulation[1], at("modulation"), fold)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
+
+    x, h = _enter(
+        x, branch, at("block.in"), at("norm1.in"), block.norm1, scale1, shift1, at("norm1.out")
+    )
+    qkv = _linear(at("qkv.in").apply(h), block.attn.qkv, at("qkv.out"), fold)
+    heads = qkv.unflatten(2, (3, block.attn.num_heads, -1))
+    q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
+    attended = at("proj.in").apply(attend(q, k, v).transpose(1, 2).flatten(2))
+    branch = _leave(attended, block.attn.proj, at("attn.out"), gate1)
+
+    x, h = _enter(x, branch, NOTHING, at("norm2.in"), block.norm2, scale2, shift2, at("norm2.out"))
+    hidden = block.mlp.act(_linear(at("fc1.in").apply(h), block.mlp.fc1, at("fc1.out"), fold))
+    branch = _leave(at("fc2.in").apply(hidden), block.mlp.fc2, at("mlp.out"), gate2)
+
+    if at("block.out").functions:
+        return at("block.out").apply(_settled(x, branch)), None
+    return x, branch
+
+
+def _run_final(
+    final: FinalLayer,
+    places: Mapping[str, Place],
+    x: Tensor,
+    branch: Branch | None,
+    c: Tensor,
+    fold: bool,
+) -> Tensor:
+    """The patches (B, N, P) of what comes out of the last block."""
+
+    def at(place: str) -> Place:
+        return places.get(place, NOTHING)
+
+    shift, scale = _linear(c, final.adaLN_modulation[1], at("modulation"), fold).chunk(2, dim=1)
+    norm = final.norm_final
+    _, h = _enter(x, branch, NOTHING, at("norm.in"), norm, scale, shift, at("norm.out"))
+    return _linear(at("linear.in").apply(h), final.linear, at("linear.out"), fold)
+
+
+def _whole_block(
+    block: Block, places: Mapping[str, Place], x: Tensor, c: Tensor, fold: bool
+) -> Tensor:
+    """A block that leaves nothing to be added, so that x alone is kept of it."""
+    return _settled(*run_block(block, places, x, None, c, fold))
+
+
+def _linear(h: Tensor, linear: nn.Linear, place: Place, fold: bool) -> Tensor:
+    """after + gain * (before + linear(h)), then the functions."""
+    before, gain, after = place.vectors(linear.weight.dtype)
+    bias = linear.bias if before is None else linear.bias + before
+    if gain is None:
+        return place.apply(functional.linear(h, linear.weight, bias))
+    bias = gain * bias if after is None else after + gain * bias
+    if not fold or linear.weight.requires_grad or _smaller(h, linear.weight):
+        y = functional.linear(h, linear.weight)
+        return place.apply(torch.addcmul(bias.to(y.dtype), y, gain.to(y.dtype)))
+    return place.apply(scaled_linear(h, linear.weight, gain, bias))
+
+
+def _enter(
+    x: Tensor,
+    branch: Branch | None,
+    stream: Place,
+    before: Place,
+    norm: nn.LayerNorm,
+    scale: Tensor,
+    shift: Tensor,
+    behind: Place,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream with the branch added, and what a sub-layer reads of it."""
+    first, gain, after = behind.vectors(scale.dtype)
+    m, s = 1 + scale, shift
+    if first is not None:
+        after = _sum(first if gain is None else first * gain, after)
+    if after is not None:
+        s = torch.addcmul(s, m, after)
+    if gain is not None:
+        m = m * gain
+    if branch is None or stream.functions or before.functions:
+        x = stream.apply(_settled(x, branch))
+        return x, norm_modulate(before.apply(x), m, s, norm.eps)
+    return add_norm_modulate(x, *branch, m, s, norm.eps)
+
+
+def _leave(h: Tensor, linear: nn.Linear, place: Place, gate: Tensor) -> Branch:
+    """What a sub-layer adds, its gains in the gate; where there is more, all is done to p."""
+    before, gain, after = place.vectors(linear.weight.dtype)
+    bias = linear.bias if before is None else linear.bias + before
+    if after is not None or place.functions:
+        return Branch(_linear(h, linear, place, fold=False), gate, None)
+    p = functional.linear(h, linear.weight, bias.detach())
+    return Branch(p, gate if gain is None else gate * gain, bias if bias.requires_grad else None)
+
+
+def _settled(x: Tensor, branch: Branch | None) -> Tensor:
+    return x if branch is None else add_gated(x, *branch)
+
+
+def _smaller(h: Tensor, weight: Tensor) -> bool:
+    """Whether an image has fewer tokens than a row has weights, and no gradient is asked for. Not
+    the batch decides: an image is drawn alike in any.
+    """
+    return not torch.is_grad_enabled() and h.shape[-2] < weight.shape[1]
+
+
+def _sum(a: Tensor, b: Tensor | None) -> Tensor:
+    return a if b is None else a + b
