@@ -50,10 +50,10 @@ class MappedRows:
         return out
 
     @classmethod
-    def joined(
-        cls, one: "torch.Tensor | MappedRows", other: "torch.Tensor | MappedRows"
-    ) -> "torch.Tensor | MappedRows":
-        """The rows of one, then those of the other; a tensor if both are in memory."""
+    def joined(cls, one: "Rows | BucketRows", other: "Rows | BucketRows") -> "Rows":
+        """The rows of one, then those of the other, of one shape; a tensor if both are in memory."""
+        assert not isinstance(one, BucketRows), "joined rows are of one shape"
+        assert not isinstance(other, BucketRows), "joined rows are of one shape"
         if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
             return torch.cat([one, other])
         first, second = (
@@ -186,10 +186,6 @@ class LatentSet:
 
     def with_class_images(self, others: "LatentSet") -> "LatentSet":
         """These images of a subject and, behind them, others of its class, with their captions."""
-        assert not isinstance(self.mean, BucketRows), "pairs are of one size"
-        assert not isinstance(self.std, BucketRows), "pairs are of one size"
-        assert not isinstance(others.mean, BucketRows), "pairs are of one size"
-        assert not isinstance(others.std, BucketRows), "pairs are of one size"
         captions = (self.captions or ()) + (others.captions or ())
         return dataclasses.replace(
             self,
