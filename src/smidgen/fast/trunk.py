@@ -107,7 +107,7 @@ def run_block(
     def at(place: str) -> Place:
         return places.get(place, NOTHING)
 
-    modulation = _linear(c, block.adaLN_modulation[1], at("modulation"), fold)
+    modulation = _linear(c, block.adaLN_modulation.linear, at("modulation"), fold)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation[: len(x)].chunk(6, dim=1)
 
     x, h = _enter(
@@ -141,7 +141,7 @@ def _run_final(
     def at(place: str) -> Place:
         return places.get(place, NOTHING)
 
-    modulation = _linear(c, final.adaLN_modulation[1], at("modulation"), fold)
+    modulation = _linear(c, final.adaLN_modulation.linear, at("modulation"), fold)
     shift, scale = modulation[: len(x)].chunk(2, dim=1)
     norm = final.norm_final
     _, h = _enter(x, branch, NOTHING, at("norm.in"), norm, scale, shift, at("norm.out"))
