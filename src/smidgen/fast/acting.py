@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,17 +24,16 @@ class Outside:
 
 
 @contextmanager
-def acting(delta: Delta, network: nn.Module, *, fast: bool = True) -> Iterator[None]:
-    """The edits of `delta` in the denoiser act in `network` until the end of the `with`: without
-    hooks in its blocks if it is a `DiT` and `plan_of` can serve them, and this is wanted. Both ways
-    compute the same function; rounding differs.
+def acting(delta: Delta | None, network: nn.Module, *, fast: bool = True) -> Iterator[None]:
+    """The edits of `delta` in the denoiser, if any, act in `network` until the end of the `with`:
+    without hooks in its blocks if it is a `DiT` and `plan_of` can serve them, and this is wanted.
+    Both ways compute the same function; rounding differs.
 
     Raises: SmidgenError as `Delta.attach`; in a call, if hooks have come to the blocks meanwhile.
     """
-    edits = {name: edit for name, edit in delta.edits.items() if not edit.component}
-    plan = plan_of(network, edits) if fast else None
+    plan = plan_of(network, _edits_of(delta)) if fast else None
     if plan is None or not isinstance(network, DiT):
-        with delta.attach(network):
+        with nullcontext() if delta is None else delta.attach(network):
             yield
         return
     for edit in plan.inside.values():
@@ -49,5 +48,10 @@ def acting(delta: Delta, network: nn.Module, *, fast: bool = True) -> Iterator[N
 
 def takes_fast_path(delta: Delta, network: nn.Module) -> bool:
     """Whether `acting` has a fast path for this delta in this network."""
-    edits = {name: edit for name, edit in delta.edits.items() if not edit.component}
-    return plan_of(network, edits) is not None
+    return plan_of(network, _edits_of(delta)) is not None
+
+
+def _edits_of(delta: Delta | None) -> dict[str, Acting]:
+    """Those in the denoiser."""
+    edits = {} if delta is None else delta.edits
+    return {name: edit for name, edit in edits.items() if not edit.component}

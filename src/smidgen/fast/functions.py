@@ -87,7 +87,8 @@ class _NormModulate(Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         m, s, *kept = ctx.saved_tensors
-        return *_normed_backward(dh, m, s, kept, None), None
+        trained = any(ctx.needs_input_grad[1:3])
+        return *_normed_backward(dh, m, s, kept, None, trained), None
 
 
 class _AddNormModulate(Function):
@@ -110,7 +111,8 @@ class _AddNormModulate(Function):
     @staticmethod
     def backward(ctx: Any, dx: Tensor, dh: Tensor) -> tuple[Tensor | None, ...]:
         p, gate, m, s, *kept = ctx.saved_tensors
-        dx, dm, ds = _normed_backward(dh, m, s, kept, dx)
+        trained = any(ctx.needs_input_grad[4:6])
+        dx, dm, ds = _normed_backward(dh, m, s, kept, dx, trained)
         return dx, *_branch_backward(ctx, dx, p, gate), dm, ds, None
 
 
@@ -184,9 +186,9 @@ def _normed(x: Tensor, m: Tensor, s: Tensor, eps: float) -> tuple[Tensor, tuple[
 
 
 def _normed_backward(
-    dh: Tensor, m: Tensor, s: Tensor, kept: list[Tensor], dx: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, m and s, `dx` being what x has already."""
+    dh: Tensor, m: Tensor, s: Tensor, kept: list[Tensor], dx: Tensor | None, trained: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, `dx` being what it has already, and of m and s if these are `trained`."""
     width = dh.shape[-1:]
     if len(kept) == 3:
         x, mean, inverse = kept
@@ -195,10 +197,12 @@ def _normed_backward(
         for i in range(len(x)):
             given = (dh[i], x[i], width, mean[i], inverse[i], weight[i], shift[i])
             out = {"out0": own[i], "out1": dm[i], "out2": ds[i]}
-            torch.ops.aten.native_layer_norm_backward.out(*given, [True] * 3, **out)
-        return (own if dx is None else own.add_(dx)), dm.to(m.dtype), ds.to(s.dtype)
+            wanted = [True, trained, trained]
+            torch.ops.aten.native_layer_norm_backward.out(*given, wanted, **out)
+        own = own if dx is None else own.add_(dx)
+        return (own, dm.to(m.dtype), ds.to(s.dtype)) if trained else (own, None, None)
     z, inverse = kept
-    ds, dm = dh.sum(1), (dh * z).sum(1)
+    ds, dm = (dh.sum(1), (dh * z).sum(1)) if trained else (None, None)
     zeros, ones = torch.zeros_like(inverse), torch.ones_like(inverse)
     own = torch.ops.aten.native_layer_norm_backward(
         dh * m[:, None], z, width, zeros, ones, None, None, [True, False, False]

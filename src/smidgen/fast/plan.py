@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -141,9 +140,12 @@ def plan_of(network: nn.Module, edits: Mapping[str, Acting]) -> Plan | None:
 def _place(actions: list[_Action], *, fold: bool) -> Place:
     """Shifts and scales come apart up to the first function that is something else."""
     actions = sorted(actions, key=lambda action: action.turn)
-    edits = [action.edit for action in actions]
-    affine = tuple(takewhile(lambda edit: fold and isinstance(edit, Shift | Scale), edits))
-    return Place(affine, tuple(action.function for action in actions[len(affine) :]))
+    affine: list[Shift | Scale] = []
+    for action in actions:
+        if not (fold and isinstance(action.edit, Shift | Scale)):
+            break
+        affine.append(action.edit)
+    return Place(tuple(affine), tuple(action.function for action in actions[len(affine) :]))
 
 
 def _sites_of(parts: Sequence[str]) -> dict[tuple[str, str], tuple[int, str, int]]:

@@ -213,6 +213,20 @@ class FeedForward(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class Modulation(nn.Sequential):
+    """From the condition to shifts, scales and gates: SiLU, then a linear."""
+
+    def __init__(self, config: DiTConfig, num: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(config.width, num * config.width))
+
+    @property
+    def linear(self) -> nn.Linear:
+        """What an activated condition goes through."""
+        linear = self[1]
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+
 class Block(nn.Module):
     """A transformer block with adaLN-Zero: norms without affine, modulated and gated by c."""
 
@@ -222,7 +236,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
         self.mlp = FeedForward(config)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+        self.adaLN_modulation = Modulation(config, 6)
 
     def forward(self, x: Float[Tensor, "B N D"], c: Float[Tensor, "B D"]) -> Float[Tensor, "B N D"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
@@ -237,7 +251,7 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(config.width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+        self.adaLN_modulation = Modulation(config, 2)
 
     def forward(self, x: Float[Tensor, "B N D"], c: Float[Tensor, "B D"]) -> Float[Tensor, "B N P"]:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)

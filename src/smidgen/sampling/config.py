@@ -50,7 +50,8 @@ class SamplingConfig:
     seed: int = 0
     """Image i depends on this and i only."""
     batch_size: int = 32
-    """Images at a time; the images are the same whatever it is."""
+    """Images at a time; the images are the same whatever it is, to rounding where the base is no
+    DiT."""
     precision: Precision | None = None
     """Number format of the denoiser, in which the base must have been loaded; none: the base's."""
 

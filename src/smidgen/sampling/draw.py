@@ -1,14 +1,12 @@
 """Drawing images from a base, with or without a delta. B images of a batch.
 
-Image i has class (or prompt) i mod K and depends on the seed and i alone: it has its own generator,
-and batches are filled up so that matrix products round alike whatever the batch size.
+Image i has class (or prompt) i mod K and depends on the seed and i alone: it has its own generator.
+A DiT draws it alike in any batch (fast/trunk.py); in other networks products round by their size.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +29,6 @@ from smidgen.sampling.config import SamplingConfig
 Drawn = tuple[range, NDArray[np.uint8]]
 # (images done, images in all)
 Report = Callable[[int, int], None]
-
-# Products of fewer rows run other kernels, which round differently: the network's batches are
-# multiples of this. Measured for the (B, D) products of a DiT, 1 to 1024 rows, on an AVX-512 CPU;
-# GPUs and other CPUs promise nothing of the kind, so there a last bit may differ.
-ROWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +81,8 @@ class Drawing:
 
     def images(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """The images of these numbers, uint8 (B, H, W, 3), drawn at once."""
-        # filled up with images that might come next, which are thrown away
-        rows = ROWS // math.gcd(ROWS, 1 if self.config.guidance == 1 else 2)
-        following = numbers[-1] + 1
-        filled = (*numbers, *range(following, following + -len(numbers) % rows))
-        with nullcontext() if self.delta is None else acting(self.delta, self.base.denoiser):
-            images = draw_batch(self, filled)[: len(numbers)]
+        with acting(self.delta, self.base.denoiser):
+            images = draw_batch(self, numbers)
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
