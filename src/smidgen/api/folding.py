@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from smidgen.core.delta import Delta
 from smidgen.core.fold import IntoTable
 from smidgen.core.fold import fold as fold_into_state
+from smidgen.core.storage import is_quantised
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.interop.embeddings import write_embeddings
@@ -35,13 +36,19 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
     "dit": an original `.pt` of a DiT. "diffusers": a pipeline folder. "single-file": one
     `.safetensors` in the original code's names, for SD 1.x, 2.x, SDXL, SD3 and Flux.
 
-    Raises: UsageError for another format, SmidgenError if the delta does not fold or is another
-        base's, the format cannot hold this base, `output` is in the base, or the disk refuses.
+    Raises: UsageError for another format, SmidgenError if the base is kept in 8 bit, the delta does
+        not fold or is another base's, the format cannot hold this base, `output` is in the base, or
+        the disk refuses.
     """
     if format not in get_args(Format):
         raise UsageError(f'unknown format "{format}"; choose from: {", ".join(get_args(Format))}')
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
+    if is_quantised(base.denoiser):
+        raise SmidgenError(
+            f'base "{base.name}" is kept in 8 bit, where nothing can be folded in; load it without '
+            "base_precision int8, which takes the same delta"
+        )
     output = Path(output)
     _check_output(base, output)
     is_dit = isinstance(base.denoiser, DiT)

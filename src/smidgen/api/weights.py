@@ -12,7 +12,7 @@ from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
-from smidgen.core.storage import narrow
+from smidgen.core.storage import narrow, quantise
 from smidgen.errors import UsageError
 from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_family, find_host
@@ -23,6 +23,7 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
+from smidgen.models.precision import EIGHT_BIT
 from smidgen.models.pretrained import prompt_files, stored_precision, trained_size
 from smidgen.models.reader import Reader
 from smidgen.training.config import TrainingConfig
@@ -133,6 +134,8 @@ def count_weights(
         stored = stored_precision(base, base_precision)
         if stored != torch.float32:
             narrow(shape.denoiser, stored)
+        if base_precision == EIGHT_BIT:
+            quantise(shape.denoiser)
     else:
         device = base.device.type
         if base_precision is not None:

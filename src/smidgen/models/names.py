@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-BasePrecision = Literal["fp32", "bf16", "fp16"]  # of frozen weights, kept and not computed in
+# of frozen weights, kept and not computed in
+BasePrecision = Literal["fp32", "bf16", "fp16", "int8"]
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ARCHITECTURES = Path(__file__).parent / "architectures"

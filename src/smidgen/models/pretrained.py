@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from smidgen.core.storage import narrow
+from smidgen.core.storage import narrow, quantise
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.host import find_host
@@ -39,7 +39,7 @@ from smidgen.models.names import (
 )
 from smidgen.models.pipeline_base import check_size, load_pipeline
 from smidgen.models.pipelines import INDEX, is_pipeline, pipeline_of, trained_pixels
-from smidgen.models.precision import check_base_precision, kept_in
+from smidgen.models.precision import EIGHT_BIT, check_base_precision, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
 from smidgen.models.single_files import folder_of, is_single_file
@@ -67,7 +67,8 @@ def load_base(
     instead of a folder's own. `image_size` in pixels, None: what the base was trained at. The
     network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
     precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
-    same numbers. The rest is for a DiT: `frequency_shift` None: what the folder records, else 0,
+    same numbers. In int8 are the weights of linears and convolutions, all else is as with None. The
+    rest is for a DiT: `frequency_shift` None: what the folder records, else 0,
     that of the released weights. `num_classes` is checked against the file. `num_heads` is for a
     file of a width outside the DiT family.
 
@@ -110,7 +111,7 @@ def load_base(
     denoiser = build_dit(config, state, device=device, dtype=dtype)
     if stored != dtype:
         narrow(denoiser, stored)
-    return Base(
+    base = Base(
         name=str(name),
         denoiser=denoiser,
         codec=autoencoder,
@@ -122,6 +123,9 @@ def load_base(
         source=source.absolute(),
         given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift),
     )
+    if base_precision == EIGHT_BIT:  # whose fingerprint is that of the weights as they came
+        quantise(denoiser)
+    return base
 
 
 def load_codec(source: str | Path, *, device: str | torch.device = "cpu") -> AutoencoderCodec:
@@ -190,14 +194,14 @@ def trained_size(
 
 
 def stored_precision(name: str | Path, base_precision: str | None = None) -> torch.dtype:
-    """In what the weights of a base that computes in float32 are kept, from the headers of its
-    files; of one on the hub, as if they were in float32.
+    """In what the weights of a base that computes in float32 are kept (with int8: the others), from
+    the headers of its files; of one on the hub, as if they were in float32.
 
     Raises: UsageError, SmidgenError as `load_base`.
     """
     check_base_precision(base_precision)
     files: list[Path] = []
-    if not (base_precision or on_hub(name) or is_architecture(name)):
+    if base_precision in (None, EIGHT_BIT) and not (on_hub(name) or is_architecture(name)):
         source = _locate(name)
         described = _describe(source)
         if is_pipeline(described):

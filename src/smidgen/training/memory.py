@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
+from smidgen.core.storage import stored_bytes
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
 from smidgen.models.labels import Labels
@@ -84,7 +85,7 @@ def estimate_memory(
     encoders = () if reader is None else reader.encoders
     networks = (denoiser, *(one.network for one in encoders))
     return MemoryEstimate(
-        weights=sum(_bytes(network.parameters()) for network in networks),
+        weights=sum(map(stored_bytes, networks)),
         delta=size,
         optimizer=2 * size,
         average=size,
