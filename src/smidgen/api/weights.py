@@ -103,7 +103,7 @@ def reader_without_weights(base: Base | str | Path, image_size: int | None = Non
     if files is None or encode is None:
         raise UsageError(
             f'base "{name}" has no text encoders here, in which something could be trained: it '
-            "reads no prompts, or was not fetched from the hub yet"
+            "reads no prompts, was not fetched from the hub yet, or is an architecture alone"
         )
     size = image_size or own_size
     return files.without_weights(encode, size or DEFAULT_PIXELS, network)

@@ -31,7 +31,9 @@ from smidgen.models.dit_weights import (
 from smidgen.models.files import read_json, weight_files
 from smidgen.models.hub import download
 from smidgen.models.names import (
+    ARCHITECTURES,
     EMBEDDED,
+    FACTOR,
     BasePrecision,
     is_architecture,
     on_hub,
@@ -184,6 +186,11 @@ def trained_size(
     """
     if on_hub(name):
         return None, None
+    if is_architecture(name):
+        file = ARCHITECTURES / f"{name}.json"
+        if file.is_file():
+            return trained_pixels(read_json(file), FACTOR), FACTOR
+        return architecture(name).image_size * FACTOR, FACTOR
     source = _locate(name)
     described = _describe(source)
     factor = load_codec(_codec_source(name, source, codec)).factor
@@ -212,11 +219,12 @@ def stored_precision(name: str | Path, base_precision: str | None = None) -> tor
 
 
 def prompt_files(name: str | Path) -> PromptFiles | None:
-    """The files with which a base reads prompts; None of one that reads none or lies on the hub.
+    """The files with which a base reads prompts; None of one that reads none, lies on the hub or is
+    an architecture.
 
     Raises: UsageError, SmidgenError as `load_base`.
     """
-    if on_hub(name):
+    if on_hub(name) or is_architecture(name):
         return None
     source = _locate(name)
     described = _describe(source)
