@@ -102,9 +102,9 @@ def evaluate(
     personalisation the subject's prompts are drawn, four images of each (personalisation.py in
     smidgen.evaluation), and `reference` None means the pictures that it was trained on. `settings`:
     those of EvaluationConfig (features, metrics, batch_size, cache_dir, weights, resize, layout,
-    split, prompt), of which `batch_size` counts where images are drawn only without `sampling`, which has
-    one of its own; `reference` and the result are as in `smidgen.evaluation.run.evaluate`;
-    progress(done, total) is called as images are read or drawn.
+    split, prompt), of which `batch_size` counts where images are drawn only without `sampling`,
+    which has one of its own; `reference` and the result are as in
+    `smidgen.evaluation.run.evaluate`; progress(done, total) is called as images are read or drawn.
 
     Raises: UsageError for a setting that makes no sense, or sampling asked of images that are drawn
         already; SmidgenError for content that cannot be used, a delta of another base, or a
