@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sampling": (*MODELS, "models"),
     "evaluation": (*L1, "methods", "sampling", "processes"),
     "training": (*L1, "methods", "sampling", "evaluation", "processes", "progress"),
-    "interop": (*MODELS, "models"),
+    "interop": (*MODELS, "models", "methods"),
     # L4
     "api": (*L1, "methods", *L3, "processes", "progress"),
     "__init__": ("errors", "api"),

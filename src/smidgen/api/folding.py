@@ -12,7 +12,7 @@ from smidgen.core.fold import fold as fold_into_state
 from smidgen.core.storage import is_quantised
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.interop.embeddings import write_embeddings
+from smidgen.interop.embeddings import read_embeddings, write_embeddings
 from smidgen.interop.lora import LoraFormat, read_lora, write_lora
 from smidgen.interop.lora_files import TextEncoder
 from smidgen.interop.modelspec import modelspec
@@ -107,6 +107,15 @@ def export_embeddings(delta: Delta | str | Path, base: Base, *, output: str | Pa
     delta.check_base(base.fingerprint, base.name)
     _check_output(base, Path(output))
     return write_embeddings(delta, base, Path(output))
+
+
+def import_embeddings(path: str | Path, base: Base) -> Delta:
+    """The delta of a new word on `base`, from a file of diffusers, A1111 or ComfyUI with its rows.
+
+    Raises: SmidgenError if the file is damaged or is for other text encoders; UsageError for a word
+        that the base knows already.
+    """
+    return read_embeddings(Path(path), base)
 
 
 def _check_output(base: Base, output: Path) -> None:
