@@ -35,7 +35,8 @@ from smidgen.training.network import checkpointing, recomputing
 from smidgen.training.objective import Batch, batch_loss, total_loss
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
-# where blocks are recomputed between longer-lived gradients.
+# where blocks are recomputed between longer-lived gradients. They differ from run to run, by a
+# third and more (bench/memory_estimate.py): no factor is right for all.
 HEAP, HEAP_CHECKPOINTED = 1.3, 2.0
 
 
