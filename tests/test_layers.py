@@ -39,7 +39,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sampling": (*MODELS, "models", "fast"),
     "evaluation": (*L1, "methods", "sampling", "processes"),
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
-    "interop": (*MODELS, "models"),
+    "interop": (*MODELS, "models", "methods"),
     # L4
     "api": (*L1, "methods", *L3, "processes", "progress"),
     "__init__": ("errors", "api"),

@@ -105,6 +105,28 @@ def test_the_base_is_what_the_recipe_names_else_what_the_delta_was_made_for(
     assert asked == [(base.name, None), ("theirs", 8), ("mine", 16)]
 
 
+def test_the_weights_of_the_base_are_kept_as_asked_else_as_in_the_training(
+    base, delta, photos, monkeypatch
+):
+    asked = []
+
+    def load_base(name, *, base_precision, dtype, **options):
+        asked.append(base_precision)
+        return base
+
+    monkeypatch.setattr("smidgen.api.evaluation.load_base", load_base)
+    for in_training in ("int8", "fp32"):
+        recipe = f'base = "theirs"\nbase_precision = "{in_training}"\n'
+        (delta.parent / "recipe.toml").write_text(recipe)
+        evaluate(delta.parent, photos, sampling=DRAW)
+        evaluate(delta.parent, photos, base_precision="bf16", sampling=DRAW)
+        evaluate(delta.parent, photos, base="mine", sampling=DRAW)
+        with pytest.raises(UsageError, match="precision is bf16"):  # which this base is not in
+            evaluate(delta.parent, photos, sampling=replace(DRAW, precision="bf16"))
+    # in bf16 nothing is kept in float32
+    assert asked == ["int8", "bf16", None, "int8", "fp32", "bf16", None, None]
+
+
 def test_a_delta_of_another_base_and_wrong_settings_are_refused(base, delta, photos):
     with pytest.raises(SmidgenError, match="made for base"):
         evaluate(delta, photos, base=tiny_base(seed=9), sampling=DRAW)
@@ -151,7 +173,12 @@ def test_a_setting_of_sampling_is_refused_with_where_it_is_given(base, delta, ph
 
 
 def test_what_has_no_use_is_refused_and_never_dropped(base, delta, photos):
-    for setting in ({"codec": "c"}, {"image_size": 8}, {"frequency_shift": 0.0}):
+    for setting in (
+        {"codec": "c"},
+        {"image_size": 8},
+        {"frequency_shift": 0.0},
+        {"base_precision": "int8"},
+    ):
         (name,) = setting
         with pytest.raises(UsageError, match=f"holds images: {name} is for a run or a delta"):
             evaluate(photos, photos, **setting)

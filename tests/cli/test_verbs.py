@@ -156,6 +156,31 @@ def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path
     )
 
 
+@pytest.mark.parametrize("name", ["sd-1.5", "DiT-S/2"])
+def test_train_dry_run_counts_an_architecture_as_inspect_does(smidgen, photos, tmp_path, name):
+    settings = ("--method", "lora", "--gradient-checkpointing", "--base-precision", "bf16")
+    arguments = ("--base", name, "--data", photos, "--output", tmp_path / "run", *settings)
+    planned = smidgen("train", *arguments, "--dry-run", "--json").document
+    classes = planned["num_classes"]
+    counted = api.inspect(
+        name,
+        num_classes=classes,
+        method="lora",
+        gradient_checkpointing=True,
+        base_precision="bf16",
+        device="cpu",
+    )
+    for fact in ("trainable", "total", "delta_bytes"):
+        assert planned[fact] == counted[fact]
+    assert planned["memory"]["step"] == counted["memory"]["step"]
+    assert planned["memory"]["weights"] == counted["memory"]["weights"]
+    assert "training needs its weights" in planned["warning"]
+    for more in ((), ("--dry-run", "--time")):
+        refused = smidgen("train", *arguments, *more)
+        assert refused.code == 2
+        assert f"smidgen inspect {name} needs none" in refused.err
+
+
 def test_json_makes_stdout_one_document(smidgen, base, photos, tmp_path):
     outcome = smidgen(*train_arguments(base, photos, tmp_path / "run", "--json"))
     assert outcome.document["delta"] == str(tmp_path / "run" / "delta.safetensors")
@@ -179,6 +204,25 @@ def test_sample_writes_exactly_one_png_an_image(smidgen, base, trained, tmp_path
     record = json.loads((folder / "sample.json").read_text())
     assert record["images"]["000001-dog.png"] == "dog"
     assert record["finished"] is True
+
+
+@pytest.mark.parametrize("verb", ["train", "sample"])
+def test_frozen_weights_are_kept_as_the_command_says(smidgen, base, photos, tmp_path, verb):
+    output = tmp_path / "out"
+    common = ("--base", base, "--base-precision", "int8", "--output", output)
+    more = {
+        "train": ("--data", photos, "--method", "bitfit", "--steps", 1, "--batch-size", 2),
+        "sample": ("--classes", "ant", "--steps", 2, "--guidance", 1),
+    }[verb]
+    assert smidgen(verb, *common, *more).code == 0
+    if verb == "sample":
+        kept = load_base(base, base_precision="int8")
+        (image,) = api.sample(kept, classes="ant", steps=2, guidance=1)
+        (drawn,) = output.glob("*.png")
+        assert Image.open(drawn).tobytes() == image.tobytes()
+    again = smidgen(verb, *("--base", base, "--output", output), *more)
+    assert again.code == 2
+    assert 'base_precision "int8" -> "none"' in again.err
 
 
 def test_a_lora_without_classes_draws_those_of_its_base_as_in_python(smidgen, base, tmp_path):

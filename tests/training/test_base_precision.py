@@ -1,4 +1,4 @@
-"""Trainings whose frozen base is kept in half precision: their deltas, resumption, losses."""
+"""Trainings whose frozen base is kept in few bits: their deltas, resumption, losses."""
 
 import json
 
@@ -8,9 +8,11 @@ from safetensors.torch import load_file, save_file
 
 import smidgen
 from smidgen.core.delta import Delta
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.models.architectures import meta_network
 from smidgen.models.precision import check_base_precision
 from smidgen.models.pretrained import load_base
+from tests.tiny.deltas import tiny_delta
 from tests.tiny.images import write_photos
 from tests.tiny.pipelines import TINY_PIPELINES
 from tests.tiny.text import clip_text, clip_tokenizer
@@ -55,15 +57,24 @@ def train(base, root, name, **settings):
     return delta, [json.loads(line) for line in (output / "log.jsonl").open()]
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_base_in_bf16_trains_a_delta_in_float32_and_resumes_bit_for_bit(tmp_path, model):
+# of what is kept: the precision of its weights, and how far losses are from those in float32
+KEPT = {"bf16": ({torch.bfloat16}, 0.05), "int8": ({torch.int8, torch.float32}, 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"), [*((model, "bf16") for model in MODELS), ("sd1", "int8"), ("flow", "int8")]
+)
+def test_a_base_in_few_bits_trains_a_delta_in_float32_and_resumes_bit_for_bit(
+    tmp_path, model, kept
+):
     folder = MODELS[model](tmp_path / "base")
     write_photos(tmp_path / "photos")
-    base = load_base(folder, base_precision="bf16")
+    stored, rounding = KEPT[kept]
+    base = load_base(folder, base_precision=kept)
     assert base.precision == "fp32", "what it computes in"
-    assert base.given == {"base_precision": "bf16"}
+    assert base.given == {"base_precision": kept}
     before = {name: tensor.clone() for name, tensor in base.denoiser.state_dict().items()}
-    assert {p.dtype for p in base.denoiser.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in base.denoiser.parameters()} == stored
 
     whole, log = train(base, tmp_path, "whole", steps=4, checkpoint_every=2)
     train(base, tmp_path, "parts", steps=2, checkpoint_every=2)
@@ -77,8 +88,8 @@ def test_a_base_in_bf16_trains_a_delta_in_float32_and_resumes_bit_for_bit(tmp_pa
     _, wide = train(load_base(folder), tmp_path, "wide", steps=4, checkpoint_every=2)
     for mine, its in zip(log, wide, strict=True):
         for name in {"loss", "validation_loss"} & set(its):
-            # weights are rounded to 8 bit of precision, and random networks amplify that a little
-            assert mine[name] == pytest.approx(its[name], rel=0.05)
+            # weights are rounded, and random networks amplify that a little
+            assert mine[name] == pytest.approx(its[name], rel=rounding)
     # which precision it is kept in is no part of what a delta belongs to
     Delta.load(tmp_path / "parts" / "delta.safetensors").check_base(
         load_base(folder).fingerprint, "the same"
@@ -108,6 +119,34 @@ def test_a_pipeline_in_fp16_files_is_kept_so_and_trains_as_if_it_were_wide(tmp_p
     assert (half.precision, half.denoiser.dtype) == ("bf16", torch.bfloat16)
 
 
+def test_in_8_bit_is_what_a_dit_and_half_precision_files_have_of_weights(tmp_path):
+    base = load_base("glyphs", base_precision="int8")
+    assert base.fingerprint == load_base("glyphs").fingerprint
+    assert {p.dtype for p in base.denoiser.parameters()} == {torch.int8, torch.float32}
+    with pytest.raises(SmidgenError, match=r'"glyphs" is kept in 8 bit.*without base_precision'):
+        smidgen.fold(base, tiny_delta(base, "bitfit"), format="dit", output=tmp_path / "folded")
+    kept = load_base(halve(TINY_PIPELINES["sd"].save(tmp_path / "base")), base_precision="int8")
+    assert {p.dtype for p in kept.denoiser.parameters()} == {torch.int8, torch.float16}
+    assert kept.precision == "fp32"
+    image = smidgen.sample(kept, prompts="a fox", steps=2, seed=1)[0]
+    assert image.size == (kept.image_size, kept.image_size)
+    half = load_base(tmp_path / "base", base_precision="int8", dtype=torch.bfloat16)
+    assert half.precision == "bf16"
+    assert smidgen.sample(half, prompts="a fox", steps=2, seed=1)
+
+
+def test_a_pipeline_that_was_quantised_before_is_refused_with_what_to_do(tmp_path):
+    folder = TINY_PIPELINES["sd"].save(tmp_path / "base")
+    for part in ("unet", "text_encoder"):
+        config = folder / part / "config.json"
+        plain = config.read_text()
+        quantised = json.loads(plain) | {"quantization_config": {"quant_method": "quanto"}}
+        config.write_text(json.dumps(quantised))
+        with pytest.raises(SmidgenError, match=f"{part} was quantised by another .* int8 to keep"):
+            load_base(folder)
+        config.write_text(plain)
+
+
 def test_a_precision_that_cannot_be_is_refused():
     with pytest.raises(UsageError, match=r'unknown base_precision "fp8"; choose from: fp32, bf16'):
         check_base_precision("fp8")
@@ -121,3 +160,19 @@ def test_the_estimate_has_half_the_bytes_of_the_weights():
     half = smidgen.inspect("glyphs", base_precision="bf16", **settings)["memory"]
     assert half["weights"] == wide["weights"] // 2
     assert half["delta"] == wide["delta"]
+
+
+def test_the_estimate_has_a_byte_for_each_weight_in_8_bit():
+    settings = {"method": "lora", "batch_size": 1, "base_precision": "int8", "device": "cuda"}
+    memory = smidgen.inspect("sd-1.5", **settings)["memory"]
+    network = meta_network("sd-1.5")
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    weights = sum(layer.weight.numel() for layer in layers)
+    scales = sum(len(layer.weight) for layer in layers)
+    others = sum(parameter.numel() for parameter in network.parameters()) - weights
+    assert memory["weights"] == weights + 4 * scales + 4 * others
+    base = load_base("glyphs", base_precision="int8")
+    estimate = smidgen.inspect("glyphs", **settings)["memory"]
+    real = sum(p.numel() * p.element_size() for p in base.denoiser.parameters())
+    of_8_bit = [p for p in base.denoiser.parameters() if p.dtype == torch.int8]
+    assert estimate["weights"] == real + 4 * sum(map(len, of_8_bit))

@@ -12,6 +12,7 @@ from PIL import Image
 import smidgen
 from smidgen.api.planning import plan_run
 from smidgen.core.delta import Delta
+from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import configure
 from smidgen.models.labels import labels_of
@@ -237,6 +238,22 @@ def test_stock_diffusers_reads_prompts_of_the_folded_folder_as_the_delta_does(
     # rounding to 256 levels of values that differ by float32 alone
     assert (pictures(drawn) - pictures(folded)).abs().max() <= 1
     assert isinstance(drawn[0], Image.Image)
+
+    # stock diffusers draws that too, with every step of the schedule as a step of sampling
+    steps = DRAWN | {"steps": len(base.process.schedule.alphas_cumprod)}
+    drawn = smidgen.sample(base, delta=delta, prompts=PROMPTS, **steps)
+    images = []
+    for number, prompt in enumerate(PROMPTS):
+        noise = draw_noise(base.latent_shape, [sample_generator(steps["seed"], number)])
+        images += stock(
+            prompt=prompt,
+            latents=TINY_PIPELINES[name].latents(stock, noise),
+            num_inference_steps=steps["steps"],
+            guidance_scale=steps["guidance"],
+            height=base.image_size,
+            width=base.image_size,
+        ).images
+    assert (pictures(drawn) - pictures(images)).abs().max() <= 1
 
 
 def test_a_dry_run_counts_encoders_and_names_what_is_wrong(folders, photos, tmp_path):

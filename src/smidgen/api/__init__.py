@@ -6,7 +6,13 @@ models and core.
 """
 
 from smidgen.api.evaluation import evaluate
-from smidgen.api.folding import export_embeddings, export_lora, fold, import_lora
+from smidgen.api.folding import (
+    export_embeddings,
+    export_lora,
+    fold,
+    import_embeddings,
+    import_lora,
+)
 from smidgen.api.sampling import sample, sample_arrays
 from smidgen.api.training import train
 from smidgen.api.weights import inspect
@@ -23,6 +29,7 @@ __all__ = [
     "export_embeddings",
     "export_lora",
     "fold",
+    "import_embeddings",
     "import_lora",
     "inspect",
     "load_base",

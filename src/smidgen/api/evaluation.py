@@ -22,6 +22,7 @@ from smidgen.files.toml import NONE
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES, device_of
 from smidgen.models.labels import class_names
+from smidgen.models.names import BasePrecision
 from smidgen.models.pretrained import load_base
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import MEASURED_IMAGES, SamplingConfig
@@ -44,23 +45,32 @@ class Drawn:
     codec: str | Path | None = None
     image_size: ImageSize | int | str | None = None
     frequency_shift: float | None = None
+    base_precision: BasePrecision | None = None
 
     def load(
         self, source: Path, delta: Delta, config: EvaluationConfig, precision: str | None
     ) -> Base:
         """The base itself, from what is given and what the run's recipe says."""
         if isinstance(self.base, Base):
-            for name in ("codec", "image_size", "frequency_shift"):
-                if getattr(self, name) is not None:
+            for name, value in vars(self).items():
+                if name != "base" and value is not None:
                     raise UsageError(
                         f"{name} is for a base that is loaded here; give it to load_base, or "
                         "leave it out"
                     )
             return self.base
         recipe = read_recipe(source if source.is_dir() else source.parent) or {}
-        given = {"codec": self.codec, "frequency_shift": self.frequency_shift}
+        given: dict[str, Any] = {
+            "codec": self.codec,
+            "frequency_shift": self.frequency_shift,
+            "base_precision": self.base_precision,
+        }
         if self.base is None:  # then all that goes with it is the recipe's too
             given = {name: recipe.get(name) if v is None else v for name, v in given.items()}
+            if self.base_precision is None and precision in ("bf16", "fp16"):
+                # of a training in float32: nothing is kept wider than what is computed in now
+                recipe_has = given["base_precision"]
+                given["base_precision"] = None if recipe_has == "fp32" else recipe_has
         return load_base(
             self.base or recipe.get("base") or delta.provenance.base,
             device=device_of(config.device),
@@ -78,6 +88,7 @@ def evaluate(
     codec: str | Path | None = None,
     image_size: ImageSize | int | str | None = None,
     frequency_shift: float | None = None,
+    base_precision: BasePrecision | None = None,
     sampling: SamplingConfig | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
@@ -87,21 +98,27 @@ def evaluate(
 
     Of a run and a delta, samples are drawn as `sampling` says (None: 10,000 as its other defaults
     do), of the classes that it was trained on, in their prompts if the base reads such. `base`
-    None: the one that the run's recipe or the delta's header names; `codec`, `image_size` and
-    `frequency_shift` are as in `load_base`, None: as the recipe has them. Of a personalisation the
-    subject's prompts are drawn, four images of each (personalisation.py in smidgen.evaluation), and
-    `reference` None means the pictures that it was trained on. `settings`: those of
-    EvaluationConfig (features, metrics, batch_size, cache_dir, weights, resize, layout, split,
-    prompt), of which `batch_size` counts where images are drawn only without `sampling`, which has
-    one of its own; `reference` and the result are as in `smidgen.evaluation.run.evaluate`;
-    progress(done, total) is called as images are read or drawn.
+    None: the one that the run's recipe or the delta's header names; `codec`, `image_size`,
+    `frequency_shift` and `base_precision` are as in `load_base`, None: as the recipe has them. Of a
+    personalisation the subject's prompts are drawn, four images of each (personalisation.py in
+    smidgen.evaluation), and `reference` None means the pictures that it was trained on. `settings`:
+    those of EvaluationConfig (features, metrics, batch_size, cache_dir, weights, resize, layout,
+    split, prompt), of which `batch_size` counts where images are drawn only without `sampling`,
+    which has one of its own; `reference` and the result are as in
+    `smidgen.evaluation.run.evaluate`; progress(done, total) is called as images are read or drawn.
 
     Raises: UsageError for a setting that makes no sense, or sampling asked of images that are drawn
         already; SmidgenError for content that cannot be used, a delta of another base, or a
         reference without a class that is drawn.
     """
     source = Path(source)
-    drawn = Drawn(base=base, codec=codec, image_size=image_size, frequency_shift=frequency_shift)
+    drawn = Drawn(
+        base=base,
+        codec=codec,
+        image_size=image_size,
+        frequency_shift=frequency_shift,
+        base_precision=base_precision,
+    )
     if source_kind(source) == "images":
         for name, value in {**vars(drawn), "sampling": sampling}.items():
             if value is not None:

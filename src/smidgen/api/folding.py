@@ -9,9 +9,10 @@ from typing import Literal, get_args
 from smidgen.core.delta import Delta
 from smidgen.core.fold import IntoTable
 from smidgen.core.fold import fold as fold_into_state
+from smidgen.core.storage import is_quantised
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.interop.embeddings import write_embeddings
+from smidgen.interop.embeddings import read_embeddings, write_embeddings
 from smidgen.interop.lora import LoraFormat, read_lora, write_lora
 from smidgen.interop.lora_files import TextEncoder
 from smidgen.interop.modelspec import modelspec
@@ -35,13 +36,19 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
     "dit": an original `.pt` of a DiT. "diffusers": a pipeline folder. "single-file": one
     `.safetensors` in the original code's names, for SD 1.x, 2.x, SDXL, SD3 and Flux.
 
-    Raises: UsageError for another format, SmidgenError if the delta does not fold or is another
-        base's, the format cannot hold this base, `output` is in the base, or the disk refuses.
+    Raises: UsageError for another format, SmidgenError if the base is kept in 8 bit, the delta does
+        not fold or is another base's, the format cannot hold this base, `output` is in the base, or
+        the disk refuses.
     """
     if format not in get_args(Format):
         raise UsageError(f'unknown format "{format}"; choose from: {", ".join(get_args(Format))}')
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
+    if is_quantised(base.denoiser):
+        raise SmidgenError(
+            f'base "{base.name}" is kept in 8 bit, where nothing can be folded in; load it without '
+            "base_precision int8, which takes the same delta"
+        )
     output = Path(output)
     _check_output(base, output)
     is_dit = isinstance(base.denoiser, DiT)
@@ -100,6 +107,15 @@ def export_embeddings(delta: Delta | str | Path, base: Base, *, output: str | Pa
     delta.check_base(base.fingerprint, base.name)
     _check_output(base, Path(output))
     return write_embeddings(delta, base, Path(output))
+
+
+def import_embeddings(path: str | Path, base: Base) -> Delta:
+    """The delta of a new word on `base`, from a file of diffusers, A1111 or ComfyUI with its rows.
+
+    Raises: SmidgenError if the file is damaged or is for other text encoders; UsageError for a word
+        that the base knows already.
+    """
+    return read_embeddings(Path(path), base)
 
 
 def _check_output(base: Base, output: Path) -> None:

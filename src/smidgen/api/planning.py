@@ -27,6 +27,7 @@ from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.models.names import is_architecture
 from smidgen.models.pretrained import known_size, note_on_size, prompt_files
 from smidgen.models.prompts import DREAMBOOTH, PROMPTS
 from smidgen.sizes import ImageSize, nearest
@@ -65,7 +66,8 @@ def plan_run(
     """The facts of a training on `base`, loaded with the settings `given` at this image size (None:
     its own): `images`, the Findings, `run` how it stands to what is in the output, the
     counts of `inspect` with `memory`, `refusal`, the line with which it would end, or None, and
-    `warning`, that the base was trained at another size, or None.
+    `warning`, that the base was trained at another size or has no weights, or None. `base` may be
+    the name of an architecture.
 
     Every image is read and decoded, as training would; progress(done, total) is called for each.
 
@@ -79,6 +81,8 @@ def plan_run(
         known.sides.check(image_size, str(base))
     network = meta_network(base)
     warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
+    if is_architecture(base):
+        warning = f'"{base}" is an architecture: this counts, and training needs its weights'
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
     folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     has_labels = find_host(network).has_labels  # else classes are prompts

@@ -13,6 +13,7 @@ from smidgen.core.file import is_delta
 from smidgen.errors import UsageError
 from smidgen.files.names import file_part
 from smidgen.files.settings import check_values, fill
+from smidgen.interop.embeddings import is_embeddings, read_embeddings
 from smidgen.interop.lora import read_lora
 from smidgen.methods import configure
 from smidgen.models.base import Base
@@ -76,10 +77,12 @@ def train(
 
 
 def run(base: Base, config: RunConfig, *, force: bool = False, progress: bool = False) -> Delta:
-    """`fine_tune`, which may begin from a LoRA of PEFT, diffusers, kohya or ComfyUI too."""
+    """`fine_tune`, which may begin from a LoRA or a word of other programs too."""
 
     def read(path: Path, base: Base) -> Delta:
-        return read_delta(path, base) if is_delta(path) else read_lora(path, base)
+        if is_delta(path):
+            return read_delta(path, base)
+        return read_embeddings(path, base) if is_embeddings(path) else read_lora(path, base)
 
     return fine_tune(base, config, read_init=read, force=force, progress=progress)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
-from smidgen.core.storage import narrow
+from smidgen.core.storage import narrow, quantise
 from smidgen.errors import UsageError
 from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_family, find_host
@@ -23,6 +23,7 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
+from smidgen.models.precision import EIGHT_BIT
 from smidgen.models.pretrained import known_size, prompt_files, stored_precision
 from smidgen.models.reader import Reader
 from smidgen.sizes import ImageSize
@@ -104,7 +105,7 @@ def reader_without_weights(base: Base | str | Path, image_size: ImageSize | None
     if files is None or encode is None:
         raise UsageError(
             f'base "{name}" has no text encoders here, in which something could be trained: it '
-            "reads no prompts, or was not fetched from the hub yet"
+            "reads no prompts, was not fetched from the hub yet, or is an architecture alone"
         )
     size = image_size or own_size or ImageSize(DEFAULT_PIXELS, DEFAULT_PIXELS)
     return files.without_weights(encode, size, network)
@@ -135,6 +136,8 @@ def count_weights(
         stored = stored_precision(base, base_precision)
         if stored != torch.float32:
             narrow(shape.denoiser, stored)
+        if base_precision == EIGHT_BIT:
+            quantise(shape.denoiser)
     else:
         device = base.device.type
         if base_precision is not None:

@@ -1,4 +1,4 @@
-"""`smidgen convert`: LoRA to and from other programs, and new words to them; the formats are in
+"""`smidgen convert`: LoRA and new words to and from other programs; the formats are in
 interop/lora.py and interop/embeddings.py.
 """
 
@@ -24,7 +24,7 @@ from smidgen.cli.options import (
 from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
 
-DESCRIPTION = """Write a LoRA delta or a new word for other programs, or read their LoRA as a delta.
+DESCRIPTION = """Write a LoRA delta or a new word for other programs, or read theirs as a delta.
 
 examples:
   smidgen convert --base sd-folder --file runs/cat/delta.safetensors --format peft --output cat.safetensors
@@ -37,10 +37,11 @@ class ConvertOptions:
     """What to read and write."""
 
     file: Path
-    """A delta.safetensors, or for --format delta a LoRA file or PEFT folder of others."""
+    """A delta.safetensors, or for --format delta a LoRA file, a PEFT folder or the file of a word
+    of others."""
     format: Literal["peft", "kohya", "embeddings", "delta"]
     """peft: for diffusers and PEFT; kohya: for ComfyUI; embeddings: the word of textual-inversion,
-    for both; delta: from a LoRA of others to ours."""
+    for both; delta: from a LoRA or a word of others to ours."""
     output: Path
     """The .safetensors to write."""
     leave_out_text_encoder: bool = False
@@ -63,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
     )
     base_options, options, switches = parsed["base"], parsed["convert"], parsed["switches"]
     check = check_input if options.format == "delta" else check_file  # PEFT writes a folder
-    check(options.file, "LoRA" if options.format == "delta" else "delta")
+    check(options.file, "LoRA or word" if options.format == "delta" else "delta")
     check_output_file(options.output)
     if options.output.exists() and options.file.resolve() == options.output.resolve():
         raise UsageError(f"{options.output} is the file to convert; give another output")
@@ -84,6 +85,7 @@ def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any
     from smidgen import api
     from smidgen.core.delta import Delta
     from smidgen.core.file import is_delta
+    from smidgen.interop.embeddings import is_embeddings
     from smidgen.interop.lora_files import read_lora_file
     from smidgen.interop.pipeline_folder import check_apart
 
@@ -93,11 +95,15 @@ def convert(base_options: BaseOptions, options: ConvertOptions) -> dict[str, Any
     if delta is None:
         if is_delta(options.file):
             raise UsageError(f"{options.file} is a delta already; choose --format peft or kohya")
-        read_lora_file(options.file, text_encoder)
+        if not is_embeddings(options.file):
+            read_lora_file(options.file, text_encoder)
     base = base_options.load()
     if delta is None:
         check_apart(base.source or options.file, options.output)
-        delta = api.import_lora(options.file, base, text_encoder=text_encoder)
+        if is_embeddings(options.file):
+            delta = api.import_embeddings(options.file, base)
+        else:
+            delta = api.import_lora(options.file, base, text_encoder=text_encoder)
         delta.save(options.output)
     else:
         assert options.format != "delta"

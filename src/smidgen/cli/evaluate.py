@@ -33,6 +33,7 @@ from smidgen.files.checks import check_number
 from smidgen.files.settings import flatten, settings_of
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
+from smidgen.models.names import BasePrecision
 from smidgen.processes import is_main
 from smidgen.sampling.config import MeasuredSampling
 from smidgen.sizes import ImageSize
@@ -86,6 +87,9 @@ class DrawnOptions:
     """Size of the images in pixels, a number or WIDTHxHEIGHT; none: as trained."""
     frequency_shift: float | None = None
     """Shift of the timestep frequencies; none: the recipe's, else that of the base."""
+    base_precision: BasePrecision | None = None
+    """Number format in which the base's weights are kept; none: the recipe's, else as a pipeline's
+    files have them."""
 
     def __post_init__(self) -> None:
         if self.base is not None:

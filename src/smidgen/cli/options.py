@@ -18,7 +18,13 @@ from smidgen.errors import UsageError, shown
 from smidgen.files.checks import check_number
 from smidgen.files.settings import SWITCH, flatten, recipe_text, settings_of
 from smidgen.files.writing import try_writing
-from smidgen.models.names import FILE_SUFFIXES, is_architecture, is_hub_id, shipped_names
+from smidgen.models.names import (
+    FILE_SUFFIXES,
+    BasePrecision,
+    is_architecture,
+    is_hub_id,
+    shipped_names,
+)
 from smidgen.processes import is_main
 from smidgen.sizes import ImageSize
 
@@ -43,8 +49,12 @@ class BaseOptions:
     """Shift of the timestep frequencies; none: 0, that of the released weights."""
 
     def __post_init__(self) -> None:
-        check_base_name(self.base)
+        self.check_name()
         check_number("frequency_shift", self.frequency_shift)
+
+    def check_name(self) -> None:
+        """Raises: UsageError, as `check_base_name`."""
+        check_base_name(self.base)
 
     def given(self) -> dict[str, Any]:
         """What `load_base` is told besides the name and the image size, as recipes have it."""
@@ -64,6 +74,14 @@ class BaseOnDevice(BaseOptions):
 
     device: DEVICES = "auto"
     """auto: the accelerator if there is one."""
+    base_precision: BasePrecision | None = None
+    """Number format in which its frozen weights are kept: half as many bytes in bf16 or fp16, a
+    quarter in int8, and the passes go on in --precision; none: as a pipeline's files have them."""
+
+    def given(self) -> dict[str, Any]:
+        """What `load_base` is told besides the name and the image size, as recipes have it."""
+        own = {} if self.base_precision is None else {"base_precision": self.base_precision}
+        return super().given() | own
 
     def load(self, **more: Any) -> Base:
         """The base on its device."""

@@ -17,6 +17,7 @@ from smidgen.cli.options import (
     OutputSwitches,
     answer,
     answer_dry_run,
+    check_base_name,
     check_images,
     check_output_folder,
     quiet_stdout,
@@ -24,7 +25,7 @@ from smidgen.cli.options import (
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
 from smidgen.files.settings import SWITCH, flatten
-from smidgen.models.names import BasePrecision
+from smidgen.models.names import is_architecture
 from smidgen.training.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ examples:
 class TrainedBase(BaseOnDevice):
     """The pretrained base."""
 
-    base_precision: BasePrecision | None = None
-    """Number format in which its frozen weights are kept: half as many bytes in bf16 or fp16, and
-    the passes go on in --precision; none: as a pipeline's files have them."""
+    base: str
+    """A shipped name (glyphs), a folder, a file (.pt, .safetensors) or a hub id; with --dry-run an
+    architecture (DiT-XL/2, sd-1.5) too, which is counted without weights."""
 
-    def given(self) -> dict[str, Any]:
-        """What `load_base` is told besides the name and the image size, as recipes have it."""
-        own = {} if self.base_precision is None else {"base_precision": self.base_precision}
-        return super().given() | own
+    def check_name(self) -> None:
+        """As for any base, but for architectures, which `run` refuses where weights are needed."""
+        if not is_architecture(self.base):
+            super().check_name()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def run(argv: Sequence[str]) -> None:
     """Parse, check, train, answer."""
     parsed = parse_train(read_request("train", argv))
     config, switches = parsed["run"], parsed["switches"]
+    if not switches.dry_run or switches.time:
+        check_base_name(parsed["base"].base)
     check_paths(config)
     if switches.dry_run:
         with quiet_stdout():

@@ -1,5 +1,6 @@
 """Weights kept in fewer bits than their network computes in: a module's own weights are widened
-while it runs, and no wide copy outlives that, not even for a backward pass.
+while it runs, and no wide copy outlives that, not even for a backward pass. Half precision, or 8
+bit with a scale for each output channel (docs/decisions/0014-eight-bit-without-a-library.md).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from torch.nn.modules.conv import _ConvNd
 
 HALVES = (torch.float16, torch.bfloat16)
 CAST_BY_AUTOCAST = (nn.Linear, _ConvNd)  # whatever precision their weights are in
+EIGHT_BIT = torch.int8
+MOST = 127  # of the numbers of 8 bit
 
+_SCALE = "_smidgen_scale"  # a buffer of a module whose weight is in 8 bit
 _WIDENING = "_smidgen_widening"  # an attribute of a network whose weights are widened
 
 
 def keep(network: nn.Module, compute: torch.dtype) -> None:
-    """From now on `network` computes in `compute`, whichever half precision its parameters are in,
+    """From now on `network` computes in `compute`, in however few bits its parameters are kept,
     with the numbers that they would give as a copy in that precision.
     """
     widening = Widening(compute)
@@ -39,6 +43,42 @@ def narrow(network: nn.Module, stored: torch.dtype) -> None:
     keep(network, compute)
 
 
+@torch.no_grad()
+def quantise(network: nn.Module) -> None:
+    """`network` with the weights of its linears and convolutions in 8 bit, as round(weight / scale)
+    with a float32 scale for each of their output channels, its largest weight / 127; computing in
+    what it does now. Everything else stays as it is.
+    """
+    compute = computes_in(network)
+    done: dict[Tensor, tuple[nn.Parameter, Tensor]] = {}  # of what modules share
+    for module in network.modules():
+        if not isinstance(module, CAST_BY_AUTOCAST):
+            continue
+        own = module.weight
+        if own not in done:
+            wide = own.float()
+            scale = wide.abs().amax(dim=tuple(range(1, wide.ndim)), keepdim=True) / MOST
+            scale.clamp_(min=torch.finfo(torch.float32).tiny)  # of a channel that is all 0
+            whole = (wide / scale).round_().to(EIGHT_BIT)
+            done[own] = nn.Parameter(whole, requires_grad=False), scale
+        module.weight, scale = done[own]
+        module.register_buffer(_SCALE, scale, persistent=False)
+    if not is_kept(network):
+        keep(network, compute)
+
+
+def is_quantised(network: nn.Module) -> bool:
+    """Whether weights of this network are in 8 bit."""
+    return any(own.dtype == EIGHT_BIT for own in network.parameters())
+
+
+def stored_bytes(network: nn.Module) -> int:
+    """The bytes in which the weights of a network are kept, the scales of those in 8 bit too."""
+    scales = {module._buffers[_SCALE] for module in network.modules() if _SCALE in module._buffers}
+    tensors = (*network.parameters(), *(scale for scale in scales if scale is not None))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def is_kept(network: nn.Module) -> bool:
     """Whether `keep` was called for this network."""
     return _WIDENING in network.__dict__
@@ -54,12 +94,16 @@ def computes_in(network: nn.Module) -> torch.dtype:
 
 def runs_in(network: nn.Module, own: Tensor) -> torch.dtype:
     """The precision in which one of a network's parameters is while the network runs."""
-    return computes_in(network) if is_kept(network) and own.dtype in HALVES else own.dtype
+    narrow = own.dtype in (*HALVES, EIGHT_BIT)
+    return computes_in(network) if is_kept(network) and narrow else own.dtype
 
 
 def cast(network: nn.Module, dtype: torch.dtype) -> None:
     """Weights and computation of `network` in `dtype` from now on."""
+    scales = {m: m._buffers[_SCALE] for m in network.modules() if _SCALE in m._buffers}
     network.to(dtype)
+    for module, scale in scales.items():
+        module._buffers[_SCALE] = scale
     if is_kept(network):
         network.__dict__[_WIDENING].compute = dtype
 
@@ -72,22 +116,25 @@ class Widening:
     def __init__(self, compute: torch.dtype) -> None:
         self.compute = compute
         self._narrow: dict[nn.Module, dict[str, nn.Parameter]] = {}  # of the modules that run now
-        self._origins: dict[int, Tensor] = {}  # of their wide weights, by storage
+        # from what wide weights come, by their storage: narrow one, scale, precision
+        self._origins: dict[int, tuple[Tensor, Tensor | None, torch.dtype]] = {}
         self._watching: list[Any] = []
 
     def widen(self, module: nn.Module, arguments: Any) -> None:
         kept = self._narrow[module] = {}
         for name, own in module._parameters.items():
-            if own is None or own.dtype not in HALVES or own.dtype == self.compute:
+            if own is None or own.dtype not in (*HALVES, EIGHT_BIT) or own.dtype == self.compute:
                 continue
-            by_autocast = isinstance(module, CAST_BY_AUTOCAST)
-            if by_autocast and torch.is_autocast_enabled(own.device.type):
-                continue
-            with torch.no_grad():
-                wide: Any = own.to(self.compute)
+            scale = module._buffers.get(_SCALE) if own.dtype == EIGHT_BIT else None
+            dtype, kind = self.compute, own.device.type
+            if isinstance(module, CAST_BY_AUTOCAST) and torch.is_autocast_enabled(kind):
+                if scale is None:
+                    continue
+                dtype = torch.get_autocast_dtype(kind)
+            wide: Any = _widened(own, scale, dtype)
             kept[name], module._parameters[name] = own, wide
             if not torch.compiler.is_compiling():  # a compiler chooses itself what it keeps
-                self._origins[wide.untyped_storage()._cdata] = own
+                self._origins[wide.untyped_storage()._cdata] = own, scale, dtype
 
     def narrow(self, module: nn.Module, arguments: Any, output: Any) -> None:
         for name, own in self._narrow.pop(module, {}).items():
@@ -111,14 +158,18 @@ class Widening:
     def _pack(self, saved: Tensor) -> Any:
         if not self._origins:
             return saved
-        own = self._origins.get(saved.untyped_storage()._cdata)
-        if own is None:
+        origin = self._origins.get(saved.untyped_storage()._cdata)
+        if origin is None:
             return saved
-        return own, (saved.size(), saved.stride(), saved.storage_offset())
+        return origin, (saved.size(), saved.stride(), saved.storage_offset())
 
     def _unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        own, place = packed
-        with torch.no_grad():
-            return own.to(self.compute).as_strided(*place)
+        origin, place = packed
+        return _widened(*origin).as_strided(*place)
+
+
+@torch.no_grad()
+def _widened(own: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return own.to(dtype) if scale is None else (own * scale).to(dtype)

@@ -1,5 +1,5 @@
-"""Textual inversion for other programs: one small file with the rows of a new word, for diffusers'
-`load_textual_inversion` and ComfyUI. N rows, C channels of an embedding.
+"""Textual inversion of and for other programs: one small file with the rows of a new word, as
+diffusers' `load_textual_inversion`, A1111 and ComfyUI have it. N rows, C channels of an embedding.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from smidgen.core.delta import Delta
+from smidgen.core.delta import Delta, Provenance
+from smidgen.core.edits import Edit
+from smidgen.core.weights import checked, open_safetensors
 from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
+from smidgen.interop.lora_keys import parse_key
+from smidgen.methods.textual_inversion import check_token, new_word
 from smidgen.models.base import Base
-from smidgen.models.files import read_json, write_safetensors_file
+from smidgen.models.files import read_json, read_tensors, write_safetensors_file
 from smidgen.models.pipelines import INDEX
 
 # (component of a pipeline, class of transformers) -> its name in a file of several encoders
@@ -23,6 +27,7 @@ KEYS = {
     ("text_encoder_2", "T5EncoderModel"): "t5xxl",
     ("text_encoder_3", "T5EncoderModel"): "t5xxl",
 }
+UNNAMED = "emb_params"  # of A1111's files of one encoder, where the word is the file's name
 
 
 def write_embeddings(delta: Delta, base: Base, output: Path) -> Path:
@@ -44,6 +49,60 @@ def write_embeddings(delta: Delta, base: Base, output: Path) -> Path:
         tensors = {_key(base, component): _rows(word) for component, word in words.items()}
     write_safetensors_file(tensors, output)
     return output
+
+
+def is_embeddings(path: Path) -> bool:
+    """Whether a file holds rows of a word and no more, by the names and shapes of its tensors."""
+    if not path.is_file():
+        return False
+    try:
+        with open_safetensors(path) as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SmidgenError:
+        return False
+    of_words = len(shapes) == 1 or set(shapes) <= set(KEYS.values())
+    rows = all(len(shape) in (1, 2) and parse_key(name) is None for name, shape in shapes.items())
+    return bool(shapes) and of_words and rows
+
+
+def read_embeddings(path: Path, base: Base) -> Delta:
+    """The delta of the word in such a file: it has the tensor's name, or the file's where that is
+    the name of an encoder.
+
+    Raises: SmidgenError if the file is damaged or is for other text encoders; UsageError for a word
+        that the base knows already.
+    """
+    tensors = checked(read_tensors(path), path)
+    if base.conditioner is None:
+        raise SmidgenError(f'base "{base.name}" reads no prompts, and {path} holds a word of them')
+    with base.conditioner.open() as reader:
+        encoders = reader.encoders
+        keys = {one.component: _key(base, one.component) for one in encoders}
+        (name, *_) = tensors
+        token = path.stem if name in (*KEYS.values(), UNNAMED) else name
+        if len(encoders) == 1 and len(tensors) == 1:
+            tensors = dict.fromkeys(keys.values(), tensors[name])
+        if set(tensors) != set(keys.values()):
+            raise SmidgenError(
+                f'{path} has rows for {", ".join(tensors)}, and base "{base.name}" reads prompts '
+                f"with {', '.join(keys.values())}; give the file of a word for this model"
+            )
+        check_token(token)
+        edits: dict[str, Edit] = {}
+        for one in encoders:
+            rows = tensors[keys[one.component]].float()
+            edits[f"{one.component}.token"] = new_word(one, token, rows.view(-1, rows.shape[-1]))
+        provenance = Provenance(
+            method="textual-inversion",
+            config={},
+            host=base.host.family,
+            base=base.name,
+            fingerprint=base.fingerprint,
+            classes=(),
+            training={"read_from": path.name},
+            components={one.component: one.fingerprint for one in encoders},
+        )
+    return Delta(edits, provenance)
 
 
 def _rows(word: Word) -> Tensor:

@@ -22,7 +22,7 @@ def build(base: Tunable, config: NoOptions, generator: torch.Generator) -> dict[
     """A copy of each module's own parameters, except the fixed ones and the label table, which has
     an edit of its own. The copies are named like the base's tensors.
 
-    Raises: SmidgenError for a base that uses one parameter in two places.
+    Raises: SmidgenError for a base that uses one parameter in two places, or is kept in 8 bit.
     """
     _check_untied(base.denoiser)
     fixed = set(base.host.fixed)
@@ -59,13 +59,27 @@ def build_in_encoders(
 
 def _copies(network: nn.Module, fixed: Collection[str]) -> dict[str, Weight]:
     copies = {
-        name: parameter.detach().to(runs_in(network, parameter), copy=True)
+        name: trained_copy(network, parameter, "full")
         for name, parameter in network.named_parameters()
         if name not in fixed
     }
     return {
         module or "root": Weight(module, tensors) for module, tensors in by_owner(copies).items()
     }
+
+
+def trained_copy(network: nn.Module, own: nn.Parameter, method: str) -> Tensor:
+    """One of a network's parameters in the precision in which the network runs, as `method` copies
+    it.
+
+    Raises: SmidgenError for one in 8 bit.
+    """
+    if not own.is_floating_point():
+        raise SmidgenError(
+            f"{method} trains copies of weights, which this base keeps in 8 bit; load it without "
+            "base_precision int8, or use a method that trains what is new, such as lora"
+        )
+    return own.detach().to(runs_in(network, own), copy=True)
 
 
 def _check_untied(network: nn.Module) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from smidgen.core.edits import Edit
@@ -40,10 +41,7 @@ def build_in_encoders(
     """
     if token is None:
         raise UsageError("textual-inversion trains a new word: give it as token (--token)")
-    if not token or token.split() != [token] or len(token) > MOST_CHARACTERS:
-        raise UsageError(
-            f'token is "{excerpt(token)}"; expected one word of up to {MOST_CHARACTERS} characters'
-        )
+    check_token(token)
     if config.init_word is None:
         raise UsageError(
             "textual-inversion starts as a word that the base knows: give one as init_word "
@@ -54,19 +52,36 @@ def build_in_encoders(
 
 def _word(encoder: Encoder, config: TextualInversionConfig, token: str) -> Word:
     assert config.init_word is not None, "checked above"
-    _check_new(encoder.tokenizer, names_of(token, config.num_vectors))
-    name, table = _table(encoder)
+    _, table = _table(encoder)
     ids = _ids(encoder.tokenizer, config.init_word)
     old = table.weight.detach().to(torch.promote_types(table.weight.dtype, torch.float32))
     row = old.new_empty(old.shape[1]) if old.is_meta else old[ids].mean(0)
-    word = Word(
-        Site(name, "in"),
-        Site(name),
-        token,
-        len(encoder.tokenizer),
-        table.num_embeddings,
-        row.expand(config.num_vectors, -1),
-    )
+    return new_word(encoder, token, row.expand(config.num_vectors, -1))
+
+
+def check_token(token: str) -> None:
+    """Raises: UsageError for what is not one word."""
+    if not token or token.split() != [token] or len(token) > MOST_CHARACTERS:
+        raise UsageError(
+            f'token is "{excerpt(token)}"; expected one word of up to {MOST_CHARACTERS} characters'
+        )
+
+
+def new_word(encoder: Encoder, token: str, rows: Float[Tensor, "N C"]) -> Word:
+    """The edit that gives an encoder these rows for a token that its tokenizer lacks.
+
+    Raises: UsageError for one that it knows; SmidgenError for rows of another width, or an encoder
+        without a plain table.
+    """
+    _check_new(encoder.tokenizer, names_of(token, len(rows)))
+    name, table = _table(encoder)
+    if rows.shape[1] != table.embedding_dim:
+        raise SmidgenError(
+            f'the rows of "{excerpt(token)}" have {rows.shape[1]} numbers, those of the '
+            f"{encoder.component} of this base {table.embedding_dim}; give a word for this model"
+        )
+    first = len(encoder.tokenizer)
+    word = Word(Site(name, "in"), Site(name), token, first, table.num_embeddings, rows)
     word.component = encoder.component
     return word
 

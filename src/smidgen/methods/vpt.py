@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 
 from smidgen.core.edits import Edit, Weight
-from smidgen.core.storage import runs_in
 from smidgen.core.tokens import Tokens
 from smidgen.errors import SmidgenError
 from smidgen.hosts.host import Block, Host
 from smidgen.methods.configs import VPTConfig
+from smidgen.methods.full import trained_copy
 from smidgen.methods.method import Tunable, block_range
 
 FIRST_BLOCKS = 5  # that get prompts in the DiffFit paper's Table 1 (as its count says)
@@ -35,10 +35,10 @@ def build(base: Tunable, config: VPTConfig, generator: torch.Generator) -> dict[
 
 
 def final_copy(base: Tunable) -> dict[str, Edit]:
-    """A trained copy of all parameters of the final layer."""
+    """A trained copy of all parameters of the final layer. Raises: as `trained_copy`."""
     name = base.host.final
     copies = {
-        inner: parameter.detach().to(runs_in(base.denoiser, parameter), copy=True)
+        inner: trained_copy(base.denoiser, parameter, "vpt with final_layer")
         for inner, parameter in base.denoiser.get_submodule(name).named_parameters()
         if f"{name}.{inner}" not in base.host.fixed
     }

@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
-BasePrecision = Literal["fp32", "bf16", "fp16"]  # of frozen weights, kept and not computed in
+# of frozen weights, kept and not computed in
+BasePrecision = Literal["fp32", "bf16", "fp16", "int8"]
 
+FACTOR = 8  # by which the codec of all architectures that have a name reduces images
 EMBEDDED = Path(__file__).parent / "embedded"
 ARCHITECTURES = Path(__file__).parent / "architectures"
 BASE_FILES = ("dit.safetensors", "model_index.json")  # a folder with one of these is a base

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from smidgen.core.storage import quantise
 from smidgen.diffusion.process import Flow, Process
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Family, Pipeline
@@ -28,7 +29,7 @@ from smidgen.models.pipelines import (
     sides_of,
     trained_size_of,
 )
-from smidgen.models.precision import kept_in
+from smidgen.models.precision import EIGHT_BIT, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
 from smidgen.models.schemas import Scheduler
@@ -64,6 +65,9 @@ def load_pipeline(
     _check_channels(config, autoencoder, name)
     stored = kept_in(base_precision, dtype, weight_files(source / pipeline.denoiser))
     denoiser = load_network(source / pipeline.denoiser, network, dtype, stored)
+    of_files = base_fingerprint(denoiser)
+    if base_precision == EIGHT_BIT:
+        quantise(denoiser)
     denoiser.to(device).requires_grad_(False).eval()
     family = _family(denoiser, index, pipeline) if pipeline.prompts else None
     num_tokens = size.area // sides.multiple**2
@@ -74,7 +78,7 @@ def load_pipeline(
         class_names=(),
         process=_process(source, pipeline, family, num_tokens),
         host=find_host(denoiser),
-        fingerprint=base_fingerprint(denoiser),
+        fingerprint=of_files,
         image_size=size,
         sides=sides,
         source=source.absolute(),

@@ -69,6 +69,11 @@ def pipeline_of(index: Mapping[str, Any], source: Path) -> tuple[str, Pipeline]:
     return network, pipeline
 
 
+def a_pipeline_of(config: Mapping[str, Any]) -> Pipeline:
+    """Some pipeline of a known network, by the network's configuration."""
+    return next(iter(families()[config["_class_name"]].pipelines.values()))
+
+
 def _unknown(index: Mapping[str, Any]) -> tuple[str, Pipeline] | None:
     """A pipeline and its network by the index alone, if it has one denoiser of no known class."""
     unet, transformer = (_entry(index, part)[1] for part in ("unet", "transformer"))
@@ -82,10 +87,10 @@ def _unknown(index: Mapping[str, Any]) -> tuple[str, Pipeline] | None:
 def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> None:
     """Whether all of a pipeline's files are there, by their headers; weights as safetensors only.
 
-    Raises: SmidgenError naming what is missing, truncated or a pickle.
+    Raises: SmidgenError naming what is missing, truncated, a pickle or quantised.
     """
     scheduler = source / "scheduler" / "scheduler_config.json"
-    check_sizes(read_json(config := source / pipeline.denoiser / "config.json"), config)
+    _check_config(source / pipeline.denoiser / "config.json")
     read_json(scheduler, Scheduler)
     weights = weight_files(source / pipeline.denoiser)
     for name in pipeline.prompts:
@@ -95,9 +100,19 @@ def check_files(source: Path, index: Mapping[str, Any], pipeline: Pipeline) -> N
             raise SmidgenError(f"{source} has no {name}, which its {INDEX} names; get it again")
         if name in pipeline.encoders:
             weights += weight_files(source / name)
-            check_sizes(read_json(config := source / name / "config.json"), config)
+            _check_config(source / name / "config.json")
     for path in weights:
         check_safetensors(path)
+
+
+def _check_config(path: Path) -> None:
+    config = read_json(path)
+    check_sizes(config, path)
+    if config.get("quantization_config"):
+        raise SmidgenError(
+            f"{path.parent} was quantised by another program, and smidgen reads weights in 16 or "
+            "32 bit: give the folder before that, with base_precision int8 to keep it in 8 bit"
+        )
 
 
 def beside_prompts(index: Mapping[str, Any], pipeline: Pipeline) -> list[str]:

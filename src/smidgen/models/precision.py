@@ -15,6 +15,7 @@ from smidgen.errors import UsageError
 from smidgen.models.calling import DTYPES
 from smidgen.models.names import BasePrecision
 
+EIGHT_BIT = "int8"
 IN_FILES = {"F64": "fp32", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
@@ -27,7 +28,8 @@ def check_base_precision(asked: str | None) -> None:
 
 def kept_in(asked: str | None, dtype: torch.dtype, files: Sequence[Path] = ()) -> torch.dtype:
     """The precision of the weights of a network that computes in `dtype`: the one `asked` for;
-    None: that of `files` where it computes in float32, else `dtype`.
+    None: that of `files` where it computes in float32, else `dtype`. With int8 that is the one of
+    all that is not in 8 bit (`core.storage.quantise`), as with None.
 
     Raises: UsageError for one that is wider than what it computes in; SmidgenError for damaged
         files.

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from smidgen.core.storage import narrow
+from smidgen.core.storage import narrow, quantise
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.family import Pipeline
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.codec import AutoencoderCodec
@@ -31,7 +32,9 @@ from smidgen.models.dit_weights import (
 from smidgen.models.files import read_json, weight_files
 from smidgen.models.hub import download
 from smidgen.models.names import (
+    ARCHITECTURES,
     EMBEDDED,
+    FACTOR,
     BasePrecision,
     is_architecture,
     on_hub,
@@ -40,12 +43,13 @@ from smidgen.models.names import (
 from smidgen.models.pipeline_base import load_pipeline
 from smidgen.models.pipelines import (
     INDEX,
+    a_pipeline_of,
     is_pipeline,
     pipeline_of,
     sides_of,
     trained_size_of,
 )
-from smidgen.models.precision import check_base_precision, kept_in
+from smidgen.models.precision import EIGHT_BIT, check_base_precision, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
 from smidgen.models.single_files import folder_of, is_single_file
@@ -75,7 +79,8 @@ def load_base(
     None: what the base was trained at. The
     network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
     precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
-    same numbers. The rest is for a DiT: `frequency_shift` None: what the folder records, else 0,
+    same numbers. In int8 are the weights of linears and convolutions, all else is as with None. The
+    rest is for a DiT: `frequency_shift` None: what the folder records, else 0,
     that of the released weights. `num_classes` is checked against the file. `num_heads` is for a
     file of a width outside the DiT family.
 
@@ -108,18 +113,18 @@ def load_base(
     autoencoder = load_codec(_codec_source(name, source, codec), device=device)
     config, state = read_dit(source, frequency_shift=frequency_shift, num_heads=num_heads)
     _check_fits(config, autoencoder, num_classes, str(name))
-    trained, sides = _size_of_dit(config, autoencoder.factor)
+    known = _size_of_dit(config, autoencoder.factor)
     if size is not None:
-        sides.check(size, str(name))
+        known.sides.check(size, str(name))
     latent_size = None if size is None else size.width // autoencoder.factor
     config, state = fit_positions(config, state, latent_size, source)
-    if (note := note_on_size(name, trained, size)) and is_main():
+    if (note := note_on_size(name, known.trained, size)) and is_main():
         logger.warning("%s", note)
     stored = kept_in(base_precision, dtype)
     denoiser = build_dit(config, state, device=device, dtype=dtype)
     if stored != dtype:
         narrow(denoiser, stored)
-    return Base(
+    base = Base(
         name=str(name),
         denoiser=denoiser,
         codec=autoencoder,
@@ -127,11 +132,14 @@ def load_base(
         process=Diffusion(schedule=schedule_of(described, source)),
         host=find_host(denoiser),
         fingerprint=base_fingerprint(denoiser),
-        image_size=_size_of_dit(config, autoencoder.factor)[0],
-        sides=sides,
+        image_size=size or known.trained,
+        sides=known.sides,
         source=source.absolute(),
         given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift),
     )
+    if base_precision == EIGHT_BIT:  # whose fingerprint is that of the weights as they came
+        quantise(denoiser)
+    return base
 
 
 def load_codec(source: str | Path, *, device: str | torch.device = "cpu") -> AutoencoderCodec:
@@ -196,14 +204,22 @@ def known_size(name: str | Path, codec: str | Path | None = None) -> KnownSize |
     """
     if on_hub(name):
         return None
+    if is_architecture(name):
+        file = ARCHITECTURES / f"{name}.json"
+        if not file.is_file():
+            return _size_of_dit(architecture(name), FACTOR)
+        config = read_json(file)
+        return _size_of(config, FACTOR, a_pipeline_of(config))
     source = _locate(name)
     described = _describe(source)
     factor = load_codec(_codec_source(name, source, codec)).factor
     if not is_pipeline(described):
-        trained, sides = _size_of_dit(architecture(name), factor)
-        return KnownSize(trained=trained, sides=sides, factor=factor)
+        return _size_of_dit(architecture(name), factor)
     pipeline = pipeline_of(described, source)[1]
-    config = read_json(source / pipeline.denoiser / "config.json")
+    return _size_of(read_json(source / pipeline.denoiser / "config.json"), factor, pipeline)
+
+
+def _size_of(config: Mapping[str, Any], factor: int, pipeline: Pipeline) -> KnownSize:
     return KnownSize(
         trained=trained_size_of(config, factor),
         sides=sides_of(config, factor, pipeline),
@@ -211,20 +227,21 @@ def known_size(name: str | Path, codec: str | Path | None = None) -> KnownSize |
     )
 
 
-def _size_of_dit(config: DiTConfig, factor: int) -> tuple[ImageSize, Sides]:
+def _size_of_dit(config: DiTConfig, factor: int) -> KnownSize:
     side, multiple = config.image_size * factor, config.patch_size * factor
-    return ImageSize(side, side), Sides(multiple=multiple, step=multiple, square=True)
+    sides = Sides(multiple=multiple, step=multiple, square=True)
+    return KnownSize(trained=ImageSize(side, side), sides=sides, factor=factor)
 
 
 def stored_precision(name: str | Path, base_precision: str | None = None) -> torch.dtype:
-    """In what the weights of a base that computes in float32 are kept, from the headers of its
-    files; of one on the hub, as if they were in float32.
+    """In what the weights of a base that computes in float32 are kept (with int8: the others), from
+    the headers of its files; of one on the hub, as if they were in float32.
 
     Raises: UsageError, SmidgenError as `load_base`.
     """
     check_base_precision(base_precision)
     files: list[Path] = []
-    if not (base_precision or on_hub(name) or is_architecture(name)):
+    if base_precision in (None, EIGHT_BIT) and not (on_hub(name) or is_architecture(name)):
         source = _locate(name)
         described = _describe(source)
         if is_pipeline(described):
@@ -235,11 +252,12 @@ def stored_precision(name: str | Path, base_precision: str | None = None) -> tor
 
 
 def prompt_files(name: str | Path) -> PromptFiles | None:
-    """The files with which a base reads prompts; None of one that reads none or lies on the hub.
+    """The files with which a base reads prompts; None of one that reads none, lies on the hub or is
+    an architecture.
 
     Raises: UsageError, SmidgenError as `load_base`.
     """
-    if on_hub(name):
+    if on_hub(name) or is_architecture(name):
         return None
     source = _locate(name)
     described = _describe(source)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smidgen.core.storage import computes_in
 from smidgen.errors import SmidgenError
 from smidgen.files.names import excerpt
 from smidgen.files.reading import in_one_line, sha256_of
@@ -86,7 +87,7 @@ class PromptFiles:
 
         Raises: SmidgenError if one cannot be loaded.
         """
-        dtype = next(denoiser.parameters()).dtype
+        dtype = computes_in(denoiser)
         parts: dict[str, Any] = dict.fromkeys(beside_prompts(self.index, self.pipeline))
         for name in self.pipeline.encoders:
             if name not in parts:

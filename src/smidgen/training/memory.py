@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
+from smidgen.core.storage import stored_bytes
 from smidgen.fast.acting import acting
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
@@ -35,7 +36,8 @@ from smidgen.training.network import checkpointing, recomputing
 from smidgen.training.objective import Batch, batch_loss, total_loss
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
-# where blocks are recomputed between longer-lived gradients.
+# where blocks are recomputed between longer-lived gradients. They differ from run to run, by a
+# third and more (bench/memory_estimate.py): no factor is right for all.
 HEAP, HEAP_CHECKPOINTED = 1.3, 2.0
 
 
@@ -85,7 +87,7 @@ def estimate_memory(
     encoders = () if reader is None else reader.encoders
     networks = (denoiser, *(one.network for one in encoders))
     return MemoryEstimate(
-        weights=sum(_bytes(network.parameters()) for network in networks),
+        weights=sum(map(stored_bytes, networks)),
         delta=size,
         optimizer=2 * size,
         average=size,

@@ -93,6 +93,10 @@ def _check_encoders(fresh: Delta, other: Delta) -> None:
             raise UsageError(
                 f'init has the new word "{known.token}" and token is "{edit.token}"; give the same'
             )
+        if isinstance(edit, Word) and isinstance(known, Word) and len(edit.rows) != len(known.rows):
+            raise UsageError(
+                f"the word of init has {len(known.rows)} vectors; give num_vectors the same"
+            )
 
 
 @torch.no_grad()
