@@ -117,7 +117,7 @@ def test_the_condition_of_a_step_is_what_the_stock_pipeline_makes_of_the_shuffle
         delta = fresh_delta(base, config, latents, reader)
         task = task_of(base, delta, latents, config, reader=reader)
         streams = fresh_state(
-            delta, torch.arange(4), config.training, torch.arange(0), tags=True
+            delta, [torch.arange(4)], config.training, torch.arange(0), tags=True
         ).streams
         images = torch.zeros(4, dtype=torch.long)
         batch = draw_batch(latents, images, streams, task, config.training)

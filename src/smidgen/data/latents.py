@@ -51,7 +51,7 @@ class MappedRows:
 
     @classmethod
     def joined(cls, one: "Rows | BucketRows", other: "Rows | BucketRows") -> "Rows":
-        """The rows of one, then those of the other, of one shape; a tensor if both are in memory."""
+        """The rows of one, then those of another of that shape; a tensor if both are in memory."""
         assert not isinstance(one, BucketRows), "joined rows are of one shape"
         assert not isinstance(other, BucketRows), "joined rows are of one shape"
         if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
