@@ -72,6 +72,27 @@ def test_what_changes_no_bit_does_not_stop_a_resume(tmp_path, photos):
     assert all(map(torch.equal, run.parameters(), whole.parameters()))
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_goes_on_in_the_way_it_was_begun(tmp_path, photos, begun):
+    """The two ways round differently, and a resumed run is bit-equal to one that never stopped."""
+    train(photos, tmp_path / "run", steps=2, fast=begun)
+    before = bytes_of(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"\(fast\) changed since"):
+        train(photos, tmp_path / "run", steps=4, fast=not begun)
+    assert bytes_of(tmp_path / "run") == before
+    train(photos, tmp_path / "run", steps=4, fast=begun)
+
+
+def test_both_ways_train_alike(tmp_path, photos):
+    losses = []
+    for fast in (True, False):
+        train(photos, tmp_path / str(fast), fast=fast)
+        lines = (tmp_path / str(fast) / "log.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_finished_run_whose_images_changed_says_so(tmp_path, photos):
     train(photos, tmp_path / "run")
     shutil.copy(photos / "bee" / "0.png", photos / "bee" / "new.png")
