@@ -37,7 +37,7 @@ RESULTS = Path("bench/results/personalise-glyphs-text.json")
 PAGE = Path("docs/personalise-glyphs.md")
 CHOSEN = ("owl-ink", "dog-line", "fish-line")
 SEEDS = (0, 1, 2)
-# DreamBooth has no options of the adapter, and the rate of a whole network
+# DreamBooth has none of the adapter's options, and the rate of a whole network
 OF_ADAPTER = ("input_position", "output_position", "width")
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "adapter": {},
@@ -56,8 +56,8 @@ def settings_of(method: str, subject: str, seed: int, rate: float | None) -> dic
     """The keywords of a training: the recipe's, with what belongs to the method and the subject."""
     settings = {name: value for name, value in read_recipe(RECIPE).items() if name != "base"}
     changed = METHODS[method]
-    if "method" in changed:
-        settings = {name: value for name, value in settings.items() if name not in OF_ADAPTER}
+    options = {name: settings.pop(name) for name in OF_ADAPTER}
+    settings |= {"method_config": {} if "method" in changed else options}
     settings |= changed | class_of(subject) | {"seed": seed}
     return settings if rate is None else settings | {"lr": rate}
 

@@ -1,5 +1,6 @@
 """The fast path against the hooks: outputs and gradients of every method, and when it is taken."""
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -35,22 +36,30 @@ def wide_base() -> Base:
     return base_of(moved(network.double(), 0.02, seed=0), ("ant", "bee", "cat"))
 
 
+def inputs(base: Base, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    size = base.denoiser.config.image_size
+    shape = (BATCH, 4, size, size)
+    x = torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+    return x, torch.tensor([3.0, 500, 20, 999], dtype=dtype), torch.tensor([0, 1, 2, 3])
+
+
+def weights_of(output: Tensor) -> Tensor:
+    """Random numbers of its shape, so that each number of it counts another way."""
+    draw = torch.Generator().manual_seed(2)
+    return torch.randn(output.shape, generator=draw, dtype=torch.float64).to(output)
+
+
 def outcome(
     base: Base, delta: Delta, *, fast: bool, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The output of a batch, and the gradient of every tensor of the delta."""
-    draw = torch.Generator().manual_seed(1)
-    size = base.denoiser.config.image_size
-    x, weight = (
-        torch.randn((BATCH, channels, size, size), generator=draw, dtype=torch.float64).to(dtype)
-        for channels in (4, 8)
-    )
-    t, y = torch.tensor([3, 500, 20, 999]), torch.tensor([0, 1, 2, 3])
+    x, t, y = inputs(base, dtype)
     delta.zero_grad()
     base.denoiser.requires_grad_(False)
     with acting(delta, base.denoiser, fast=fast):
         output = base.denoiser(x, t, y)
-        (output * weight).sum().backward()
+        (output * weights_of(output)).sum().backward()
     gradients = {n: p.grad for n, p in delta.named_parameters() if p.grad is not None}
     return output.detach(), {name: gradient.clone() for name, gradient in gradients.items()}
 
@@ -159,3 +168,30 @@ def test_edits_of_other_places_go_by_hooks():
     size = base.denoiser.config.width
     delta = Delta({"silu": Shift(Site("blocks.0.adaLN_modulation.0"), size)}, provenance())
     assert not takes_fast_path(delta, base.denoiser)
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """The shape checks of the tests are no part of the package, and dynamo cannot trace them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("method", ["difffit", "lora", "vpt"])
+def test_it_compiles_into_one_graph(method):
+    base = law_base("dit")
+    delta = tiny_delta(base, method, **METHODS[method])
+    expected = outcome(base, delta, fast=True)
+    x, t, y = inputs(base, torch.float64)
+    base.denoiser.requires_grad_(False)
+    delta.zero_grad()
+    with acting(delta, base.denoiser):
+        compiled = torch.compile(base.denoiser, fullgraph=True, backend="aot_eager")
+        output = compiled(x, t, y)
+        (output * weights_of(output)).sum().backward()
+    torch.compiler.reset()
+    gradients = {n: p.grad for n, p in delta.named_parameters() if p.grad is not None}
+    assert torch.allclose(output, expected[0], atol=1e-12)
+    assert furthest(expected[1], gradients) < 1e-11

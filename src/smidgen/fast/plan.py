@@ -82,8 +82,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """The places where edits act, of each block and, last, of the final layer; these edits by name,
-    and the others.
+    """What acts at the places of each block and, last, of the final layer; these edits by name, and
+    the others.
     """
 
     blocks: tuple[Mapping[str, Place], ...]
@@ -129,7 +129,8 @@ def plan_of(network: nn.Module, edits: Mapping[str, Acting]) -> Plan | None:
             action = _Action((order, outermost + number), edit, function)
             found[block].setdefault(place, []).append(action)
     blocks = tuple(
-        {at: _place(actions, fold=at in FOLDED) for at, actions in block.items()} for block in found
+        {at: _place(actions.get(at, []), fold=at in FOLDED) for at in places_of(part)}
+        for part, actions in zip(parts, found, strict=True)
     )
     if any(block[at].functions for block in blocks for at in VECTORS_ONLY if at in block):
         return None
@@ -148,12 +149,17 @@ def _place(actions: list[_Action], *, fold: bool) -> Place:
     return Place(tuple(affine), tuple(action.function for action in actions[len(affine) :]))
 
 
+def places_of(part: str) -> Mapping[str, tuple[tuple[str, str], ...]]:
+    """The places of a block or of the final layer, with their sites."""
+    return LAST if part == FINAL else PLACES
+
+
 def _sites_of(parts: Sequence[str]) -> dict[tuple[str, str], tuple[int, str, int]]:
     """(module, end) -> number of the part, place there, and which of the sites there it is."""
     return {
         (f"{part}.{module}".rstrip("."), end): (number, place, order)
         for number, part in enumerate(parts)
-        for place, sites in (LAST if part == FINAL else PLACES).items()
+        for place, sites in places_of(part).items()
         for order, (module, end) in enumerate(sites)
     }
 

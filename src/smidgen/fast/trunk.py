@@ -48,7 +48,7 @@ class FastDiT:
             edit.gain
             for places in plan.blocks
             for place in PRODUCTS
-            for edit in places.get(place, NOTHING).affine
+            for edit in (places[place].affine if place in places else ())
             if isinstance(edit, Scale)
         ]
 
@@ -72,10 +72,12 @@ class FastDiT:
 
     def _foldable(self) -> bool:
         """Whether the gains may go into weights: not where that would spoil their gradients."""
-        if not self._gains or not torch.is_grad_enabled() or is_fake(self._gains[0]):
+        if not self._gains or not torch.is_grad_enabled():
             return True
         if torch.compiler.is_compiling():  # which would be broken off to see their values
             return False
+        if is_fake(self._gains[0]):  # only counted
+            return True
         return bool(
             torch.stack([gain.detach().abs().min() for gain in self._gains]).min() > NEAR_ZERO
         )
@@ -104,27 +106,35 @@ def run_block(
     that the addition and the next norm are one. `c` (B or more, D) is the activated condition.
     """
 
-    def at(place: str) -> Place:
-        return places.get(place, NOTHING)
-
-    modulation = _linear(c, block.adaLN_modulation.linear, at("modulation"), fold)
+    modulation = _linear(c, block.adaLN_modulation.linear, places["modulation"], fold)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation[: len(x)].chunk(6, dim=1)
 
     x, h = _enter(
-        x, branch, at("block.in"), at("norm1.in"), block.norm1, scale1, shift1, at("norm1.out")
+        x,
+        branch,
+        places["block.in"],
+        places["norm1.in"],
+        block.norm1,
+        scale1,
+        shift1,
+        places["norm1.out"],
     )
-    qkv = _linear(at("qkv.in").apply(h), block.attn.qkv, at("qkv.out"), fold)
+    qkv = _linear(places["qkv.in"].apply(h), block.attn.qkv, places["qkv.out"], fold)
     heads = qkv.unflatten(2, (3, block.attn.num_heads, -1))
     q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-    attended = at("proj.in").apply(attend(q, k, v).transpose(1, 2).flatten(2))
-    branch = _leave(attended, block.attn.proj, at("attn.out"), gate1)
+    attended = places["proj.in"].apply(attend(q, k, v).transpose(1, 2).flatten(2))
+    branch = _leave(attended, block.attn.proj, places["attn.out"], gate1)
 
-    x, h = _enter(x, branch, NOTHING, at("norm2.in"), block.norm2, scale2, shift2, at("norm2.out"))
-    hidden = block.mlp.act(_linear(at("fc1.in").apply(h), block.mlp.fc1, at("fc1.out"), fold))
-    branch = _leave(at("fc2.in").apply(hidden), block.mlp.fc2, at("mlp.out"), gate2)
+    x, h = _enter(
+        x, branch, NOTHING, places["norm2.in"], block.norm2, scale2, shift2, places["norm2.out"]
+    )
+    hidden = block.mlp.act(
+        _linear(places["fc1.in"].apply(h), block.mlp.fc1, places["fc1.out"], fold)
+    )
+    branch = _leave(places["fc2.in"].apply(hidden), block.mlp.fc2, places["mlp.out"], gate2)
 
-    if at("block.out").functions:
-        return at("block.out").apply(_settled(x, branch)), None
+    if places["block.out"].functions:
+        return places["block.out"].apply(_settled(x, branch)), None
     return x, branch
 
 
@@ -138,14 +148,11 @@ def _run_final(
 ) -> Tensor:
     """The patches (B, N, P) of what comes out of the last block."""
 
-    def at(place: str) -> Place:
-        return places.get(place, NOTHING)
-
-    modulation = _linear(c, final.adaLN_modulation.linear, at("modulation"), fold)
+    modulation = _linear(c, final.adaLN_modulation.linear, places["modulation"], fold)
     shift, scale = modulation[: len(x)].chunk(2, dim=1)
     norm = final.norm_final
-    _, h = _enter(x, branch, NOTHING, at("norm.in"), norm, scale, shift, at("norm.out"))
-    return _linear(at("linear.in").apply(h), final.linear, at("linear.out"), fold)
+    _, h = _enter(x, branch, NOTHING, places["norm.in"], norm, scale, shift, places["norm.out"])
+    return _linear(places["linear.in"].apply(h), final.linear, places["linear.out"], fold)
 
 
 def _whole_block(
