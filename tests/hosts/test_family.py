@@ -49,6 +49,6 @@ def test_flux_2_is_guided_by_the_empty_prompt_where_it_is_not_distilled(
 
 
 def test_the_shape_of_a_latent_is_that_of_the_configuration():
-    assert latent_shape_of({"in_channels": 4, "sample_size": [32, 48]}) == (4, 32, 32)
+    assert latent_shape_of({"in_channels": 4, "sample_size": [32, 48]}) == (4, 32, 48)
     assert latent_shape_of({"in_channels": 64, "sample_size": None}, packed=4) == (16, 128, 128)
     assert latent_shape_of({"in_channels": 128}, side=64) == (128, 64, 64)

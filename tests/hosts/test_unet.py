@@ -13,6 +13,7 @@ from smidgen.core.sites import bind
 from smidgen.errors import SmidgenError
 from smidgen.hosts.unet import FAMILY, residual_block, transformer_block
 from smidgen.hosts.unet import host as unet_host
+from smidgen.sizes import ImageSize
 from tests.tiny.networks import network
 from tests.tiny.weights import moved
 
@@ -237,7 +238,9 @@ def test_prompts_are_encoded_by_the_pipeline():
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_sdxl_prompts_come_with_pooled_text_and_the_size(zeros):
-    found = FAMILY.encode(Pipeline(xl=True, zeros=zeros), ("ab", ""), 768)
+    found = FAMILY.encode(
+        Pipeline(xl=True, zeros=zeros), ("ab", ""), ImageSize(width=512, height=768)
+    )
     assert found["text"][:, 2, 5].tolist() == [3, 0 if zeros else 1]
     assert found["pooled"][:, 0].tolist() == [6, 0 if zeros else 2]
-    assert found["time_ids"].tolist() == [[768, 768, 0, 0, 768, 768]] * 2
+    assert found["time_ids"].tolist() == [[768, 512, 0, 0, 768, 512]] * 2

@@ -129,7 +129,7 @@ def test_in_8_bit_is_what_a_dit_and_half_precision_files_have_of_weights(tmp_pat
     assert {p.dtype for p in kept.denoiser.parameters()} == {torch.int8, torch.float16}
     assert kept.precision == "fp32"
     image = smidgen.sample(kept, prompts="a fox", steps=2, seed=1)[0]
-    assert image.size == (kept.image_size, kept.image_size)
+    assert image.size == kept.image_size
     half = load_base(tmp_path / "base", base_precision="int8", dtype=torch.bfloat16)
     assert half.precision == "bf16"
     assert smidgen.sample(half, prompts="a fox", steps=2, seed=1)

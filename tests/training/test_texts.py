@@ -250,8 +250,8 @@ def test_stock_diffusers_reads_prompts_of_the_folded_folder_as_the_delta_does(
             latents=TINY_PIPELINES[name].latents(stock, noise),
             num_inference_steps=steps["steps"],
             guidance_scale=steps["guidance"],
-            height=base.image_size,
-            width=base.image_size,
+            height=base.image_size.height,
+            width=base.image_size.width,
         ).images
     assert (pictures(drawn) - pictures(images)).abs().max() <= 1
 
