@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, default=EMBEDDED / "glyphs-text")
     parser.add_argument("--clip", type=Path, default=EMBEDDED / NAME)
-    parser.add_argument("--each", type=int, default=2, help="captions of each letter and name")
+    parser.add_argument("--each", type=int, default=3, help="captions of each letter and name")
     parser.add_argument("--grid", type=Path, help="write pictures of what was drawn")
     parser.add_argument("--dry", action="store_true", help="measure, write no results")
     arguments = parser.parse_args()

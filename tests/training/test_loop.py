@@ -19,7 +19,8 @@ from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
-from smidgen.training import loop, network, runtime
+from smidgen.training import loop, runtime
+from smidgen.training.compiled import check_compiler
 from smidgen.training.config import TrainingConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.loop import Evaluator, learning_rate, train_delta
@@ -228,6 +229,24 @@ def test_how_it_is_computed_does_not_change_what_is_trained(tmp_path, monkeypatc
             assert b[name] == pytest.approx(a[name], rel=1e-5)
 
 
+def test_compiled_code_with_other_gradients_is_refused(tmp_path, monkeypatch):
+    """As PyTorch 2.13 makes of an upsampling on a CPU, where half of a network is not trained."""
+
+    class Half(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, *arguments):
+            output = self.network(*arguments)
+            return (output + output.detach()) / 2
+
+    monkeypatch.setattr(torch, "compile", Half)
+    monkeypatch.setattr(runtime, "check_compiler", lambda: None)
+    with pytest.raises(SmidgenError, match="wrong gradients of this network"):
+        run(tmp_path, steps=2, compile=True)
+
+
 def test_bf16_passes_leave_the_delta_in_float32(tmp_path):
     result = run(tmp_path, precision="bf16", steps=4)
     run(tmp_path / "exact", steps=4)
@@ -428,7 +447,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch, tmp_path):
 
     monkeypatch.setattr(builder, "get_cpp_compiler", none_found)
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
-        network.check_compiler()
+        check_compiler()
     with pytest.raises(UsageError, match="fp16 needs an accelerator"):
         run(tmp_path, precision="fp16")
 

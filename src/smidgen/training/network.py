@@ -10,13 +10,15 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from smidgen.core.delta import Delta
-from smidgen.errors import SmidgenError, UsageError
+from smidgen.errors import UsageError
 from smidgen.fast.acting import acting
 from smidgen.models.base import Base
-from smidgen.models.calling import Network, calling, dtype_of
+from smidgen.models.calling import DTYPES, Network, calling, dtype_of
 from smidgen.models.reader import Reader
+from smidgen.training.compiled import check_gradients, compiling
 from smidgen.training.config import TrainingConfig
 from smidgen.training.objective import Task
 from smidgen.training.state import TrainingState
@@ -39,8 +41,8 @@ def training_network(
             nullcontext() if task.texts is None else reading(task.texts.reader, delta, config),
         ):
             if config.compile:
-                with _compiling():
-                    yield _compiled(base, task, config)
+                with compiling():
+                    yield _compiled(base, delta, task, config)
             else:
                 yield calling(base.family, denoiser, config.embedded_guidance)
     finally:
@@ -127,40 +129,24 @@ def averaged(state: TrainingState) -> Iterator[None]:
         state.delta.copy_(values)
 
 
-def check_compiler() -> None:
-    """Raises: UsageError if torch.compile has no C++ compiler for the CPU."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        raise UsageError(
-            "compile needs a C++ compiler on a CPU and none was found: install g++, or train "
-            "without compile"
-        ) from error
-
-
-def _compiled(base: Base, task: Task, config: TrainingConfig) -> Network:
+def _compiled(base: Base, delta: Delta, task: Task, config: TrainingConfig) -> Network:
     """Compiled with what is attached to the base now; what comes later would be ignored."""
-    denoiser, dtype = base.denoiser, dtype_of(base.denoiser)
+    random = torch.Generator().manual_seed(0)
+    shape, count, device = base.latent_shape, config.rows, base.device
+    x = torch.randn((count, *shape), generator=random).to(device, dtype_of(base.denoiser))
+    t = task.process.times(torch.linspace(0.1, 0.9, count, dtype=torch.float64)).to(device)
+    condition = task.labels.conditions(torch.zeros(count, dtype=torch.long, device=device))
+    reduced = DTYPES[config.precision]
+
+    def squares(network: Network) -> Tensor:
+        with torch.autocast(device.type, reduced, enabled=reduced != torch.float32):
+            return network(x, t, condition).float().square().mean()
+
     # whether the delta acts at all its sites is seen in an ordinary call only
-    with torch.no_grad():
-        pixels = torch.zeros((1, *base.latent_shape), device=base.device, dtype=dtype)
-        time = task.process.times(torch.zeros(1, dtype=torch.float64)).to(base.device)
-        label = torch.zeros(1, dtype=torch.long, device=base.device)
-        network = calling(base.family, denoiser, config.embedded_guidance)
-        network(pixels, time, task.labels.conditions(label))
-    fast: Any = torch.compile(denoiser)
-    return calling(base.family, fast, config.embedded_guidance)
-
-
-@contextmanager
-def _compiling() -> Iterator[None]:
-    """The compiler works in the first forward and in the first backward pass, and fails there."""
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    try:
-        yield
-    except BackendCompilerFailed as error:
-        reason = str(error.inner_exception).strip().partition("\n")[0]
-        raise SmidgenError(f"torch.compile failed ({reason}): train without compile") from error
+    plain = calling(base.family, base.denoiser, config.embedded_guidance)
+    fast: Any = torch.compile(base.denoiser)
+    compiled = calling(base.family, fast, config.embedded_guidance)
+    edits = [edit for edit in delta.edits.values() if not edit.component]
+    trained = [parameter for edit in edits for parameter in edit.parameters()]
+    check_gradients(lambda: squares(plain), lambda: squares(compiled), trained)
+    return compiled

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from smidgen.errors import UsageError
 from smidgen.processes import barrier, is_main
+from smidgen.training.compiled import check_compiler
 from smidgen.training.config import TrainingConfig
-from smidgen.training.network import check_compiler
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
