@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.plain_dit import PlainDiT
+from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
 from smidgen.fast.acting import acting
 from smidgen.files.writing import write_json, write_text
@@ -173,7 +174,7 @@ def timed(run: Callable[[], object]) -> Row:
     return row
 
 
-def with_delta(network: nn.Module, delta: Delta | None, run: Row, *, fast: bool) -> Row:
+def with_delta(network: nn.Module, delta: Delta | Bank | None, run: Row, *, fast: bool) -> Row:
     """`run` while the delta acts in the network: attaching is not timed."""
 
     def row() -> float:
@@ -234,9 +235,29 @@ def forwards_of(name: str) -> Rows:
     return rows
 
 
+def mixed_of(name: str) -> Rows:
+    """A guided forward pass of 16 images, each with another one of 64 deltas."""
+    shape = SHAPES[name]
+    network = own(shape)
+    deltas = [delta_of(network, "difffit") for _ in range(64)]
+    bank = Bank(deltas)
+    bank.choose(torch.arange(0, 64, 4))
+    run = no_grad(network, batch_of(shape, 32))
+    acts = {"one delta": deltas[0], "16 of 64 deltas": bank}
+    return {
+        "base": with_delta(network, None, run, fast=True),
+        **{
+            f"{what}, {'fast' if fast else 'hooks'}": with_delta(network, delta, run, fast=fast)
+            for what, delta in acts.items()
+            for fast in (False, True)
+        },
+    }
+
+
 CASES: Mapping[str, Callable[[], Rows]] = {
     **{f"a training step of {name}": partial(steps_of, name) for name in SHAPES},
     **{f"a guided forward pass of {name}": partial(forwards_of, name) for name in list(SHAPES)[:3]},
+    "sixteen guided images of DiT-S/2": partial(mixed_of, "DiT-S/2"),
 }
 
 

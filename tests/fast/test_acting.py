@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Scale, Shift
 from smidgen.core.sites import Site, bind
@@ -132,6 +133,24 @@ def test_vectors_and_functions_of_one_place_keep_their_order():
         edits[f"{number}.gain"] = Scale(site, size)
         edits[f"{number}.last"] = Shift(site, size)
     agree(base, moved(Delta(edits, provenance()).double(), 0.3, seed=4))
+
+
+@pytest.mark.parametrize("method", ["bitfit", "difffit", "lora", "adaptformer", "vpt"])
+def test_a_bank_gives_each_image_its_own_delta(method):
+    """Alone, in a batch, and with the batch repeated as guidance does it."""
+    base = law_base("dit")
+    options = METHODS[method] | ({"final_layer": False} if method == "vpt" else {})
+    deltas = [tiny_delta(base, method, std=std, **options) for std in (0.1, 0.2)]
+    bank = Bank(deltas)
+    x, t, y = inputs(base, torch.float64)
+    for slots, rows in (([1], 1), ([0, 1, 1, 0], 4), ([0, 1], 4)):
+        bank.choose(torch.tensor(slots))
+        found = []
+        for fast in (False, True):
+            with torch.no_grad(), acting(bank, base.denoiser, fast=fast):
+                assert (base.denoiser.fast is not None) == fast
+                found.append(base.denoiser(x[:rows], t[:rows], y[:rows]))
+        assert torch.allclose(*found, atol=1e-12)
 
 
 def test_nothing_is_left_behind():

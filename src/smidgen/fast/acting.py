@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from smidgen.core.attachment import attach
+from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
 from smidgen.core.edit import Acting
 from smidgen.fast.plan import plan_of
@@ -24,10 +25,10 @@ class Outside:
 
 
 @contextmanager
-def acting(delta: Delta | None, network: nn.Module, *, fast: bool = True) -> Iterator[None]:
-    """The edits of `delta` in the denoiser, if any, act in `network` until the end of the `with`:
-    without hooks in its blocks if it is a `DiT` and `plan_of` can serve them, and this is wanted.
-    Both ways compute the same function; rounding differs.
+def acting(delta: Delta | Bank | None, network: nn.Module, *, fast: bool = True) -> Iterator[None]:
+    """The edits of a delta in the denoiser, or of a bank, act in `network` until the end of the
+    `with`: without hooks in its blocks if it is a `DiT` and `plan_of` can serve them, and this is
+    wanted. Both ways compute the same function; rounding differs.
 
     Raises: SmidgenError as `Delta.attach`; in a call, if hooks have come to the blocks meanwhile.
     """
@@ -46,12 +47,12 @@ def acting(delta: Delta | None, network: nn.Module, *, fast: bool = True) -> Ite
             network.fast = None
 
 
-def takes_fast_path(delta: Delta, network: nn.Module) -> bool:
+def takes_fast_path(delta: Delta | Bank, network: nn.Module) -> bool:
     """Whether `acting` has a fast path for this delta in this network."""
     return plan_of(network, _edits_of(delta)) is not None
 
 
-def _edits_of(delta: Delta | None) -> dict[str, Acting]:
+def _edits_of(delta: Delta | Bank | None) -> dict[str, Acting]:
     """Those in the denoiser."""
     edits = {} if delta is None else delta.edits
     return {name: edit for name, edit in edits.items() if not edit.component}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from smidgen.core.edit import Acting
 from smidgen.core.edits import Scale, Shift
+from smidgen.core.mixed import MixedScale, MixedShift
 from smidgen.core.sites import Function, Site
 from smidgen.models.dit import DiT
 
@@ -50,26 +51,31 @@ VECTORS_ONLY = ("modulation", "norm1.out", "norm2.out", "norm.out")  # no tensor
 FOLDED = (*VECTORS_ONLY, *PRODUCTS, "attn.out", "mlp.out")
 
 
+Vector = Shift | Scale | MixedShift | MixedScale
+
+
 @dataclass(frozen=True)
 class Place:
     """What acts at one place of one block: gain * (y + before) + after, then the functions."""
 
-    affine: tuple[Shift | Scale, ...] = ()
+    affine: tuple[Vector, ...] = ()
     functions: tuple[Function, ...] = ()
 
-    def vectors(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(before, gain, after) in this precision, None where there is nothing."""
+    def vectors(
+        self, x: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(before, gain, after) in this precision, None where there is nothing: (D,) or, of a bank,
+        (B, D) for the images of the residual stream x (B, N, D).
+        """
         before = gain = after = None
         for edit in self.affine:
-            if isinstance(edit, Scale):
-                vector = edit.gain.to(dtype)
+            vector = _vector(edit, x, dtype)
+            if isinstance(edit, Scale | MixedScale):
                 gain = vector if gain is None else gain * vector
                 after = after if after is None else after * vector
             elif gain is None:
-                vector = edit.offset.to(dtype)
                 before = vector if before is None else before + vector
             else:
-                vector = edit.offset.to(dtype)
                 after = vector if after is None else after + vector
         return before, gain, after
 
@@ -78,6 +84,16 @@ class Place:
         for function in self.functions:
             y = function(y)
         return y
+
+
+def _vector(edit: Vector, x: Tensor, dtype: torch.dtype) -> Tensor:
+    match edit:
+        case Scale():
+            return edit.gain.to(dtype)
+        case Shift():
+            return edit.offset.to(dtype)
+    name = "gain" if isinstance(edit, MixedScale) else "offset"
+    return edit.picked(name, edit.slots(x, edit.sites[0]), x).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -141,9 +157,9 @@ def plan_of(network: nn.Module, edits: Mapping[str, Acting]) -> Plan | None:
 def _place(actions: list[_Action], *, fold: bool) -> Place:
     """Shifts and scales come apart up to the first function that is something else."""
     actions = sorted(actions, key=lambda action: action.turn)
-    affine: list[Shift | Scale] = []
+    affine: list[Vector] = []
     for action in actions:
-        if not (fold and isinstance(action.edit, Shift | Scale)):
+        if not (fold and isinstance(action.edit, Vector)):
             break
         affine.append(action.edit)
     return Place(tuple(affine), tuple(action.function for action in actions[len(affine) :]))

@@ -106,7 +106,7 @@ def run_block(
     that the addition and the next norm are one. `c` (B or more, D) is the activated condition.
     """
 
-    modulation = _linear(c, block.adaLN_modulation.linear, places["modulation"], fold)
+    modulation = _linear(c, block.adaLN_modulation.linear, places["modulation"], x, fold)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation[: len(x)].chunk(6, dim=1)
 
     x, h = _enter(
@@ -119,19 +119,19 @@ def run_block(
         shift1,
         places["norm1.out"],
     )
-    qkv = _linear(places["qkv.in"].apply(h), block.attn.qkv, places["qkv.out"], fold)
+    qkv = _linear(places["qkv.in"].apply(h), block.attn.qkv, places["qkv.out"], x, fold)
     heads = qkv.unflatten(2, (3, block.attn.num_heads, -1))
     q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
     attended = places["proj.in"].apply(attend(q, k, v).transpose(1, 2).flatten(2))
-    branch = _leave(attended, block.attn.proj, places["attn.out"], gate1)
+    branch = _leave(attended, block.attn.proj, places["attn.out"], x, gate1)
 
     x, h = _enter(
         x, branch, NOTHING, places["norm2.in"], block.norm2, scale2, shift2, places["norm2.out"]
     )
     hidden = block.mlp.act(
-        _linear(places["fc1.in"].apply(h), block.mlp.fc1, places["fc1.out"], fold)
+        _linear(places["fc1.in"].apply(h), block.mlp.fc1, places["fc1.out"], x, fold)
     )
-    branch = _leave(places["fc2.in"].apply(hidden), block.mlp.fc2, places["mlp.out"], gate2)
+    branch = _leave(places["fc2.in"].apply(hidden), block.mlp.fc2, places["mlp.out"], x, gate2)
 
     if places["block.out"].functions:
         return places["block.out"].apply(_settled(x, branch)), None
@@ -148,11 +148,11 @@ def _run_final(
 ) -> Tensor:
     """The patches (B, N, P) of what comes out of the last block."""
 
-    modulation = _linear(c, final.adaLN_modulation.linear, places["modulation"], fold)
+    modulation = _linear(c, final.adaLN_modulation.linear, places["modulation"], x, fold)
     shift, scale = modulation[: len(x)].chunk(2, dim=1)
     norm = final.norm_final
     _, h = _enter(x, branch, NOTHING, places["norm.in"], norm, scale, shift, places["norm.out"])
-    return _linear(places["linear.in"].apply(h), final.linear, places["linear.out"], fold)
+    return _linear(places["linear.in"].apply(h), final.linear, places["linear.out"], x, fold)
 
 
 def _whole_block(
@@ -162,9 +162,11 @@ def _whole_block(
     return _settled(*run_block(block, places, x, None, c, fold))
 
 
-def _linear(h: Tensor, linear: nn.Linear, place: Place, fold: bool) -> Tensor:
-    """after + gain * (before + linear(h)), then the functions."""
-    before, gain, after = place.vectors(linear.weight.dtype)
+def _linear(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, fold: bool) -> Tensor:
+    """after + gain * (before + linear(h)), then the functions; x is the residual stream."""
+    before, gain, after = vectors = place.vectors(x, linear.weight.dtype)
+    if any(vector is not None and vector.ndim == 2 for vector in vectors):
+        return place.apply(_of_each(functional.linear(h, linear.weight, linear.bias), *vectors))
     bias = linear.bias if before is None else linear.bias + before
     if gain is None:
         return place.apply(functional.linear(h, linear.weight, bias))
@@ -186,7 +188,7 @@ def _enter(
     behind: Place,
 ) -> tuple[Tensor, Tensor]:
     """The residual stream with the branch added, and what a sub-layer reads of it."""
-    first, gain, after = behind.vectors(scale.dtype)
+    first, gain, after = behind.vectors(x, scale.dtype)
     m, s = 1 + scale, shift
     if first is not None:
         after = _sum(first if gain is None else first * gain, after)
@@ -200,14 +202,34 @@ def _enter(
     return add_norm_modulate(x, *branch, m, s, norm.eps)
 
 
-def _leave(h: Tensor, linear: nn.Linear, place: Place, gate: Tensor) -> Branch:
+def _leave(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, gate: Tensor) -> Branch:
     """What a sub-layer adds, its gains in the gate; where there is more, all is done to p."""
-    before, gain, after = place.vectors(linear.weight.dtype)
-    bias = linear.bias if before is None else linear.bias + before
+    before, gain, after = place.vectors(x, linear.weight.dtype)
     if after is not None or place.functions:
-        return Branch(_linear(h, linear, place, fold=False), gate, None)
+        return Branch(_linear(h, linear, place, x, fold=False), gate, None)
+    gate = gate if gain is None else gate * gain
+    if before is not None and before.ndim == 2:
+        p = functional.linear(h, linear.weight, linear.bias)
+        return Branch(_of_each(p, before, None, None), gate, None)
+    bias = linear.bias if before is None else linear.bias + before
     p = functional.linear(h, linear.weight, bias.detach())
-    return Branch(p, gate if gain is None else gate * gain, bias if bias.requires_grad else None)
+    return Branch(p, gate, bias if bias.requires_grad else None)
+
+
+def _of_each(y: Tensor, before: Tensor | None, gain: Tensor | None, after: Tensor | None) -> Tensor:
+    """after + gain * (before + y) of vectors (B, E) for images y (B, N, E), or y (B or more, E) of
+    conditions, of which the first B are meant.
+    """
+    if y.ndim == 3:
+        before, gain, after = (
+            v if v is None or v.ndim == 1 else v[:, None] for v in (before, gain, after)
+        )
+    else:
+        y = y[: max(len(v) for v in (before, gain, after) if v is not None and v.ndim == 2)]
+    y = y if before is None else y + before
+    if gain is None:
+        return y
+    return y * gain if after is None else torch.addcmul(after, y, gain)
 
 
 def _settled(x: Tensor, branch: Branch | None) -> Tensor:
