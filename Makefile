@@ -1,5 +1,6 @@
 # `make demo` fine-tunes the shipped base to Greek letters, `make demo-text` the one that reads prompts to a
 # drawing; CI calls `make test`, `make laws` and `make check`.
+# `make bench` measures speed beside peers and takes a quarter of an hour.
 # `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 # Tests run in two processes of one thread each: each takes half, then what the other has left.
@@ -7,7 +8,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo demo-text test laws check fuzz kills clean
+.PHONY: demo demo-text test laws check bench fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
@@ -26,6 +27,9 @@ check: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 	.venv/bin/python -m pytest tests/test_recipes.py
+
+bench: .venv/installed-dev
+	.venv/bin/python -m bench.speed
 
 fuzz: .venv/installed-dev
 	.venv/bin/python -m tests.fuzz
