@@ -219,20 +219,17 @@ def peft_lora(shape: Shape) -> nn.Module | None:
     return inject_adapter_in_model(wanted, plain(shape, difffit=False).requires_grad_(False))
 
 
-def forwards_of(name: str) -> Rows:
-    """A forward pass of one image and of four, guided, as sampling calls it."""
+def forwards_of(name: str, images: int) -> Rows:
+    """A forward pass of so many images, each guided, as sampling calls it."""
     shape = SHAPES[name]
-    network, reference = own(shape), plain(shape, difffit=False)
-    delta = delta_of(network, "difffit")
-    rows: Rows = {}
-    for images in (1, 4):
-        batch = batch_of(shape, 2 * images)
-        rows[f"{images}: plain PyTorch"] = no_grad(reference, batch)
-        run = no_grad(network, batch)
-        rows[f"{images}: base"] = with_delta(network, None, run, fast=True)
-        rows[f"{images}: DiffFit, hooks"] = with_delta(network, delta, run, fast=False)
-        rows[f"{images}: DiffFit, fast"] = with_delta(network, delta, run, fast=True)
-    return rows
+    network, reference, batch = own(shape), plain(shape, difffit=False), batch_of(shape, 2 * images)
+    delta, run = delta_of(network, "difffit"), no_grad(network, batch)
+    return {
+        "plain PyTorch": no_grad(reference, batch),
+        "base": with_delta(network, None, run, fast=True),
+        "DiffFit, hooks": with_delta(network, delta, run, fast=False),
+        "DiffFit, fast": with_delta(network, delta, run, fast=True),
+    }
 
 
 def mixed_of(name: str) -> Rows:
@@ -256,7 +253,11 @@ def mixed_of(name: str) -> Rows:
 
 CASES: Mapping[str, Callable[[], Rows]] = {
     **{f"a training step of {name}": partial(steps_of, name) for name in SHAPES},
-    **{f"a guided forward pass of {name}": partial(forwards_of, name) for name in list(SHAPES)[:3]},
+    **{
+        f"{words} of {name}": partial(forwards_of, name, images)
+        for name in list(SHAPES)[:3]
+        for images, words in ((1, "one guided image"), (4, "four guided images"))
+    },
     "sixteen guided images of DiT-S/2": partial(mixed_of, "DiT-S/2"),
 }
 
