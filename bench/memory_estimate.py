@@ -2,10 +2,9 @@
 
 Each case trains a few steps on random latents in a process of its own, which first trains a tiny
 network so that libraries and their buffers are loaded. Measured is what the resident memory then
-grows to at its peak, weights included; the whole process is given beside it. A second process
-measures the same without the holes that glibc's heap gets, which differ from run to run (1.2 to 1.6
-GB of one case) and can be as much again as all tensors: MALLOC_MMAP_THRESHOLD_ takes every larger
-tensor out of it, at about half more processor time. Linux only.
+grows to at its peak, weights included; the whole process is given beside it. glibc's heap gets
+holes between tensors, other ones from run to run; MALLOC_MMAP_THRESHOLD_=1048576 in the environment
+takes larger tensors out of it, at about half more processor time. Linux only.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -109,12 +109,11 @@ def measure(case: Case) -> dict[str, float]:
     }
 
 
-def measured_apart(case: Case, environment: dict[str, str]) -> dict[str, float]:
-    """`measure` in a process of its own, with more in its environment."""
+def measured_apart(case: Case) -> dict[str, float]:
+    """`measure` in a process of its own, of one thread."""
     command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
-    result = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, env={**os.environ, **environment}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -239,18 +238,16 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(arguments.case)))))
         return
     rows = []
-    for case in CASES:
-        row = asdict(case) | measured_apart(case, {})
-        whole = measured_apart(case, {"MALLOC_MMAP_THRESHOLD_": str(2**20)})
-        row |= {"without_holes": whole["measured"]}
-        rows.append(row | {"ratio": row["estimate"] / row["measured"]})
-        print(
-            f"{case} estimate {row['estimate']:7.0f} MB   measured {row['measured']:7.0f} MB   "
-            f"ratio {rows[-1]['ratio']:.2f}   (without holes {row['without_holes']:.0f} MB, "
-            f"whole process {row['process']:.0f} MB)",
-            file=sys.stderr if arguments.json else sys.stdout,
-            flush=True,
-        )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each measures a process of its own
+        for case, found in zip(CASES, pool.map(measured_apart, CASES), strict=True):
+            rows.append(asdict(case) | found | {"ratio": found["estimate"] / found["measured"]})
+            print(
+                f"{case} estimate {found['estimate']:7.0f} MB   measured "
+                f"{found['measured']:7.0f} MB   ratio {rows[-1]['ratio']:.2f}   "
+                f"(whole process {found['process']:.0f} MB)",
+                file=sys.stderr if arguments.json else sys.stdout,
+                flush=True,
+            )
     if arguments.json:
         header = {
             "command": "python bench/memory_estimate.py --json",
