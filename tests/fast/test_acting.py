@@ -1,6 +1,5 @@
 """The fast path against the hooks: outputs and gradients of every method, and when it is taken."""
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -187,14 +186,6 @@ def test_edits_of_other_places_go_by_hooks():
     size = base.denoiser.config.width
     delta = Delta({"silu": Shift(Site("blocks.0.adaLN_modulation.0"), size)}, provenance())
     assert not takes_fast_path(delta, base.denoiser)
-
-
-@pytest.fixture
-def shapes_unchecked():
-    """The shape checks of the tests are no part of the package, and dynamo cannot trace them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("shapes_unchecked")

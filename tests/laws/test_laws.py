@@ -1,6 +1,5 @@
 """The laws of a delta, with every tensor of base and delta random; conftest.py says on what."""
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -168,14 +167,6 @@ def test_gradient_checkpointing_works_in_the_first_forward(case):
     case.tiny.checkpoint(case.model)
     with case.delta.attach(case.model):
         assert torch.equal(_gradients(case, case.delta)[0], output)
-
-
-@pytest.fixture
-def shapes_unchecked():
-    """The shape checks of the tests are no part of the package, and dynamo cannot trace them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.excepting(NOT_COMPILED)

@@ -8,7 +8,6 @@ import signal
 from functools import partial
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -205,14 +204,6 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
     for a, b in zip(one, two, strict=True):
         for name in a.keys() - {"images_per_second"}:
             assert b[name] == pytest.approx(a[name], rel=1e-5)
-
-
-@pytest.fixture
-def shapes_unchecked():
-    """The shape checks of the tests are no part of the package, and dynamo cannot trace them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
