@@ -62,8 +62,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".ckpt":
         raise SmidgenError(
             f"{path} is a pickle, which can run code and is not read; convert it once, where you "
-            "trust it: python -c \"import torch, safetensors.torch as s; d = torch.load('IN.ckpt', "
-            "map_location='cpu'); s.save_file({k: v.clone().contiguous() for k, v in d.get("
+            'trust it: python -c "import torch, safetensors.torch as s; '
+            "d = torch.load('IN.ckpt', map_location='cpu', weights_only=True); "
+            "s.save_file({k: v.clone().contiguous() for k, v in d.get("
             "'state_dict', d).items() if hasattr(v, 'clone')}, 'OUT.safetensors')\""
         )
     raise SmidgenError(
