@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import (
-    BaseOptions,
     OutputSwitches,
     answer,
     answer_dry_run,
@@ -23,6 +22,7 @@ from smidgen.cli.options import (
 )
 from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
+from smidgen.models.chosen import BaseOptions
 
 DESCRIPTION = """Write a LoRA delta or a new word for other programs, or read theirs as a delta.
 

@@ -17,7 +17,6 @@ from smidgen.cli.options import (
     OutputSwitches,
     answer,
     answer_dry_run,
-    check_base_name,
     check_images,
     check_input,
     check_output_file,
@@ -33,6 +32,7 @@ from smidgen.files.checks import check_number
 from smidgen.files.settings import flatten, settings_of
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
+from smidgen.models.chosen import check_base_name
 from smidgen.models.names import BasePrecision
 from smidgen.processes import is_main
 from smidgen.sampling.config import MeasuredSampling

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import (
-    BaseOptions,
     OutputSwitches,
     answer,
     answer_dry_run,
@@ -19,6 +18,7 @@ from smidgen.cli.options import (
 )
 from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
+from smidgen.models.chosen import BaseOptions
 
 DESCRIPTION = """Write a delta into a copy of the base's weights; the base itself stays as it is.
 

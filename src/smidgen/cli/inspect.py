@@ -13,11 +13,11 @@ from smidgen.cli.options import (
     Switches,
     answer,
     answer_dry_run,
-    check_base_name,
     fact_lines,
     quiet_stdout,
 )
 from smidgen.files.checks import check_integer
+from smidgen.models.chosen import check_base_name
 from smidgen.models.names import is_architecture
 
 DESCRIPTION = """Count what a method would train, without weights; or show what a delta holds.

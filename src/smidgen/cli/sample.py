@@ -15,7 +15,6 @@ import msgspec
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import (
-    BaseOnDevice,
     OutputSwitches,
     answer,
     answer_dry_run,
@@ -27,6 +26,7 @@ from smidgen.cli.options import (
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import read_json, sha256_of
 from smidgen.files.settings import flatten
+from smidgen.models.chosen import BaseOnDevice
 from smidgen.models.names import EMBEDDED, shipped_names
 from smidgen.sampling.config import LoadedSampling
 from smidgen.sampling.folder import (

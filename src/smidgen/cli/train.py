@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from smidgen.cli.arguments import Request, parse, read_request
 from smidgen.cli.options import (
-    BaseOnDevice,
     OutputSwitches,
     answer,
     answer_dry_run,
-    check_base_name,
     check_images,
     check_output_folder,
     quiet_stdout,
@@ -25,7 +23,7 @@ from smidgen.cli.options import (
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
 from smidgen.files.settings import SWITCH, flatten
-from smidgen.models.names import is_architecture
+from smidgen.models.chosen import TrainedBase, check_base_name
 from smidgen.training.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -40,20 +38,6 @@ batches would: torchrun --nproc-per-node 8 -m smidgen.cli train ...
 examples:
   smidgen train --base glyphs --data photos/ --method difffit --steps 400 --output runs/photos
   smidgen train recipes/difffit-food101.toml --data food-101 --layout food-101 --split train"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainedBase(BaseOnDevice):
-    """The pretrained base."""
-
-    base: str
-    """A shipped name (glyphs), a folder, a file (.pt, .safetensors) or a hub id; with --dry-run an
-    architecture (DiT-XL/2, sd-1.5) too, which is counted without weights."""
-
-    def check_name(self) -> None:
-        """As for any base, but for architectures, which `run` refuses where weights are needed."""
-        if not is_architecture(self.base):
-            super().check_name()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
