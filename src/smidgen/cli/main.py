@@ -24,6 +24,7 @@ VERBS = {
     "train": "fine-tune a base to a folder of images; writes RUN/delta.safetensors",
     "sample": "draw images from a base, with or without a delta",
     "evaluate": "measure a run, a delta or a folder of images against a reference",
+    "study": "compare methods, options and data sets by a recipe: plan, run, analyse, report",
     "compare": "show results of evaluate side by side",
     "inspect": "count what a method would train, without weights",
     "fold": "write a delta into a copy of the base's weights",

@@ -22,12 +22,16 @@ except ImportError:  # not POSIX: nothing is held there
 LOCK = ".lock"
 
 
+class Held(UsageError):
+    """Another process has the folder; the message says which."""
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """This process alone writes to the folder, which is made if it is not there. The system lets go
     of it when the process ends, however it does.
 
-    Raises: UsageError with the holder if another process has it; SmidgenError if the disk refuses.
+    Raises: Held with the holder if another process has it; SmidgenError if the disk refuses.
     """
     absent = [part for part in (folder, *folder.parents) if not part.exists()]
     with _locked(folder) as file:
@@ -61,7 +65,7 @@ def _locked(folder: Path) -> TextIO:
             with file:
                 file.seek(0)
                 holder = file.read(200).strip() or "another process"
-            raise UsageError(
+            raise Held(
                 f"{folder} is held by {holder}; wait until it ends, or give another output"
             ) from error
         with contextlib.suppress(OSError):

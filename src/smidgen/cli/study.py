@@ -1,0 +1,141 @@
+"""`smidgen study`: plan, run, status, analyse and report of a recipe with a table [study]."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smidgen.cli.arguments import parse, read_request
+from smidgen.cli.options import answer, check_file, check_output_folder, log, quiet_stdout
+from smidgen.errors import UsageError, closest
+from smidgen.files.checks import check_integer
+from smidgen.files.settings import SWITCH
+from smidgen.study.design import Design, read_design
+
+DESCRIPTION = """Compare what a recipe with a table [study] names: factors and levels, cells, seeds.
+
+  plan      what would be run, what each arm trains, which cells cannot be; --time: the hours
+  run       do it: a folder each; finished runs are not repeated, the same command goes on
+  status    how each run stands
+  analyse   statistics of what is finished, in table.csv and analysis.json
+  report    one page with tables, figures and what the numbers support
+
+examples:
+  smidgen study plan recipes/study-small.toml --time
+  smidgen study run recipes/study-small.toml --workers 2
+  smidgen study report recipes/study-small.toml"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Which study, and where."""
+
+    study: Path
+    """The recipe (.toml) with a table [study]."""
+    output: Path | None = None
+    """Folder of the study; none: the recipe's."""
+    workers: int = 1
+    """For run: how many runs at once; each takes its part of the threads and keeps its base."""
+    part: str = "1/1"
+    """For run: K/N, the K-th of N parts of the runs, for queues of several machines."""
+    ray: str | None = None
+    """For run: the address of a Ray cluster that shares the folders, or local."""
+
+    def __post_init__(self) -> None:
+        check_integer("workers", self.workers)
+        _ = self.parts
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """K and N. Raises: UsageError."""
+        first, slash, second = self.part.partition("/")
+        if not (slash and first.isdecimal() and second.isdecimal()) or not (
+            1 <= int(first) <= int(second)
+        ):
+            raise UsageError(f'part is "{self.part}"; expected K/N, such as 2/8')
+        return int(first), int(second)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySwitches:
+    """How to run and how to answer."""
+
+    time: bool = dataclasses.field(default=False, metadata=SWITCH)
+    """With plan: load bases and time a few steps of each arm."""
+    retry: bool = dataclasses.field(default=False, metadata=SWITCH)
+    """With run: do again what failed."""
+    force: bool = dataclasses.field(default=False, metadata=SWITCH)
+    """With run: do again what was made with other settings."""
+    json: bool = dataclasses.field(default=False, metadata=SWITCH)
+    """Answer with one JSON document on stdout and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Choose the part, parse, do it, answer."""
+    action, *rest = argv or ("--help",)
+    if action in ("-h", "--help"):
+        action, rest = "plan", ["--help"]
+    if action not in ACTIONS:
+        raise UsageError(f'study does not know "{action}"{closest(action, ACTIONS)}')
+    # the recipe is the study's own: read_request would take it for the settings of this verb
+    request = dataclasses.replace(read_request("study", []), arguments=rest, positional="study")
+    parsed = parse(
+        request, {"study": StudyOptions}, switches=StudySwitches, description=DESCRIPTION
+    )
+    options, switches = parsed["study"], parsed["switches"]
+    check_file(options.study, "study")
+    design = read_design(options.study, options.output)
+    check_output_folder(design.output)
+    with quiet_stdout():
+        document, lines, path = ACTIONS[action](design, options, switches)
+    answer(document, lines, path, as_json=switches.json)
+
+
+Answer = tuple[Mapping[str, Any], list[str], Path | None]
+
+
+def _plan(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
+    from smidgen.study.planning import lines_of, plan_study
+
+    plan = plan_study(design, timed=switches.time)
+    return plan, list(lines_of(plan)), None
+
+
+def _run(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
+    from smidgen.study.queue import run_all
+
+    counts = run_all(
+        design,
+        workers=options.workers,
+        part=options.parts,
+        ray=options.ray,
+        force=switches.force,
+        retry=switches.retry,
+        tell=log,
+    )
+    lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
+    if "waiting" in counts:
+        lines.append("the same command goes on when the other parts have tuned their arms")
+    return {"output": str(design.output), "states": counts}, lines, design.output
+
+
+def _status(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
+    from smidgen.study.runs import runs_of, states, tuning_of
+
+    found = list(states([*tuning_of(design), *runs_of(design)]))
+    rows = [
+        {"run": f"{one.folder.parent.name}/{one.name}", "state": state, "why": why}
+        for one, state, why in found
+    ]
+    width = max(len(row["run"]) for row in rows)
+    lines = [f"{row['run']:<{width}}  {row['state']}  {row['why']}".rstrip() for row in rows]
+    return {"output": str(design.output), "runs": rows}, lines, None
+
+
+ACTIONS: Mapping[str, Callable[[Design, StudyOptions, StudySwitches], Answer]] = {
+    "plan": _plan,
+    "run": _run,
+    "status": _status,
+}

@@ -1,0 +1,1 @@
+"""Comparisons: a design, its runs, statistics that may be trusted, a report."""

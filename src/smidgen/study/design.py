@@ -1,0 +1,206 @@
+"""What a study compares: the table [study] of a recipe as a `Design`, and the cells that it has.
+
+A factor is a list of values of the setting of its name, or a table of named levels, each with the
+settings that make it; a cell is a level of each factor. Nothing is trained or loaded here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from smidgen.errors import UsageError, closest
+from smidgen.files.checks import check_integer
+from smidgen.files.reading import Unreadable, fit
+from smidgen.files.settings import read_recipe
+from smidgen.files.toml import toml
+
+STUDY = "study"
+VALIDATION_LOSS = "validation_loss"
+
+Scalar = str | int | float | bool | list[str | int | float]
+Settings = dict[str, Scalar]
+Cell = Mapping[str, str]  # the label of a level of each factor
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A grid of one setting, tried alike for every arm; what is best is what the arm runs with.
+
+    `at` says at which levels of the blocks it is tried, by default the first of each; `seed` is
+    that of the runs that try, by default the first. `metric` must become small, unless `highest`.
+    """
+
+    values: list[Scalar]
+    setting: str = "lr"
+    metric: str = VALIDATION_LOSS
+    highest: bool = False
+    at: dict[str, str] = {}
+    seed: int | None = None
+
+
+class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table [study] as TOML has it."""
+
+    factors: dict[str, list[Scalar] | dict[str, Settings]]
+    seeds: list[int] = msgspec.field(default_factory=lambda: [0])
+    blocks: list[str] = []
+    design: Literal["full", "half", "listed"] = "full"
+    cells: list[dict[str, Scalar]] = []
+    metric: str = "fd"
+    better: Literal["low", "high"] = "low"
+    against: str | None = None
+    curve: bool = False
+    tune: Tuning | None = None
+    sampling: Settings = {}
+    evaluation: Settings = {}
+
+
+class Design(msgspec.Struct, frozen=True, kw_only=True):
+    """A study as its recipe says it.
+
+    `fixed` are the settings that all runs share, `factors` the settings of each level by factor and
+    label. Of two-level factors "half" keeps the cells with an even number of second levels: the
+    half fraction whose defining relation is the product of all of them.
+    """
+
+    source: str
+    output: Path
+    fixed: Mapping[str, Any]
+    factors: Mapping[str, Mapping[str, Settings]]
+    table: StudyTable
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The factors that are compared: those that are no blocks."""
+        return tuple(name for name in self.factors if name not in self.table.blocks)
+
+    def cells(self) -> list[Cell]:
+        """All cells of the design, in the order of the recipe."""
+        if self.table.design == "listed":
+            return [{f: label_of(cell[f]) for f in self.factors} for cell in self.table.cells]
+        every = itertools.product(*(self.factors.values()))
+        cells: list[Cell] = [dict(zip(self.factors, labels, strict=True)) for labels in every]
+        return cells if self.table.design == "full" else [c for c in cells if self._is_even(c)]
+
+    def _is_even(self, cell: Cell) -> bool:
+        second = [
+            label == list(self.factors[name])[1]
+            for name, label in cell.items()
+            if name in self.arms and len(self.factors[name]) == 2
+        ]
+        return sum(second) % 2 == 0
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """All settings of a cell; those of a level stand above the fixed ones."""
+        values = dict(self.fixed)
+        for name, label in cell.items():
+            values |= self.factors[name][label]
+        return values
+
+    def arm_of(self, cell: Cell) -> Cell:
+        """The levels of what is compared."""
+        return {name: label for name, label in cell.items() if name in self.arms}
+
+    def tuned_at(self, cell: Cell) -> dict[str, str]:
+        """The cell in which the arm of this one is tuned."""
+        assert self.table.tune is not None, "nothing is tuned"
+        blocks = {name: next(iter(self.factors[name])) for name in self.table.blocks}
+        return {**self.arm_of(cell), **blocks, **self.table.tune.at}
+
+
+def read_design(path: Path, output: Path | None = None) -> Design:
+    """The study in a recipe; `output` stands above the recipe's.
+
+    Raises: UsageError for a recipe without a study, or one whose parts do not fit, naming them.
+    """
+    values = read_recipe(path)
+    if STUDY not in values:
+        raise UsageError(f"{path} has no table [{STUDY}]: it describes one run (smidgen train)")
+    try:
+        table = fit(values.pop(STUDY), StudyTable)
+    except Unreadable as error:
+        raise UsageError(f"{path}: [{STUDY}]: {error.reason}") from error
+    given = output or values.pop("output", None)
+    values.pop("output", None)
+    if not isinstance(given, str | Path):
+        raise UsageError(f"{path}: a study needs a folder; give output")
+    factors = {name: _levels(name, levels, str(path)) for name, levels in table.factors.items()}
+    design = Design(
+        source=path.as_posix(), output=Path(given), fixed=values, factors=factors, table=table
+    )
+    for problem in _problems(design):
+        raise UsageError(f"{path}: [{STUDY}]: {problem}")
+    return design
+
+
+def label_of(value: Scalar) -> str:
+    """How a level of a plain list is called."""
+    return value if isinstance(value, str) else toml(value)
+
+
+def _levels(
+    name: str, levels: list[Scalar] | Mapping[str, Settings], source: str
+) -> dict[str, Settings]:
+    if isinstance(levels, Mapping):
+        return {
+            label: {key.replace("-", "_"): one for key, one in settings.items()}
+            for label, settings in levels.items()
+        }
+    found = {label_of(value): {name.replace("-", "_"): value} for value in levels}
+    if len(found) < len(levels):
+        raise UsageError(f"{source}: [{STUDY}]: factor {name} names a level twice")
+    return found
+
+
+def _problems(design: Design) -> Iterator[str]:
+    """What does not fit together, each in a line."""
+    table, factors = design.table, design.factors
+    if not factors:
+        yield "no factors: name what is compared under [study.factors]"
+    for name, levels in factors.items():
+        if len(levels) < 2 and name not in table.blocks:
+            yield f"factor {name} has {len(levels)} level; two or more can be compared"
+        if not levels:
+            yield f"factor {name} has no levels"
+    for name in table.blocks:
+        if name not in factors:
+            yield f'unknown block "{name}"{closest(name, factors)}'
+    if not table.seeds or len(set(table.seeds)) < len(table.seeds):
+        yield "seeds are empty or named twice; give each once"
+    for seed in table.seeds:
+        check_integer("seeds", seed, least=0)
+    if (table.design == "listed") != bool(table.cells):
+        yield 'cells are for design = "listed", which needs some'
+    for cell in table.cells:
+        if set(cell) != set(factors):
+            yield f"a cell names {', '.join(cell)}; expected a level of each factor"
+        for name, value in cell.items():
+            label = label_of(value)
+            if label not in factors[name]:
+                yield f'factor {name} has no level "{label}"{closest(label, factors[name])}'
+    if table.design == "half" and any(len(factors[name]) != 2 for name in design.arms):
+        yield 'design = "half" is for factors of two levels'
+    if table.against is not None:
+        yield from _problems_of_against(design, table.against)
+    if table.tune is not None:
+        if len(table.tune.values) < 2:
+            yield "tune has fewer than two values; leave it out"
+        for name, label in table.tune.at.items():
+            if name not in table.blocks:
+                yield f'tune.at names "{name}", which is no block'
+            elif label not in factors[name]:
+                yield f'tune.at: {name} has no level "{label}"{closest(label, factors[name])}'
+
+
+def _problems_of_against(design: Design, against: str) -> Iterator[str]:
+    if len(design.arms) != 1:
+        yield "against names an arm where one factor is compared; here are several"
+        return
+    (name,) = design.arms
+    if against not in design.factors[name]:
+        near = closest(against, design.factors[name])
+        yield f'against is "{against}", no level of {name}{near}'

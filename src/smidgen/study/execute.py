@@ -1,0 +1,179 @@
+"""One run of a study: train, draw, measure, and RUN/result.json. Bases stay loaded between runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from smidgen.api import evaluation
+from smidgen.api.training import run as train
+from smidgen.core.delta import Delta
+from smidgen.data.embedded_sets import SETS, SUBJECTS, unpack
+from smidgen.errors import SmidgenError
+from smidgen.evaluation.protocol import version_of
+from smidgen.files.places import default_cache_dir
+from smidgen.files.reading import Unreadable, read_json
+from smidgen.files.writing import write_json, write_png
+from smidgen.models.base import Base
+from smidgen.models.calling import DTYPES
+from smidgen.models.chosen import TrainedBase
+from smidgen.models.prompts import DREAMBOOTH
+from smidgen.sampling.draw import prepare
+from smidgen.study.design import VALIDATION_LOSS
+from smidgen.study.runs import FAILURE, RESULT, Request, Run
+from smidgen.training.interrupt import Interrupted
+from smidgen.training.journal import read_log
+from smidgen.training.state import step_of
+
+SAMPLES, SHOWN = "samples.png", 8
+PACKAGES = ("smidgen", "torch", "diffusers", "numpy", "pillow")
+
+
+def perform(run: Run, *, force: bool = False) -> None:
+    """Leaves result.json, or failure.json if the training or the measuring could not be done; what
+    was trained already is not trained again.
+
+    Raises: Interrupted; SmidgenError if not even the failure can be written.
+    """
+    request = run.request
+    assert request is not None, "a run waits until its arm is tuned"
+    facts = {"cell": dict(run.cell), "seed": run.seed, "settings": request.facts}
+    facts |= {"machine": machine(), "date": date.today().isoformat()}
+    try:
+        found = measured(run, request, force=force)
+    except Interrupted:
+        raise
+    except SmidgenError as error:
+        write_json(facts | {"error": str(error)}, run.folder / FAILURE)
+        return
+    write_json(facts | found, run.folder / RESULT)
+    (run.folder / FAILURE).unlink(missing_ok=True)
+
+
+def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
+    """What result.json says of the run besides what was asked. Raises: SmidgenError."""
+    provide(request.data)
+    base = loaded(request.base)
+    delta = train(base, request.config, force=force)
+    training = trained_facts(run.folder, delta)
+    # a run of the tuning that is judged by its validation loss needs no samples
+    tune = run.design.table.tune
+    if run.tried is not None and tune is not None and tune.metric == VALIDATION_LOSS:
+        return {"training": training}
+    judge = loaded(request.base, request.sampling.precision)
+    begun = time.perf_counter()
+    document = measure(run.folder, judge, request)
+    training["evaluation_seconds"] = round(time.perf_counter() - begun, 1)
+    found = {
+        "training": training,
+        "metrics": numbers_of(document, "metrics"),
+        "baselines": numbers_of(document, "baselines"),
+        "protocol": document["protocol"],
+        "warnings": document["warnings"],
+    }
+    if run.design.table.curve:
+        found["curve"] = dict(curve(run, judge, request)) | {
+            request.config.training.steps: found["metrics"]
+        }
+    if request.config.task != DREAMBOOTH:
+        write_samples(run.folder, judge, request, delta)
+    return found
+
+
+def provide(data: str) -> None:
+    """Writes a shipped set to the cache folder, unless it lies there."""
+    name = data.partition("/")[0]
+    if not Path(data).exists() and name in (*SETS, SUBJECTS):
+        unpack(name, default_cache_dir() / "sets" / name)
+
+
+@lru_cache(maxsize=2)
+def loaded(options: TrainedBase, precision: str = "fp32") -> Base:
+    """A base, once a process."""
+    return options.load(dtype=DTYPES[precision])
+
+
+def measure(source: Path, base: Base, request: Request) -> dict[str, Any]:
+    """The evaluation as `smidgen evaluate` does it."""
+    evaluated = replace(request.evaluation, device=str(base.device))
+    drawn = evaluation.Drawn(base=base)
+    reference = request.reference or request.config.data
+    return evaluation.measure(source, reference, evaluated, drawn, request.sampling)
+
+
+def curve(run: Run, base: Base, request: Request) -> Iterator[tuple[int, dict[str, float | None]]]:
+    """Step and metrics of each delta that the training kept before its end."""
+    kept = {step_of(path): path for path in (run.folder / "deltas").glob("step-*.safetensors")}
+    for step, path in sorted(kept.items()):
+        if step < request.config.training.steps:
+            yield step, numbers_of(measure(path, base, request), "metrics")
+
+
+def numbers_of(document: Mapping[str, Any], name: str) -> dict[str, float | None]:
+    """The metrics or baselines of an evaluation; of further features as `features.metric`."""
+    first = document["protocol"]["features"]
+    found = {key: _mean(value) for key, value in document.get(name, {}).items()}
+    for features, block in document.get("by_features", {}).items():
+        if features != first:
+            found |= {f"{features}.{k}": _mean(v) for k, v in block.get(name, {}).items()}
+    return found
+
+
+def _mean(value: Any) -> float | None:
+    return value["mean"] if isinstance(value, Mapping) else value
+
+
+def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
+    """What the training cost, by its run.json and its log."""
+    try:
+        report = read_json(folder / "run.json", dict[str, Any])
+        lines = [record for _, record in read_log(folder / "log.jsonl")]
+    except Unreadable:
+        report, lines = {}, []
+    losses = [record[VALIDATION_LOSS] for record in lines if VALIDATION_LOSS in record]
+    kept = ("seconds", "images_per_second", "steps", "best_step", "trainable", "total")
+    return {name: report.get(name) for name in kept} | {
+        VALIDATION_LOSS: losses[-1] if losses else None,
+        "trainable": delta.num_parameters(),
+        "delta_bytes": (folder / "delta.safetensors").stat().st_size,
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def write_samples(folder: Path, base: Base, request: Request, delta: Delta) -> None:
+    """The first samples side by side: those of one seed show the same noise in every arm."""
+    sampling = replace(request.sampling, num_images=SHOWN)
+    batches = prepare(base, sampling, delta=delta).batches()
+    images = np.concatenate([images for _, images in batches])
+    write_png(Image.fromarray(np.concatenate(list(images), axis=1)), folder / SAMPLES)
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers were measured, and with what."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    devices = torch.cuda.device_count()
+    accelerators = [torch.cuda.get_device_name(number) for number in range(devices)]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "accelerators": accelerators,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version_of(name) for name in PACKAGES},
+        },
+    }

@@ -1,0 +1,140 @@
+"""What a study would do: its runs, what each arm trains, which cells cannot be, and the hours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from smidgen.api.planning import time_steps
+from smidgen.api.weights import count_weights
+from smidgen.data.embedded_sets import SETS, load_set
+from smidgen.data.layouts import open_images
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.models.prompts import DREAMBOOTH
+from smidgen.sampling.draw import prepare
+from smidgen.study.design import VALIDATION_LOSS, Cell, Design
+from smidgen.study.execute import loaded
+from smidgen.study.runs import Request, Run, runs_of, states, tuning_of
+
+PROBED = 2  # sampling steps of the estimate
+
+
+def plan_study(design: Design, *, timed: bool = False) -> dict[str, Any]:
+    """The number of runs by state, what each cell trains (`parameters`, `share`) or why it cannot
+    be (`reason`), and with `timed` the seconds of all that is still to be done, from a few steps of
+    each arm and a few of its sampling on this machine.
+
+    Raises: UsageError for settings that make no sense for any cell.
+    """
+    runs, tuning = runs_of(design), tuning_of(design)
+    cells = [_counted(design, cell) for cell in design.cells()]
+    counts: dict[str, int] = {}
+    for _, state, _ in states(runs):
+        counts[state] = counts.get(state, 0) + 1
+    plan = {
+        "output": str(design.output),
+        "runs": len(runs),
+        "tuning_runs": len(tuning),
+        "states": counts,
+        "cells": cells,
+        "impossible": sum("reason" in cell for cell in cells),
+    }
+    if plan["impossible"] == len(cells):
+        raise UsageError(f"{design.source}: no cell can be: {cells[0]['reason']}")
+    return plan | ({"time": _time(design, [*tuning, *runs])} if timed else {})
+
+
+def _counted(design: Design, cell: Cell) -> dict[str, Any]:
+    """A row of the plan."""
+    row: dict[str, Any] = {"cell": dict(cell)}
+    try:
+        request = first_request(design, cell)
+        found = count_weights(
+            request.base.base,
+            num_classes=num_classes(request),
+            method=request.config.method,
+            method_config=request.config.method_config,
+            token=request.config.token,
+        )
+    except SmidgenError as error:
+        return row | {"reason": str(error)}
+    return row | {"parameters": found["trainable"], "share": found["share"]}
+
+
+def first_request(design: Design, cell: Cell) -> Request:
+    """What a cell's run does, with the first of the values that are tuned."""
+    tune = design.table.tune
+    tried = None if tune is None else tune.values[0]
+    request = Run(design=design, cell=cell, seed=design.table.seeds[0], tried=tried).request
+    assert request is not None, "a run that tries a value waits for nothing"
+    return request
+
+
+def num_classes(request: Request) -> int | None:
+    """Of the images; None for a base that reads prompts."""
+    if request.config.task == DREAMBOOTH:
+        return None
+    if request.data in SETS:
+        return len(load_set(request.data).class_names)
+    config = request.config
+    found = open_images(config.data, layout=config.layout, split=config.split, decode=False)
+    return len(found.classes)
+
+
+def _time(design: Design, runs: list[Run]) -> dict[str, float]:
+    """Seconds: of a probe of each arm, times its runs that are still to be done."""
+    probed: dict[tuple[str, ...], tuple[float, float]] = {}
+    training = sampling = 0.0
+    for run, state, _ in states(runs):
+        if state in ("finished", "failed"):
+            continue
+        arm = tuple(design.arm_of(run.cell).values())
+        if arm not in probed:
+            probed[arm] = _probe(first_request(design, run.cell))
+        steps, drawing = probed[arm]
+        training += steps
+        tune = design.table.tune
+        judged = run.tried is None or (tune is not None and tune.metric != VALIDATION_LOSS)
+        sampling += drawing if judged else 0.0
+    return {
+        "training_seconds": round(training, 1),
+        "sampling_seconds": round(sampling, 1),
+        "hours": round((training + sampling) / 3600, 2),
+    }
+
+
+def _probe(request: Request) -> tuple[float, float]:
+    """Seconds of all training steps, and of drawing the samples."""
+    base = loaded(request.base)
+    training = time_steps(base, request.config, num_classes(request) or 1)["seconds"]
+    sampling = request.sampling
+    few = replace(sampling, num_images=sampling.batch_size, steps=PROBED)
+    if base.conditioner is not None:
+        few = replace(few, prompt=("a picture",))
+    drawing = prepare(base, few)
+    next(iter(drawing.batches()))  # what is prepared once
+    begun = time.perf_counter()
+    next(iter(drawing.batches()))
+    each = (time.perf_counter() - begun) / (PROBED * sampling.batch_size)
+    return training, each * sampling.steps * (sampling.num_images or 104)
+
+
+def lines_of(plan: Mapping[str, Any]) -> Iterator[str]:
+    """The plan for a person."""
+    yield f"{plan['runs']} runs, and {plan['tuning_runs']} that tune, in {plan['output']}"
+    for row in plan["cells"]:
+        name = " ".join(row["cell"].values())
+        if "reason" in row:
+            yield f"  {name}: cannot be: {row['reason']}"
+        else:
+            yield f"  {name}: {row['parameters']:,} parameters, {row['share']:.3%}"
+    yield ", ".join(f"{count} {state}" for state, count in plan["states"].items())
+    if "time" in plan:
+        found = plan["time"]
+        yield (
+            f"about {found['hours']:.2f} hours of this machine for what is to be done: "
+            f"{found['training_seconds']:,.0f} s of training, {found['sampling_seconds']:,.0f} s "
+            "of drawing; encoding and measuring come on top"
+        )

@@ -1,0 +1,145 @@
+"""All runs of a study, one after the other or several at once, each by one process.
+
+A run that is finished or failed is not done again; one that another process has is left to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from smidgen.errors import UsageError
+from smidgen.files.lock import Held, held
+from smidgen.study.design import Design, read_design
+from smidgen.study.runs import FAILURE, Run, State, runs_of, states, tuning_of
+
+TO_DO = ("missing", "begun", "other settings")
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """All that a process needs to be told of a run: the recipe, the outputs, and what to do where
+    there is something already.
+    """
+
+    source: str
+    output: str
+    folder: str
+    force: bool
+    retry: bool
+
+
+def run_all(
+    design: Design,
+    *,
+    workers: int = 1,
+    part: tuple[int, int] = (1, 1),
+    ray: str | None = None,
+    force: bool = False,
+    retry: bool = False,
+    tell: Tell = lambda _: None,
+) -> dict[State, int]:
+    """Do what is to be done of the part K of N, first the runs that tune; how many runs of the
+    study are in which state then. Those that wait for what other parts tune are done by a later
+    call. `retry`: also what failed; `force`: also what has other settings. `ray`: the address of a
+    Ray cluster that shares the folders, or "local".
+
+    Raises: UsageError for results of other settings without `force`, naming one; SmidgenError.
+    """
+    for runs in (tuning_of(design), runs_of(design)):
+        chosen = list(_to_do(runs[part[0] - 1 :: part[1]], force=force, retry=retry))
+        tasks = [
+            Task(
+                source=design.source,
+                output=str(design.output),
+                folder=str(run.folder),
+                force=force,
+                retry=retry,
+            )
+            for run in chosen
+        ]
+        for number, name in enumerate(_done(tasks, workers, ray), 1):
+            tell(f"{number}/{len(tasks)} {name}")
+    counts: dict[State, int] = {}
+    for _, state, _ in states(runs_of(design)):
+        counts[state] = counts.get(state, 0) + 1
+    return counts
+
+
+def _to_do(runs: Iterable[Run], *, force: bool, retry: bool) -> Iterator[Run]:
+    for run, state, why in states(list(runs)):
+        if state == "other settings" and not force:
+            raise UsageError(
+                f"{run.folder} holds a result of other settings ({why}); give another output, or "
+                "do it again with force (--force)"
+            )
+        if state in TO_DO or (retry and state == "failed" and run.folder.exists()):
+            yield run
+
+
+def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[str]:
+    """The name of each run when it is done."""
+    if ray is not None:
+        yield from _by_ray(tasks, ray)
+    elif workers == 1 or len(tasks) < 2:
+        yield from map(do, tasks)
+    else:
+        cores = os.cpu_count() or 1
+        threads = max(1, cores // workers)
+        # spawned: a process that has computed with several threads cannot be forked
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_limit, initargs=(threads,)
+        ) as pool:
+            futures = [pool.submit(do, task) for task in tasks]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _by_ray(tasks: list[Task], address: str) -> Iterator[str]:
+    """As core tasks of Ray, one process each, which it keeps and with them their bases."""
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError('--ray needs Ray: pip install "smidgen[ray]"') from None
+    ray.init(address=None if address == "local" else address, log_to_driver=False)
+    try:
+        remote = ray.remote(do)
+        waiting = [remote.remote(task) for task in tasks]
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            yield from ray.get(done)
+    finally:
+        ray.shutdown()
+
+
+def _limit(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def do(task: Task) -> str:
+    """One run, unless another process has it or has done it meanwhile; its name."""
+    from smidgen.study.execute import perform
+
+    design = read_design(Path(task.source), Path(task.output))
+    run = next(r for r in (*tuning_of(design), *runs_of(design)) if str(r.folder) == task.folder)
+    try:
+        with held(design.output / "claims" / f"{run.folder.parent.name}-{run.name}"):
+            if task.retry:
+                (run.folder / FAILURE).unlink(missing_ok=True)
+            if (state := run.standing[0]) in TO_DO:
+                perform(run, force=task.force and state == "other settings")
+    except Held:
+        return f"{run.name} (another process has it)"
+    state, why = run.standing
+    return run.name if state == "finished" else f"{run.name}: {state}, {why}"
