@@ -25,6 +25,7 @@ VERBS = {
     "sample": "draw images from a base, with or without a delta",
     "evaluate": "measure a run, a delta or a folder of images against a reference",
     "compare": "show results of evaluate side by side",
+    "anova": "say which factors of a table of measurements make a difference",
     "inspect": "count what a method would train, without weights",
     "fold": "write a delta into a copy of the base's weights",
     "convert": "write LoRA for other programs, or read theirs",
