@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 # what L1 has besides data
 MODELS = ("errors", "sizes", "files", "core", "hosts", "models.dit", "diffusion")
 L1 = (*MODELS, "models", "data")
-L3 = ("sampling", "evaluation", "training", "interop")
+L3 = ("sampling", "evaluation", "training", "interop", "study")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
@@ -40,6 +40,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "evaluation": (*L1, "methods", "sampling", "processes"),
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
+    "study": ("errors", "files", "evaluation"),
     # L4
     "api": (*L1, "methods", *L3, "processes", "progress"),
     "__init__": ("errors", "api"),

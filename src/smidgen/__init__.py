@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from smidgen.api import (
         Delta,
         SamplingConfig,
+        anova,
         compare,
         evaluate,
         export_embeddings,
@@ -31,6 +32,7 @@ __all__ = [
     "Delta",
     "SamplingConfig",
     "SmidgenError",
+    "anova",
     "compare",
     "evaluate",
     "export_embeddings",

@@ -1,8 +1,8 @@
 """What `import smidgen` offers: plain functions over everything below.
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
-evaluation.py measures, weights.py counts, folding.py folds and converts; bases and deltas come from
-models and core.
+evaluation.py measures, studies.py analyses tables of measurements, weights.py counts, folding.py
+folds and converts; bases and deltas come from models and core.
 """
 
 from smidgen.api.evaluation import evaluate
@@ -14,6 +14,7 @@ from smidgen.api.folding import (
     import_lora,
 )
 from smidgen.api.sampling import sample, sample_arrays
+from smidgen.api.studies import anova
 from smidgen.api.training import train
 from smidgen.api.weights import inspect
 from smidgen.core.delta import Delta
@@ -24,6 +25,7 @@ from smidgen.sampling.config import SamplingConfig
 __all__ = [
     "Delta",
     "SamplingConfig",
+    "anova",
     "compare",
     "evaluate",
     "export_embeddings",

@@ -26,6 +26,7 @@ VERBS = {
     "evaluate": "measure a run, a delta or a folder of images against a reference",
     "study": "compare methods, options and data sets by a recipe: plan, run, analyse, report",
     "compare": "show results of evaluate side by side",
+    "anova": "say which factors of a table of measurements make a difference",
     "inspect": "count what a method would train, without weights",
     "fold": "write a delta into a copy of the base's weights",
     "convert": "write LoRA for other programs, or read theirs",

@@ -22,7 +22,7 @@ def result_lines(document: Mapping[str, Any]) -> list[str]:
         protocol = block["protocol"]
         against = f"{_count(protocol.get('num_reference'))} of {protocol.get('reference')}"
         lines.append(f"{name} features, against {against}")
-        lines += _aligned([_metric_row(metric, block) for metric in block["metrics"]])
+        lines += aligned([_metric_row(metric, block) for metric in block["metrics"]])
     return lines
 
 
@@ -87,7 +87,7 @@ def comparison_lines(comparison: Mapping[str, Any]) -> list[str]:
         cells = [_cell(name, row) for name in names]
         count = UNKNOWN if row["num_images"] is None else f"{row['num_images']:,}"
         table.append([row["name"], row["features"], count, *cells])
-    lines = _aligned(table)
+    lines = aligned(table)
     lines += [f"different: {difference_text(entry)}" for entry in comparison["differences"]]
     return lines + [f"noted: {difference_text(entry)}" for entry in comparison["noted"]]
 
@@ -116,7 +116,7 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
     return value_text(name, value) + "".join(beside) + marked
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows with columns padded to their widest cell."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     padded = (
