@@ -134,8 +134,24 @@ def _status(design: Design, options: StudyOptions, switches: StudySwitches) -> A
     return {"output": str(design.output), "runs": rows}, lines, None
 
 
+def _analyse(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
+    from smidgen.study.analysis import ANALYSIS, analyse_study
+
+    found = analyse_study(design)
+    return found, [*found["says"], *found["notes"]], design.output / ANALYSIS
+
+
+def _report(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
+    from smidgen.study.report import write_report
+
+    path = write_report(design)
+    return {"report": str(path)}, [], path
+
+
 ACTIONS: Mapping[str, Callable[[Design, StudyOptions, StudySwitches], Answer]] = {
     "plan": _plan,
     "run": _run,
     "status": _status,
+    "analyse": _analyse,
+    "report": _report,
 }

@@ -80,6 +80,22 @@ def compare_methods(
     return [replace(one, p_holm=p, verdict=_verdict(one, p, sign)) for one, p in corrected]
 
 
+def mean_with_interval(runs: Mapping[Run, float]) -> tuple[float, Interval | None]:
+    """The mean over sets of the mean over seeds, and its interval; None without two seeds of every
+    set.
+    """
+    by_set: dict[str, list[float]] = {}
+    for (name, _), score in runs.items():
+        by_set.setdefault(name, []).append(score)
+    strata = [np.array(scores) for scores in by_set.values()]
+    found = float(np.mean([one.mean() for one in strata]))
+    if min(map(len, strata)) < 2:
+        return found, None
+    generator = np.random.default_rng(SEED)
+    resampled = [_resampled(generator, len(one)) @ one for one in strata]
+    return found, _percentiles(np.mean(resampled, axis=0))
+
+
 def _compared(
     methods: tuple[str, str], first: Mapping[Run, float], second: Mapping[Run, float], sign: int
 ) -> Comparison:

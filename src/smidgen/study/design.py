@@ -53,6 +53,7 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     metric: str = "fd"
     better: Literal["low", "high"] = "low"
     against: str | None = None
+    interactions: list[str] = []
     curve: bool = False
     tune: Tuning | None = None
     sampling: Settings = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smidgen.files.toml import toml
@@ -37,12 +37,12 @@ def rows_of(design: Design) -> list[dict[str, Any]]:
     return rows
 
 
-def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def finished(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those that have their numbers."""
     return [row for row in rows if row["state"] == "finished"]
 
 
-def write_table(design: Design, rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> None:
+def write_table(design: Design, rows: Sequence[Mapping[str, Any]]) -> None:
     """STUDY/table.csv, which `smidgen anova` reads."""
     names = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
