@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
+from smidgen.cli.metric_table import aligned
 from smidgen.cli.options import answer, check_file, check_output_folder, log, quiet_stdout
-from smidgen.errors import UsageError, closest
+from smidgen.errors import UsageError, closest, shown
 from smidgen.files.checks import check_integer
 from smidgen.files.settings import SWITCH
 from smidgen.study.design import Design, read_design
+
+LOOK_SECONDS = 2.0
 
 DESCRIPTION = """Compare what a recipe with a table [study] names: factors and levels, cells, seeds.
 
@@ -62,6 +66,8 @@ class StudyOptions:
 class StudySwitches:
     """How to run and how to answer."""
 
+    watch: bool = dataclasses.field(default=False, metadata=SWITCH)
+    """With status: look again every two seconds until nothing is left to do."""
     time: bool = dataclasses.field(default=False, metadata=SWITCH)
     """With plan: load bases and time a few steps of each arm."""
     retry: bool = dataclasses.field(default=False, metadata=SWITCH)
@@ -124,14 +130,37 @@ def _run(design: Design, options: StudyOptions, switches: StudySwitches) -> Answ
 def _status(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
     from smidgen.study.runs import runs_of, states, tuning_of
 
-    found = list(states([*tuning_of(design), *runs_of(design)]))
-    rows = [
-        {"run": f"{one.folder.parent.name}/{one.name}", "state": state, "why": why}
-        for one, state, why in found
-    ]
-    width = max(len(row["run"]) for row in rows)
-    lines = [f"{row['run']:<{width}}  {row['state']}  {row['why']}".rstrip() for row in rows]
+    def look() -> list[dict[str, str]]:
+        found = states([*tuning_of(design), *runs_of(design)])
+        return [
+            {"run": f"{one.folder.parent.name}/{one.name}", "state": state, "why": why}
+            for one, state, why in found
+        ]
+
+    rows = _watched(look) if switches.watch else look()
+    lines = aligned([[shown(value) for value in row.values()] for row in rows])
     return {"output": str(design.output), "runs": rows}, lines, None
+
+
+def _watched(look: Callable[[], list[dict[str, str]]]) -> list[dict[str, str]]:
+    """The table on the terminal, drawn again until nothing is left to do; its last rows."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    def table(rows: list[dict[str, str]]) -> Table:
+        drawn = Table("run", "state", "why", box=None)
+        for row in rows:
+            drawn.add_row(*map(shown, row.values()))
+        return drawn
+
+    rows = look()
+    with Live(table(rows), console=Console(stderr=True), auto_refresh=False) as live:
+        while any(row["state"] in ("missing", "begun", "waiting") for row in rows):
+            time.sleep(LOOK_SECONDS)
+            rows = look()
+            live.update(table(rows), refresh=True)
+    return rows
 
 
 def _analyse(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:

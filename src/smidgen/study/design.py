@@ -30,6 +30,8 @@ Cell = Mapping[str, str]  # the label of a level of each factor
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A grid of one setting, tried alike for every arm; what is best is what the arm runs with.
 
+    A level that has the setting itself keeps it: nothing is tried for its arms.
+
     `at` says at which levels of the blocks it is tried, by default the first of each; `seed` is
     that of the runs that try, by default the first. `metric` must become small, unless `highest`.
     """
@@ -105,6 +107,12 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
     def arm_of(self, cell: Cell) -> Cell:
         """The levels of what is compared."""
         return {name: label for name, label in cell.items() if name in self.arms}
+
+    def is_tuned(self, cell: Cell) -> bool:
+        """Whether a value is tried for the arm of a cell: none of its levels has one of its own."""
+        tune = self.table.tune
+        levels = (self.factors[name][label] for name, label in cell.items())
+        return tune is not None and not any(tune.setting in settings for settings in levels)
 
     def tuned_at(self, cell: Cell) -> dict[str, str]:
         """The cell in which the arm of this one is tuned."""

@@ -66,7 +66,7 @@ def _counted(design: Design, cell: Cell) -> dict[str, Any]:
 def first_request(design: Design, cell: Cell) -> Request:
     """What a cell's run does, with the first of the values that are tuned."""
     tune = design.table.tune
-    tried = None if tune is None else tune.values[0]
+    tried = tune.values[0] if tune is not None and design.is_tuned(cell) else None
     request = Run(design=design, cell=cell, seed=design.table.seeds[0], tried=tried).request
     assert request is not None, "a run that tries a value waits for nothing"
     return request

@@ -10,7 +10,7 @@ from typing import Any
 from smidgen.files.toml import toml
 from smidgen.files.writing import write_text
 from smidgen.study.design import Design
-from smidgen.study.runs import best_value, runs_of, states
+from smidgen.study.runs import RESULT, runs_of, states
 
 TABLE = "table.csv"
 ROW_COLUMNS = ("seed", "state")
@@ -26,10 +26,10 @@ def rows_of(design: Design) -> list[dict[str, Any]]:
         row: dict[str, Any] = {**run.cell, "seed": run.seed, "state": state}
         if why:
             row["why"] = why
-        found = run.kept("result.json") if state == "finished" else None
+        found = run.kept(RESULT) if state == "finished" else None
         if found is not None:
             if (tune := design.table.tune) is not None:
-                row[tune.setting] = best_value(design, run.cell)
+                row[tune.setting] = (run.settings or {}).get(tune.setting)
             row |= {name: one for name, one in found.training.items() if one is not None}
             row |= {name: one for name, one in found.metrics.items() if one is not None}
             row |= {name: one for name, one in found.baselines.items() if one is not None}

@@ -118,7 +118,8 @@ class Run:
     def settings(self) -> dict[str, Any] | None:
         """The recipe's values for it; None while the tuning has not found one of them."""
         values = self.design.settings(self.cell)
-        if (tune := self.design.table.tune) is None:
+        tune = self.design.table.tune
+        if tune is None or not self.design.is_tuned(self.cell):
             return values
         value = self.tried if self.tried is not None else best_value(self.design, self.cell)
         return None if value is None else values | {tune.setting: value}
@@ -246,7 +247,7 @@ def tuning_of(design: Design, cell: Cell | None = None) -> list[Run]:
     if tune is None:
         return []
     seed = design.table.seeds[0] if tune.seed is None else tune.seed
-    cells = design.cells() if cell is None else [cell]
+    cells = filter(design.is_tuned, design.cells() if cell is None else [cell])
     places = {tuple(at.items()): at for at in map(design.tuned_at, cells)}
     return [
         Run(design=design, cell=at, seed=seed, tried=value)
