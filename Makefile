@@ -1,5 +1,6 @@
 # `make demo` fine-tunes the shipped base to Greek letters, `make demo-text` the one that reads prompts to a
 # drawing; CI calls `make test`, `make laws` and `make check`.
+# `make study` compares two methods on two sets, to a report, in five minutes.
 # `make bench` measures speed beside peers and takes a quarter of an hour.
 # `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
@@ -8,13 +9,17 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo demo-text test laws check bench fuzz kills clean
+.PHONY: demo demo-text study test laws check bench fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
 
 demo-text: .venv/installed
 	.venv/bin/smidgen demo --text --output runs/demo-text
+
+study: .venv/installed
+	.venv/bin/smidgen study run recipes/study-small.toml
+	.venv/bin/smidgen study report recipes/study-small.toml
 
 test: .venv/installed-dev
 	$(PYTEST)

@@ -10,7 +10,7 @@ from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.metric_table import aligned
-from smidgen.cli.options import answer, check_file, check_output_folder, log, quiet_stdout
+from smidgen.cli.options import answer, check_output_folder, log, quiet_stdout
 from smidgen.errors import UsageError, closest, shown
 from smidgen.files.checks import check_integer
 from smidgen.files.settings import SWITCH
@@ -34,10 +34,8 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """Which study, and where."""
+    """Where the study lies, and how its runs are done."""
 
-    study: Path
-    """The recipe (.toml) with a table [study]."""
     output: Path | None = None
     """Folder of the study; none: the recipe's."""
     workers: int = 1
@@ -80,19 +78,19 @@ class StudySwitches:
 
 def run(argv: Sequence[str]) -> None:
     """Choose the part, parse, do it, answer."""
-    action, *rest = argv or ("--help",)
+    action, *rest = argv or ("",)
     if action in ("-h", "--help"):
         action, rest = "plan", ["--help"]
     if action not in ACTIONS:
-        raise UsageError(f'study does not know "{action}"{closest(action, ACTIONS)}')
-    # the recipe is the study's own: read_request would take it for the settings of this verb
-    request = dataclasses.replace(read_request("study", []), arguments=rest, positional="study")
-    parsed = parse(
-        request, {"study": StudyOptions}, switches=StudySwitches, description=DESCRIPTION
-    )
+        raise UsageError(f'study does not know "{shown(action)}"{closest(action, ACTIONS)}')
+    request = read_request(f"study {action}", rest)
+    # the settings in the recipe are those of the study's runs, not of this verb
+    groups, bare = {"study": StudyOptions}, dataclasses.replace(request, values={})
+    parsed = parse(bare, groups, switches=StudySwitches, description=DESCRIPTION)
     options, switches = parsed["study"], parsed["switches"]
-    check_file(options.study, "study")
-    design = read_design(options.study, options.output)
+    if request.recipe is None:
+        raise UsageError(f"which study? smidgen study {action} RECIPE.toml")
+    design = read_design(request.recipe, options.output)
     check_output_folder(design.output)
     with quiet_stdout():
         document, lines, path = ACTIONS[action](design, options, switches)

@@ -1,0 +1,273 @@
+"""`smidgen study` end to end on a tiny base: what is run, left alone, tuned, told and reported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+
+from smidgen.study.design import read_design
+from smidgen.study.queue import run_all
+from smidgen.study.runs import runs_of, tuning_of
+
+SETTINGS = """
+base = "{base}"
+data = "{photos}"
+reference = "{photos}"
+output = "{output}"
+steps = 2
+batch_size = 4
+trackers = []
+num_threads = 1
+validation_share = 0.3
+validate_every = 1
+{more}
+[study]
+seeds = {seeds}
+against = "bitfit"
+curve = true
+{study}
+[study.factors]
+method = ["difffit", "bitfit"]
+
+[study.sampling]
+num_images = 6
+steps = 2
+"""
+
+
+def write_study(base, photos, tmp_path, *, seeds="[0, 1]", study="", more="", tail=""):
+    path = tmp_path / "study.toml"
+    places = {"base": base, "photos": photos, "output": tmp_path / "study"}
+    path.write_text(SETTINGS.format(**places, seeds=seeds, study=study, more=more) + tail)
+    return path
+
+
+@pytest.fixture
+def recipe(base, photos, tmp_path):
+    return write_study(base, photos, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def done(base, photos, tmp_path_factory):
+    """A recipe whose runs are finished."""
+    path = write_study(base, photos, tmp_path_factory.mktemp("studies"))
+    assert run_all(read_design(path)) == {"finished": 4}
+    return path
+
+
+def results(recipe):
+    return {run.name: run.folder / "result.json" for run in runs_of(read_design(recipe))}
+
+
+def test_a_plan_counts_and_writes_nothing(smidgen, recipe):
+    outcome = smidgen("study", "plan", recipe, "--json")
+    assert outcome.code == 0, outcome.err
+    plan = outcome.document
+    assert (plan["runs"], plan["states"]) == (4, {"missing": 4})
+    design = read_design(recipe)
+    assert not design.output.exists()
+    for row in plan["cells"]:
+        base, photos = design.fixed["base"], design.fixed["data"]
+        method = ("--base", base, "--data", photos, "--method", row["cell"]["method"])
+        counted = smidgen("train", *method, "--output", design.output, "--dry-run", "--json")
+        assert row["parameters"] == counted.document["trainable"]
+
+
+def test_a_plan_says_in_the_librarys_words_what_cannot_be(smidgen, base, photos, tmp_path):
+    path = write_study(base, photos, tmp_path)
+    path.write_text(
+        path.read_text()
+        .replace('against = "bitfit"', "")
+        .replace('method = ["difffit", "bitfit"]', "")
+        .replace("[study.factors]", '[study.factors]\nblocks = ["all", "9-10"]')
+    )
+    plan = smidgen("study", "plan", path, "--json").document
+    reasons = {row["cell"]["blocks"]: row.get("reason") for row in plan["cells"]}
+    assert reasons["all"] is None
+    assert "9-10" in reasons["9-10"]
+    assert plan["impossible"] == 1
+    assert smidgen("study", "run", path).code == 0
+    status = smidgen("study", "status", path, "--json").document["runs"]
+    found = {(row["run"], row["state"]) for row in status}
+    assert ("runs/all-0", "finished") in found
+    assert ("runs/9-10-0", "failed") in found
+
+
+def test_a_finished_study_is_left_as_it_is(smidgen, done):
+    before = {path: path.stat().st_mtime_ns for path in results(done).values()}
+    outcome = smidgen("study", "run", done)
+    assert outcome.code == 0
+    assert "4 finished" in outcome.out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_numbers_of_a_run_are_those_of_train_and_evaluate(smidgen, done, tmp_path):
+    design = read_design(done)
+    run = runs_of(design)[0]
+    kept = json.loads((run.folder / "result.json").read_text())
+    folder, fixed = tmp_path / "run", design.fixed
+    given = ("--base", fixed["base"], "--data", fixed["data"], "--output", folder)
+    settings = ("--steps", 2, "--batch-size", 4, "--trackers", "--validation-share", 0.3)
+    more = ("--validate-every", 1, "--num-threads", 1, "--method", "difffit", "--seed", 0)
+    assert smidgen("train", *given, *settings, *more).code == 0
+    drawn = ("--num-images", 6, "--steps", 2, "--seed", 0, "--reference", fixed["data"])
+    alone = smidgen("evaluate", folder, *drawn, "--json").document
+    assert (folder / "delta.safetensors").read_bytes() == (
+        run.folder / "delta.safetensors"
+    ).read_bytes()
+    for name, value in alone["metrics"].items():
+        mean = value["mean"] if isinstance(value, dict) else value
+        assert kept["metrics"][name] == mean
+    assert set(kept["curve"]) == {"1", "2"}
+    assert kept["curve"]["2"] == kept["metrics"]
+
+
+def test_a_result_of_other_settings_is_shown_and_never_averaged_in(smidgen, recipe):
+    assert smidgen("study", "run", recipe).code == 0
+    text = recipe.read_text()
+    recipe.write_text(text.replace("num_images = 6", "num_images = 8"))
+    status = smidgen("study", "status", recipe, "--json").document["runs"]
+    assert {row["state"] for row in status} == {"other settings"}
+    assert "sampling.num_images 6 -> 8" in status[0]["why"]
+    analysed = smidgen("study", "analyse", recipe)
+    assert (analysed.code, "no run is finished" in analysed.err) == (1, True)
+    refused = smidgen("study", "run", recipe)
+    assert refused.code == 2
+    assert "--force" in refused.err
+    assert smidgen("study", "run", recipe, "--force").code == 0
+    status = smidgen("study", "status", recipe, "--json").document["runs"]
+    assert {row["state"] for row in status} == {"finished"}
+
+
+def test_a_committed_result_counts_without_its_delta(smidgen, recipe):
+    assert smidgen("study", "run", recipe).code == 0
+    for path in results(recipe).values():
+        (path.parent / "delta.safetensors").unlink()
+    outcome = smidgen("study", "run", recipe, "--json")
+    assert outcome.document["states"] == {"finished": 4}
+    assert not any((path.parent / "delta.safetensors").exists() for path in results(recipe).values())
+
+
+def test_parts_together_do_everything_once(smidgen, recipe):
+    assert smidgen("study", "run", recipe, "--part", "1/2").code == 0
+    assert sum(path.exists() for path in results(recipe).values()) == 2
+    first = {path: path.read_bytes() for path in results(recipe).values() if path.exists()}
+    assert smidgen("study", "run", recipe, "--part", "2/2").code == 0
+    assert all(path.exists() for path in results(recipe).values())
+    assert {path: path.read_bytes() for path in first} == first
+
+
+def test_a_run_that_fails_is_told_and_in_no_number(smidgen, base, photos, tmp_path):
+    levels = '[study.factors.method]\nfine = { method = "difffit" }\n'
+    levels += 'wild = { method = "difffit", lr = 1e30, max_grad_norm = "none" }\n'
+    path = write_study(base, photos, tmp_path, more="")
+    path.write_text(
+        path.read_text()
+        .replace('against = "bitfit"', "")
+        .replace('[study.factors]\nmethod = ["difffit", "bitfit"]\n', levels)
+        .replace("steps = 2\nbatch", "steps = 6\nbatch")
+    )
+    outcome = smidgen("study", "run", path, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document["states"] == {"finished": 2, "failed": 2}
+    again = smidgen("study", "run", path)
+    assert "wild" not in again.err  # it would fail in the same way
+    found = smidgen("study", "analyse", path, "--json").document
+    assert (found["finished"], found["runs"]) == (2, 4)
+    assert "2 of 4 runs have no result" in " ".join(found["notes"])
+    report = smidgen("study", "report", path)
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert report.code == 0
+    assert "not finite" in page
+
+
+def test_every_arm_is_tuned_on_the_same_grid_and_runs_with_what_was_best(
+    smidgen, base, photos, tmp_path
+):
+    path = write_study(
+        base, photos, tmp_path, seeds="[3]", tail="\n[study.tune]\nvalues = [1e-6, 3e-2]\n"
+    )
+    outcome = smidgen("study", "run", path, "--json")
+    assert outcome.code == 0, outcome.err
+    design = read_design(path)
+    for method in ("difffit", "bitfit"):
+        losses = {}
+        for run in tuning_of(design, {"method": method}):
+            losses[run.tried] = run.result.training["validation_loss"]
+        assert set(losses) == {1e-6, 3e-2}
+        (run,) = [one for one in runs_of(design) if one.cell["method"] == method]
+        assert run.settings["lr"] == min(losses, key=losses.get)
+        kept = json.loads((run.folder / "result.json").read_text())
+        assert kept["settings"]["lr"] == run.settings["lr"]
+
+
+def test_the_table_is_one_that_anova_reads(smidgen, done):
+    outcome = smidgen("study", "analyse", done, "--json")
+    assert outcome.code == 0, outcome.err
+    found, table = outcome.document, read_design(done).output / "table.csv"
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "0", "1", "1"]
+    asked = ("--metric", "fd", "--factors", "method", "--json")
+    alone = smidgen("anova", table, *asked).document
+    assert alone["terms"] == found["anova"]["terms"]
+    for arm in found["arms"]:
+        own = [float(row["fd"]) for row in rows if row["method"] == arm["arm"]]
+        assert arm["mean"] == pytest.approx(sum(own) / 2)
+    (compared,) = found["comparisons"]
+    assert compared["methods"] == ["difffit", "bitfit"]
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(smidgen, done):
+    outcome = smidgen("study", "report", done)
+    folder = read_design(done).output
+    assert outcome.out.splitlines()[-1] == str(folder / "report.html")
+    page = (folder / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert page.count("<svg") == len(list((folder / "figures").glob("*.png")))
+    for text in ("difffit", "bitfit", "Analysis of variance", "data:image/png;base64"):
+        assert text in page
+    words = (folder / "report.md").read_text()
+    assert "| difffit |" in words
+    for picture in re.findall(r"\]\(([^)]+\.png)\)", words):
+        assert (folder / picture).is_file()
+    before = page
+    assert smidgen("study", "report", done).code == 0
+    assert (folder / "report.html").read_text() == before
+
+
+@pytest.mark.parametrize("how", [("--workers", "2"), ("--ray", "local")])
+def test_several_processes_leave_what_one_leaves(smidgen, base, photos, tmp_path, how, done):
+    path = write_study(base, photos, tmp_path, seeds="[0]")
+    if how[0] == "--ray":
+        pytest.importorskip("ray")
+    outcome = smidgen("study", "run", path, *how, "--json")
+    assert outcome.document["states"] == {"finished": 2}
+    for name, result in results(path).items():
+        kept, alone = (json.loads(one.read_text()) for one in (result, results(done)[name]))
+        assert kept["metrics"] == alone["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (('against = "bitfit"', 'against = "bitfitt"'), 'did you mean "bitfit"?'),
+        (("seeds = [0, 1]", "seeds = []"), "seeds are empty"),
+        (("[study.sampling]", "[study.sampels]"), "sampels"),
+        (('["difffit", "bitfit"]', '["difffit"]'), "has 1 level"),
+        (("num_images = 6", "num_imagess = 6"), "num_imagess"),
+        (("steps = 2\nbatch", "stepps = 2\nbatch"), "stepps"),
+        (("curve = true", 'blocks = ["dat"]'), 'unknown block "dat"'),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line_that_names_it(smidgen, recipe, change, complaint):
+    text = recipe.read_text()
+    assert change[0] in text
+    recipe.write_text(text.replace(*change))
+    outcome = smidgen("study", "plan", recipe)
+    assert outcome.code == 2
+    assert len(outcome.complaint) == 1
+    assert complaint in outcome.complaint[0]
