@@ -36,6 +36,8 @@ from smidgen.hosts.host import find_host
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, DiTConfig
+from smidgen.training.activations import Packed, bears_it, one_byte_kept
+from smidgen.training.network import checkpointing
 
 RESULTS, PAGE = Path("bench/results/speed.json"), Path("docs/benchmarks.md")
 ROUNDS = 5
@@ -200,9 +202,34 @@ def steps_of(name: str) -> Rows:
         run = step(network, list(delta.parameters()), batch)
         rows[f"{method}, hooks"] = with_delta(network, delta, run, fast=False)
         rows[f"{method}, fast"] = with_delta(network, delta, run, fast=True)
+    delta = delta_of(network, "difffit")
+    run = step(kept_in_bytes(network, delta), list(delta.parameters()), batch)
+    rows["difffit, fast, activations 8bit"] = with_delta(network, delta, run, fast=True)
+    run = step(network, list(delta.parameters()), batch)
+    rows["difffit, fast, blocks recomputed"] = recomputing(
+        network, with_delta(network, delta, run, fast=True)
+    )
     if lora := peft_lora(shape):
         rows["LoRA, PEFT"] = step(lora, trained(lora), batch)
     return rows
+
+
+def kept_in_bytes(network: DiT, delta: Delta) -> Callable[..., Tensor]:
+    def call(*inputs: Tensor) -> Tensor:
+        with one_byte_kept(network, delta):
+            return network(*inputs)
+
+    return call
+
+
+def recomputing(network: DiT, run: Row) -> Row:
+    """`run` with gradient checkpointing."""
+
+    def row() -> float:
+        with checkpointing(network, True):
+            return run()
+
+    return row
 
 
 def trained(network: nn.Module) -> list[nn.Parameter]:
@@ -290,21 +317,33 @@ def kept(shape: Shape) -> dict[str, float]:
     for fast in (False, True):
         with acting(delta, network, fast=fast):
             own_bytes = saved_bytes(network, batch, network, delta)
-        found["DiffFit, fast" if fast else "DiffFit, hooks"] = own_bytes / unit
+            in_bytes = saved_bytes(network, batch, network, delta, heads=shape.heads)
+        name = "DiffFit, fast" if fast else "DiffFit, hooks"
+        found |= {name: own_bytes / unit, f"{name}, activations 8bit": in_bytes / unit}
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def saved_bytes(call: Callable[..., Tensor], batch: Any, *known: nn.Module) -> int:
-    """Of all tensors that autograd keeps and that are no parameters of `known`."""
+def saved_bytes(
+    call: Callable[..., Tensor], batch: Any, *known: nn.Module, heads: int | None = None
+) -> int:
+    """Of all tensors that autograd keeps and that are no parameters of `known`; with `heads`, those
+    of the network's attention, as they are with activations in 8 bit.
+    """
     weights = {p.untyped_storage().data_ptr() for module in known for p in module.parameters()}
-    seen: dict[int, int] = {}
+    seen: dict[object, int] = {}
     alive = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
+        place: object = storage.data_ptr()
+        if place in weights:
+            return tensor
+        alive.append(tensor)
+        if heads is not None and bears_it(tensor, heads):
+            place = (place, tensor.storage_offset(), tensor.shape, tensor.stride())
+            seen[place] = Packed.of(tensor).nbytes
+        else:
+            seen[place] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

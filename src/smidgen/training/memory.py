@@ -28,8 +28,10 @@ from smidgen.core.storage import stored_bytes
 from smidgen.fast.acting import acting
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
+from smidgen.models.dit import DiT
 from smidgen.models.labels import Labels
 from smidgen.models.reader import Reader
+from smidgen.training.activations import one_byte_kept
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import Example, example_of
 from smidgen.training.network import checkpointing, recomputing
@@ -135,7 +137,11 @@ def step_bytes(
             )
             reduced = DTYPES[config.precision]
             called = calling(find_family(denoiser), network)
-            with torch.autocast("cpu", reduced, enabled=reduced != torch.float32):
+            eight_bit = config.activations == "8bit" and isinstance(network, DiT)
+            with (
+                torch.autocast("cpu", reduced, enabled=reduced != torch.float32),
+                one_byte_kept(network, fresh) if eight_bit else nullcontext(),
+            ):
                 losses = batch_loss(called, batch, task, config, dtype_of(denoiser))
             total_loss(losses, config).backward()
     return peak.highest

@@ -17,7 +17,9 @@ from smidgen.errors import UsageError
 from smidgen.fast.acting import acting
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES, Network, calling, dtype_of
+from smidgen.models.dit import DiT
 from smidgen.models.reader import Reader
+from smidgen.training.activations import one_byte_kept
 from smidgen.training.compiled import check_gradients, compiling
 from smidgen.training.config import TrainingConfig
 from smidgen.training.objective import Task
@@ -44,7 +46,8 @@ def training_network(
                 with compiling():
                     yield _compiled(base, delta, task, config)
             else:
-                yield calling(base.family, denoiser, config.embedded_guidance)
+                network = calling(base.family, denoiser, config.embedded_guidance)
+                yield network if config.activations == "exact" else _kept(network, denoiser, delta)
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
@@ -127,6 +130,23 @@ def averaged(state: TrainingState) -> Iterator[None]:
         yield
     finally:
         state.delta.copy_(values)
+
+
+def _kept(network: Network, denoiser: Any, delta: Delta) -> Network:
+    """`network`, which keeps what it computes in one byte a number.
+
+    Raises: UsageError for one that is no DiT.
+    """
+    if not isinstance(denoiser, DiT):
+        raise UsageError(
+            f"activations 8bit is for a DiT; leave it out for a {type(denoiser).__name__}"
+        )
+
+    def call(*inputs: Any) -> Tensor:
+        with one_byte_kept(denoiser, delta):
+            return network(*inputs)
+
+    return call
 
 
 def _compiled(base: Base, delta: Delta, task: Task, config: TrainingConfig) -> Network:

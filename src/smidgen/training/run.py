@@ -232,9 +232,10 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
         "prompt": reads_prompts,
         "train_text_encoder": reads_prompts,
         "embedded_guidance": base.family.guidance == "embedded",
+        "activations": not reads_prompts,
     }
     for name, of_use in used.items():
-        if getattr(training, name) not in (None, False) and not of_use:
+        if getattr(training, name) not in (None, False, "exact") and not of_use:
             raise UsageError(f'{name} is of no use to base "{base.name}"; leave it out')
     shifted = base.process.is_shifted(training.timestep_sampling)
     if training.timestep_shift is not None and not shifted:
