@@ -82,7 +82,9 @@ def test_wrong_flags_are_named_with_what_was_expected(
     assert not run.exists()
 
 
-@pytest.mark.parametrize("verb", ["train", "sample", "evaluate", "compare", "inspect", "fold"])
+@pytest.mark.parametrize(
+    "verb", ["train", "sample", "evaluate", "compare", "anova", "inspect", "fold"]
+)
 def test_what_must_be_given_is_named(smidgen, verb):
     assert_refused(smidgen(verb), "missing", codes=(2,))
 
@@ -371,6 +373,7 @@ def test_misuse_is_answered_without_importing_torch(tmp_path):
         ("sample", "--base", "glyphs", "--classes", "omega", *output),
         ("evaluate", "none", "--reference", "none"),
         ("fold", "--base", ".", "--delta", "none", "--format", "dit", *output),
+        ("anova", "none.csv", "--metric", "fd", "--factors", "method"),
     ):
         command = [sys.executable, "-c", program, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

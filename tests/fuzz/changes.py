@@ -48,6 +48,18 @@ def bytes_of(found: bytes, rng: Random) -> bytes:
 
 
 @content
+def csv_of(found: bytes, rng: Random) -> bytes:
+    """One to five cells of a table, its header among them."""
+    rows = [line.split(b",") for line in found.splitlines()]
+    for _ in range(rng.choice((1, 1, 5))):
+        row = rng.choice(rows)
+        cell = rng.choice(rng.choice(rows)).decode()
+        odd = rng.choice((cell, cell, "1e308", "-1e-308", "0", *ODD_TEXTS))
+        row[rng.randrange(len(row))] = odd.encode()
+    return b"\n".join(b",".join(row) for row in rows)
+
+
+@content
 def json_of(found: bytes, rng: Random) -> bytes:
     """One or two values of a JSON document, or another document."""
     if rng.random() < 0.1:

@@ -164,6 +164,15 @@ KINDS: dict[str, Kind] = {
         ),
         ("result.json",),
     ),
+    "table": Kind(
+        ("table.csv",),
+        (changes.csv_of, changes.csv_of, changes.bytes_of),
+        (
+            "anova table.csv --metric fd --factors method,task",
+            "anova table.csv --metric fd --factors method,task --interaction method:task --json",
+            "anova table.csv --metric fd --factors method --blocks task,seed --dry-run",
+        ),
+    ),
     "record": Kind(
         ("samples/sample.json",),
         JSON,

@@ -6,6 +6,7 @@ bytes are changed wherever a case is repeated.
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -104,6 +105,7 @@ def build() -> None:
     settle()
     write_measured()
     write_recipes()
+    write_table()
     settle()
 
 
@@ -197,6 +199,14 @@ def write_recipes() -> None:
             assert main([*command.split(), "--dry-run"]) == 0
         lines = [line for line in printed.getvalue().splitlines() if not line.startswith("#")]
         Path(f"{verb}.toml").write_text("\n".join(lines) + "\n")
+
+
+def write_table() -> None:
+    """Two methods on three tasks with two seeds, and a method alone on a task of its own."""
+    runs = itertools.product("ab", "xyz", "12")
+    rows = [f"{','.join(run)},{place % 7}.5" for place, run in enumerate(runs)]
+    rows = ["method,task,seed,fd", *rows, "c,w,1,9", "c,w,2,11"]
+    Path("table.csv").write_text("\n".join(rows) + "\n")
 
 
 def settle() -> None:

@@ -25,7 +25,7 @@ from smidgen.study.contrasts import check_cells, island_contrasts
 from smidgen.study.effects import CONFIDENCE
 from smidgen.study.islands import parts
 from smidgen.study.table import Table, make_table, read_table
-from smidgen.study.terms import Term, factor_term, nested_tests
+from smidgen.study.terms import factor_term, nested_tests, terms_of
 
 MOST_SHOWN = 6  # levels of an island
 
@@ -65,7 +65,7 @@ def analyse(table: Table, config: AnovaConfig) -> dict[str, Any]:
     """The same of a table that is read."""
     design = design_of(table, config)
     connected, islands = design.connected, design.islands
-    terms = _terms(connected, config.pairs)
+    terms = terms_of(connected, config.pairs)
     beside = nested_tests(connected, terms)
     alone = {name: nested_tests(table, [factor_term(table, name)]) for name in table.factors}
     tests = (beside, *alone.values())
@@ -105,13 +105,6 @@ def analyse(table: Table, config: AnovaConfig) -> dict[str, Any]:
             *dict.fromkeys(note for one in tests for note in one.notes),
         ],
     }
-
-
-def _terms(connected: Table, pairs: Sequence[Sequence[str]]) -> list[Term]:
-    """The factors that differ among the connected cells, and the interactions asked for."""
-    differing = [name for name, levels in connected.factors.items() if len(levels.names) > 1]
-    mains = [factor_term(connected, name) for name in differing]
-    return mains + [factor_term(connected, *pair) for pair in pairs]
 
 
 def _check_replicates(connected: Table, pairs: Sequence[Sequence[str]]) -> None:

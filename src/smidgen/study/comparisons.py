@@ -65,7 +65,8 @@ def levene(values: np.ndarray, levels: Levels) -> dict[str, float] | None:
     groups = [values[levels.codes == code] for code in np.flatnonzero(levels.counts > 1)]
     if len(groups) < 2 or all(np.ptp(group) == 0 for group in groups):
         return None
-    found = stats.levene(*groups, center="median")
+    with np.errstate(divide="ignore", invalid="ignore"):  # where all are as far from their median
+        found = stats.levene(*groups, center="median")
     return _finite({"statistic": float(found.statistic), "p": float(found.pvalue)})
 
 

@@ -29,7 +29,8 @@ def permutation_p(
     def ratios(several: np.ndarray) -> np.ndarray:
         """(B, N) -> (B,): F up to a constant."""
         held = [np.sum((several @ one.basis) ** 2, axis=1) for one in (without, beside, everything)]
-        error = np.maximum(np.sum(several**2, axis=1) - held[2], np.finfo(float).tiny)
+        whole = np.sum(several**2, axis=1)
+        error = np.maximum(whole - held[2], np.finfo(float).eps * whole)  # some order may fit all
         return (held[1] - held[0]) / error
 
     seen = ratios(residuals[None])[0]

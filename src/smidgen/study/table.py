@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from smidgen.errors import SmidgenError, UsageError, closest, shown
+from smidgen.errors import SmidgenError, UsageError, closest
+from smidgen.files.names import excerpt
 from smidgen.files.reading import in_one_line, read_bytes
 from smidgen.study.config import AnovaConfig
 
 MOST_BYTES = 2**24
+LARGEST = 1e100  # of a number: squares of larger ones may be none
 MOST_ENTRIES = 2**22  # of a model, rows times levels: half a minute
 
 
@@ -121,7 +123,7 @@ def read_columns(path: Path) -> dict[str, list[str]]:
     header = [name.strip() for name in rows[0]]
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise SmidgenError(f'{path} has two columns "{shown(twice)}"; give each a name of its own')
+        raise SmidgenError(f'{path} has two columns "{excerpt(twice)}"; name each differently')
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(header):
             raise SmidgenError(
@@ -176,9 +178,9 @@ def _numbers(column: Sequence[object], metric: str, name: str) -> np.ndarray:
             values[row] = float(str(given))
         except ValueError:
             values[row] = math.nan
-        if not math.isfinite(values[row]):
+        if not abs(values[row]) < LARGEST:
             raise SmidgenError(
-                f'{name}, row {row + 2}: {metric} is "{shown(str(given))}"; expected a finite '
+                f'{name}, row {row + 2}: {metric} is "{excerpt(str(given))}"; expected a finite '
                 "number in every row: measure it again or leave the row out"
             )
     return values
@@ -192,6 +194,6 @@ def _levels(column: Sequence[object], factor: str, name: str) -> Levels:
         )
     if len(set(texts)) < 2:
         raise SmidgenError(
-            f'{factor} has one level in {name}, "{shown(texts[0])}"; two or more are needed'
+            f'{factor} has one level in {name}, "{excerpt(texts[0])}"; two or more are needed'
         )
     return Levels.of(texts)

@@ -72,6 +72,13 @@ def factor_term(table: Table, *names: str) -> Term:
     return Term(names, table.factors[names[0]] if len(names) == 1 else table.cells(*names))
 
 
+def terms_of(table: Table, pairs: Sequence[Sequence[str]]) -> list[Term]:
+    """The factors that differ, and the interactions of pairs of them."""
+    differing = [name for name, levels in table.factors.items() if len(levels.names) > 1]
+    mains = [factor_term(table, name) for name in differing]
+    return mains + [factor_term(table, *pair) for pair in pairs]
+
+
 def block_terms(table: Table) -> list[Term]:
     return [Term((name,), levels) for name, levels in table.blocks.items()]
 

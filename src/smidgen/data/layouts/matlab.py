@@ -1,7 +1,8 @@
 """Reads MATLAB 5 files, in which several published data sets keep their labels and splits.
 
 Only what those hold: numbers, text, cells and structs. Arrays are in column order, as MATLAB has
-them. The format: "MAT-File Format", The MathWorks, chapter 1.
+them. The format: "MAT-File Format", The MathWorks, chapter 1. scipy's reader can end the process on
+a damaged file (docs/decisions/0017).
 """
 
 from __future__ import annotations
