@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 # what L1 has besides data
 MODELS = ("errors", "sizes", "files", "core", "hosts", "models.dit", "diffusion")
 L1 = (*MODELS, "models", "data")
-L3 = ("sampling", "evaluation", "training", "interop", "study")
+L3 = ("sampling", "evaluation", "training", "interop", "statistics")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
@@ -40,12 +40,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "evaluation": (*L1, "methods", "sampling", "processes"),
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
-    "study": ("errors", "files", "evaluation"),
+    "statistics": ("errors", "files", "evaluation"),
     # L4
     "api": (*L1, "methods", *L3, "processes", "progress"),
     "__init__": ("errors", "api"),
     # L5
-    "cli": (*L1, "methods", *L3, "api", "processes", "progress"),
+    "study": (*L1, "methods", *L3, "api", "processes", "progress"),
+    # L6
+    "cli": (*L1, "methods", *L3, "api", "study", "processes", "progress"),
     "__main__": ("cli",),
 }
 
@@ -54,6 +56,8 @@ ONE_DOOR = {
     "transformers": "models/vision.py",
     "accelerate": "training/runtime.py",
     "datasets": "data/hub_images.py",
+    "jinja2": "study/report.py",
+    "ray": "study/queue.py",
 }
 
 

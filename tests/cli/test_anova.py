@@ -6,7 +6,7 @@ import json
 import pytest
 
 import smidgen as package
-from tests.study.designs import crossed, paper
+from tests.statistics.designs import crossed, paper
 
 from .test_misuse import assert_refused
 

@@ -148,7 +148,9 @@ def test_a_committed_result_counts_without_its_delta(smidgen, recipe):
         (path.parent / "delta.safetensors").unlink()
     outcome = smidgen("study", "run", recipe, "--json")
     assert outcome.document["states"] == {"finished": 4}
-    assert not any((path.parent / "delta.safetensors").exists() for path in results(recipe).values())
+    assert not any(
+        (path.parent / "delta.safetensors").exists() for path in results(recipe).values()
+    )
 
 
 def test_parts_together_do_everything_once(smidgen, recipe):

@@ -30,7 +30,7 @@ def test_a_full_design_has_every_combination_once(design):
 
 
 def test_half_of_a_two_level_design_aliases_no_main_effect_with_another_or_with_a_pair(design):
-    factors = "".join(f'{name} = {{ no = {{}}, yes = {{ {name} = true }} }}\n' for name in "abcde")
+    factors = "".join(f"{name} = {{ no = {{}}, yes = {{ {name} = true }} }}\n" for name in "abcde")
     found = design(f'[study]\ndesign = "half"\n[study.factors]\n{factors}').cells()
     assert len(found) == 2**5 / 2
     signs = np.array([[1 if cell[name] == "yes" else -1 for name in "abcde"] for cell in found])

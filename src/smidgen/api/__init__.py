@@ -14,7 +14,7 @@ from smidgen.api.folding import (
     import_lora,
 )
 from smidgen.api.sampling import sample, sample_arrays
-from smidgen.api.studies import anova
+from smidgen.api.statistics import anova
 from smidgen.api.training import train
 from smidgen.api.weights import inspect
 from smidgen.core.delta import Delta

@@ -1,4 +1,4 @@
-"""`smidgen anova`: the analysis of variance of a table as text; study/anova.py makes it."""
+"""`smidgen anova`: the analysis of variance of a table as text; statistics/anova.py makes it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.metric_table import aligned
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_file
-from smidgen.study.config import AnovaConfig
-from smidgen.study.table import read_table
+from smidgen.statistics.config import AnovaConfig
+from smidgen.statistics.table import read_table
 
 DESCRIPTION = """Say which factors of a table of measurements make a difference, and how much of it.
 
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     options, config, switches = parsed["table"], parsed["analysis"], parsed["switches"]
     check_file(options.table, "table")
     table = read_table(options.table, config)
-    from smidgen.study.anova import analyse, design_of  # scipy takes a second
+    from smidgen.statistics.anova import analyse, design_of  # scipy takes a second
 
     if switches.dry_run:
         design = design_of(table, config)

@@ -12,9 +12,9 @@ from typing import Any
 
 from smidgen.errors import SmidgenError, UsageError, closest
 from smidgen.files.writing import write_json
-from smidgen.study.anova import anova
-from smidgen.study.bootstrap import Comparison, compare_methods, mean_with_interval
-from smidgen.study.config import AnovaConfig
+from smidgen.statistics.anova import anova
+from smidgen.statistics.bootstrap import Comparison, compare_methods, mean_with_interval
+from smidgen.statistics.config import AnovaConfig
 from smidgen.study.design import Design
 from smidgen.study.results import finished, rows_of, write_table
 

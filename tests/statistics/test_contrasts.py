@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from smidgen.errors import UsageError
-from smidgen.study.comparisons import holm
-from smidgen.study.contrasts import MEAN, check_cells, island_contrasts
-from smidgen.study.islands import parts
+from smidgen.statistics.comparisons import holm
+from smidgen.statistics.contrasts import MEAN, check_cells, island_contrasts
+from smidgen.statistics.islands import parts
 
 from .designs import paper, paper_table, table_of
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from smidgen.study.linear import Space
+from smidgen.statistics.linear import Space
 
 NUM_PERMUTATIONS = 9999
 MOST_AT_ONCE = 2**20  # numbers

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from smidgen.study.effects import CONFIDENCE
-from smidgen.study.table import Levels, Table
-from smidgen.study.terms import Fit, Term, block_terms, span
+from smidgen.statistics.effects import CONFIDENCE
+from smidgen.statistics.table import Levels, Table
+from smidgen.statistics.terms import Fit, Term, block_terms, span
 
 MOST_LEVELS = 20  # of Tukey's comparisons: 190 pairs, two seconds
 MOST_FOR_SHAPIRO = 5000  # rows, up to which its p is known (Royston 1995)

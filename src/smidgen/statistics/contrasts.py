@@ -11,10 +11,10 @@ import numpy as np
 from scipy import stats
 
 from smidgen.errors import UsageError, closest, shown
-from smidgen.study.comparisons import holm, interval
-from smidgen.study.effects import CONFIDENCE
-from smidgen.study.table import Levels, Table
-from smidgen.study.terms import Fit, Term, block_terms, factor_term, fit
+from smidgen.statistics.comparisons import holm, interval
+from smidgen.statistics.effects import CONFIDENCE
+from smidgen.statistics.table import Levels, Table
+from smidgen.statistics.terms import Fit, Term, block_terms, factor_term, fit
 
 MEAN = "the mean of the connected cells"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smidgen.study.permutation import NUM_PERMUTATIONS, permutation_p, permutations
-from smidgen.study.terms import block_terms, factor_term, span
+from smidgen.statistics.permutation import NUM_PERMUTATIONS, permutation_p, permutations
+from smidgen.statistics.terms import block_terms, factor_term, span
 
 from .designs import crossed, table_of
 

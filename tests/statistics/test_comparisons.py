@@ -7,8 +7,8 @@ import statsmodels.formula.api as smf
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from smidgen.study.comparisons import holm, kruskal, levene, shapiro, tukey
-from smidgen.study.terms import block_terms, factor_term, fit, terms_of
+from smidgen.statistics.comparisons import holm, kruskal, levene, shapiro, tukey
+from smidgen.statistics.terms import block_terms, factor_term, fit, terms_of
 
 from .designs import crossed, table_of
 

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.study import bootstrap
-from smidgen.study.bootstrap import Run, compare_methods, exchange_p
+from smidgen.statistics import bootstrap
+from smidgen.statistics.bootstrap import Run, compare_methods, exchange_p
 
 SETS, SEEDS = ("cats", "food", "birds", "cars"), ("0", "1", "2")
 

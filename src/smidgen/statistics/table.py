@@ -16,7 +16,7 @@ import numpy as np
 from smidgen.errors import SmidgenError, UsageError, closest
 from smidgen.files.names import excerpt
 from smidgen.files.reading import in_one_line, read_bytes
-from smidgen.study.config import AnovaConfig
+from smidgen.statistics.config import AnovaConfig
 
 MOST_BYTES = 2**24
 LARGEST = 1e100  # of a number: squares of larger ones may be none

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.study.anova import anova
-from smidgen.study.config import AnovaConfig
+from smidgen.statistics.anova import anova
+from smidgen.statistics.config import AnovaConfig
 
 from .designs import CONNECTED, EFFECTS, NOISE, crossed, paper
 

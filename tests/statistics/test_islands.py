@@ -2,7 +2,7 @@
 
 import itertools
 
-from smidgen.study.islands import parts
+from smidgen.statistics.islands import parts
 
 from .designs import CONNECTED, ISLANDS, PAIRS, paper_table, table_of
 

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from smidgen.study.config import AnovaConfig
-from smidgen.study.table import make_table
+from smidgen.statistics.config import AnovaConfig
+from smidgen.statistics.table import make_table
 
 STREAM = ("SA_in", "CA_in", "FFN_in", "Trans_out")  # where adapters may add, in order
 FROM = {"SA_in": 0, "SA_out": 1, "CA_in": 1, "CA_out": 2, "FFN_in": 2, "FFN_out": 3, "Trans_out": 3}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.study.comparisons import (
+from smidgen.statistics.comparisons import (
     MOST_FOR_SHAPIRO,
     MOST_LEVELS,
     kruskal,
@@ -20,12 +20,12 @@ from smidgen.study.comparisons import (
     shapiro,
     tukey,
 )
-from smidgen.study.config import AnovaConfig
-from smidgen.study.contrasts import check_cells, island_contrasts
-from smidgen.study.effects import CONFIDENCE
-from smidgen.study.islands import parts
-from smidgen.study.table import Table, make_table, read_table
-from smidgen.study.terms import factor_term, nested_tests, terms_of
+from smidgen.statistics.config import AnovaConfig
+from smidgen.statistics.contrasts import check_cells, island_contrasts
+from smidgen.statistics.effects import CONFIDENCE
+from smidgen.statistics.islands import parts
+from smidgen.statistics.table import Table, make_table, read_table
+from smidgen.statistics.terms import factor_term, nested_tests, terms_of
 
 MOST_SHOWN = 6  # levels of an island
 

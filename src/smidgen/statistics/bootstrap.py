@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from smidgen.errors import SmidgenError, UsageError, closest
-from smidgen.study.comparisons import holm
-from smidgen.study.effects import CONFIDENCE, Interval
-from smidgen.study.permutation import NUM_PERMUTATIONS, SEED
+from smidgen.statistics.comparisons import holm
+from smidgen.statistics.effects import CONFIDENCE, Interval
+from smidgen.statistics.permutation import NUM_PERMUTATIONS, SEED
 
 NUM_RESAMPLES = 10_000
 MOST_EXACT = 13  # pairs whose signs are all tried, 8,192 ways

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.study.config import AnovaConfig
-from smidgen.study.table import MOST_ENTRIES, make_table, read_table
+from smidgen.statistics.config import AnovaConfig
+from smidgen.statistics.table import MOST_ENTRIES, make_table, read_table
 
 CONFIG = AnovaConfig(metric="fd", factors="method", blocks="set")
 

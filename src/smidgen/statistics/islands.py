@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from smidgen.study.table import Levels, Table
+from smidgen.statistics.table import Levels, Table
 
 
 def parts(table: Table) -> list[np.ndarray]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smidgen.study.effects import Effect, Squares, effect_of
-from smidgen.study.linear import Space
-from smidgen.study.permutation import permutation_p
-from smidgen.study.table import Levels, Table
+from smidgen.statistics.effects import Effect, Squares, effect_of
+from smidgen.statistics.linear import Space
+from smidgen.statistics.permutation import permutation_p
+from smidgen.statistics.table import Levels, Table
 
 
 @dataclass(frozen=True)

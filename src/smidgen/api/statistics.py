@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.files.settings import make
-from smidgen.study.anova import anova as analysis
-from smidgen.study.config import AnovaConfig
+from smidgen.statistics.anova import anova as analysis
+from smidgen.statistics.config import AnovaConfig
 
 
 def anova(

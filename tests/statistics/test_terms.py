@@ -10,7 +10,7 @@ import pytest
 import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 
-from smidgen.study.terms import factor_term, fit, nested_tests, terms_of
+from smidgen.statistics.terms import factor_term, fit, nested_tests, terms_of
 
 from .designs import CONNECTED, crossed, paper, paper_table, table_of
 

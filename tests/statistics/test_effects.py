@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ncf
 
-from smidgen.study.effects import CONFIDENCE, Squares, effect_of, noncentrality
+from smidgen.statistics.effects import CONFIDENCE, Squares, effect_of, noncentrality
 
 TAIL = (1 - CONFIDENCE) / 2
 ONE_WAY = Squares(effect=30.0, df=3, residual=56.0, df_residual=28, total=86.0, rows=32)
