@@ -91,6 +91,15 @@ def test_a_factor_that_no_connected_cell_varies_has_a_note_and_no_term():
     assert mentions(found["notes"], "b cannot be tested", "as many parameters")
 
 
+def test_two_factors_that_are_one_have_no_terms_and_are_named():
+    columns = {"a": list("ppqr"), "same": list("sstu"), "y": [1.0, 2.0, 5.0, 7.0]}
+    found = anova(columns, AnovaConfig(metric="y", factors="a,same"))
+    assert found["terms"] == {}
+    assert found["one_way"]["a"]["F"] == found["one_way"]["same"]["F"]
+    assert found["aliased"] == ["a q with same t", "a r with same u"]
+    assert not mentions(found["notes"], "cannot be tested")
+
+
 def test_a_table_that_can_test_nothing_is_an_error_with_the_reason():
     columns = {"a": list("pqr"), "y": [1.0, 2.0, 4.0]}
     with pytest.raises(SmidgenError, match="a cannot be tested: 3 rows and as many parameters"):

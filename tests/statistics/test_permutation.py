@@ -54,7 +54,7 @@ def test_within_blocks_only_exchanges_within_them_count():
 
 def test_every_order_keeps_the_groups_and_every_row():
     groups = np.array([0, 1, 0, 2, 1, 0])
-    orders = np.concatenate(list(permutations(groups)))
+    orders = np.concatenate(list(permutations(groups, NUM_PERMUTATIONS)))
     assert orders.shape == (NUM_PERMUTATIONS, 6)
     assert (groups[orders] == groups).all()
     assert (np.sort(orders, axis=1) == np.arange(6)).all()

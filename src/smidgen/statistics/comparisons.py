@@ -4,12 +4,14 @@ a test by ranks (Kruskal-Wallis), and the correction for many comparisons (Holm)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.integrate import IntegrationWarning
 
 from smidgen.statistics.effects import CONFIDENCE
 from smidgen.statistics.table import Levels, Table
@@ -39,8 +41,9 @@ def tukey(table: Table, terms: Sequence[Term], name: str, error: Fit) -> list[di
     # of one mean: the studentized range is of difference / error
     errors = np.sqrt(error.mean_square * factors / 2)
     shape = len(names), error.df_residual
-    p = stats.studentized_range.sf(np.abs(differences) / errors, *shape)
-    reach = stats.studentized_range.ppf(CONFIDENCE, *shape) * errors
+    with warnings.catch_warnings(action="ignore", category=IntegrationWarning):  # where p is near 0
+        p = stats.studentized_range.sf(np.abs(differences) / errors, *shape)
+        reach = stats.studentized_range.ppf(CONFIDENCE, *shape) * errors
     return [
         {
             "levels": [names[first], names[second]],

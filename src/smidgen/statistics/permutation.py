@@ -9,6 +9,8 @@ import numpy as np
 from smidgen.statistics.linear import Space
 
 NUM_PERMUTATIONS = 9999
+FEWEST_PERMUTATIONS = 999  # of tables with many rows
+MOST_NUMBERS = 2**24  # permuted in all, beyond FEWEST_PERMUTATIONS: some seconds
 MOST_AT_ONCE = 2**20  # numbers
 SEED = 0  # the same table gives the same numbers
 
@@ -35,19 +37,20 @@ def permutation_p(
 
     seen = ratios(residuals[None])[0]
     least = seen - 1e-9 * abs(seen)  # rounding makes no difference between equal ones
+    count = min(NUM_PERMUTATIONS, max(FEWEST_PERMUTATIONS, MOST_NUMBERS // len(groups)))
     reached = sum(
-        int(np.sum(ratios(residuals[orders]) >= least)) for orders in permutations(groups)
+        int(np.sum(ratios(residuals[orders]) >= least)) for orders in permutations(groups, count)
     )
-    return (reached + 1) / (NUM_PERMUTATIONS + 1)
+    return (reached + 1) / (count + 1)
 
 
-def permutations(groups: np.ndarray) -> Iterator[np.ndarray]:
-    """(B, N) at a time, NUM_PERMUTATIONS in all: random orders of the rows within each group."""
+def permutations(groups: np.ndarray, num_orders: int) -> Iterator[np.ndarray]:
+    """(B, N) at a time, `num_orders` in all: random orders of the rows within each group."""
     generator = np.random.default_rng(SEED)
     rows = np.argsort(groups, kind="stable")
     at_once = max(1, MOST_AT_ONCE // len(groups))
-    for start in range(0, NUM_PERMUTATIONS, at_once):
-        count = min(at_once, NUM_PERMUTATIONS - start)
+    for start in range(0, num_orders, at_once):
+        count = min(at_once, num_orders - start)
         orders = np.empty((count, len(groups)), dtype=int)
         # sorted by group, and by chance within it
         orders[:, rows] = np.argsort(groups + generator.random((count, len(groups))), axis=1)

@@ -122,7 +122,7 @@ def nested_tests(table: Table, terms: Sequence[Term]) -> Outcome:
         )
         chance = permutation_p(values, table.block_groups, without, beside, whole.space)
         effects[term.name] = effect_of(squares, chance)
-    notes = [] if whole.has_error else [_no_error(terms, whole)]
+    notes = [] if whole.has_error or not terms else [_no_error(terms, whole)]
     return Outcome(effects=effects, fit=whole, aliased=aliased, notes=notes)
 
 
