@@ -22,6 +22,7 @@ from smidgen.data.embedded_sets import (
     unpack,
 )
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.glyph_colours import asked_colours, grounds_of, inks_of
 from tests.tiny.images import write_image
 
 
@@ -221,14 +222,22 @@ def test_subjects_unpack_to_a_folder_each_with_their_licences_beside_them(tmp_pa
         subjects.class_names
     )
     for number, name in enumerate(subjects.class_names):
-        written = sorted((folder / name).iterdir())
+        written, told = (sorted((folder / name).glob(f"*.{kind}")) for kind in ("png", "txt"))
+        assert len(written) + len(told) == sum(1 for _ in (folder / name).iterdir())
         expected = subjects.images(np.flatnonzero(subjects.label == number))
         assert [path.suffix for path in written] == [".png"] * 5
         np.testing.assert_array_equal(np.stack([Image.open(path) for path in written]), expected)
+        # what each is said to show is what its pixels show
+        for path, text, image in zip(written, told, expected, strict=True):
+            assert text.stem == path.stem
+            colours = asked_colours(text.read_text().strip())
+            grounds = grounds_of(image[None])
+            assert colours == (inks_of(image[None], grounds)[0], grounds[0])
+            assert f"{{token}} {name.rpartition('-')[0]} in " in text.read_text()
     licences = (folder / "LICENSES.txt").read_text()
     assert "CC BY 4.0" in licences
     assert "Symbola" in licences
     assert unpack(SUBJECTS, folder) == folder
-    next((folder / "owl-ink").iterdir()).unlink()
+    next((folder / "owl-ink").glob("*.png")).unlink()
     with pytest.raises(SmidgenError, match="39 of the 40 pictures of subjects"):
         unpack(SUBJECTS, folder)

@@ -202,7 +202,7 @@ def test_validation_holds_out_of_the_subject_alone_and_nothing_unless_asked(base
 
 
 def test_captions_with_the_token_stand_for_the_prompt_and_others_are_named(base, photos, tmp_path):
-    (photos / "1.txt").write_text("an sks owl at night\nan sks owl")
+    (photos / "1.txt").write_text("an sks owl at night\nan {token} owl")
     latents = read_latents(base, config(photos))
     assert latents.captions is not None
     assert latents.captions[:4] == (

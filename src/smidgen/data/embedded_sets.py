@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,21 @@ SETS = (
 SUBJECTS = "subjects"  # a few pictures of each of a few drawings, for personalisation
 NAMES = (*SETS, SUBJECTS)
 REFERENCES = ("latin", *SETS)  # statistics of unseen font families, of the base's script too
+INKS = {
+    "black": (24, 24, 28),
+    "navy": (24, 48, 120),
+    "crimson": (178, 24, 52),
+    "green": (16, 110, 60),
+    "purple": (104, 40, 140),
+    "orange": (212, 96, 12),
+}
+GROUNDS = {
+    "white": (255, 255, 255),
+    "cream": (252, 244, 222),
+    "grey": (220, 228, 238),
+    "mint": (224, 242, 224),
+}
+CAPTION = "a picture of a {{token}} {noun} in {ink} on {ground}"  # of a subject's picture
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
 SPLITS = ("train", "test")
@@ -65,10 +81,22 @@ class EmbeddedSet:
         """Its parts, which are folders where there are several."""
         return SPLITS if self.is_test.any() else ("",)
 
+    def caption(self, place: int) -> str:
+        """What a picture of a subject shows: the class that its name begins with, its ink and its
+        ground, and {token} for the word that will mean it.
+        """
+        noun = self.class_names[self.label[place]].rpartition("-")[0]
+        ink, ground = self.inks[self.ink[place]], self.grounds[self.ground[place]]
+        return CAPTION.format(noun=noun, ink=_word_of(ink, INKS), ground=_word_of(ground, GROUNDS))
+
     def images(self, chosen: np.ndarray) -> np.ndarray:
         """RGB images (M, 32, 32, 3) uint8 at the places `chosen` (M,)."""
         masks = self.levels[chosen] * np.uint8(255 // (LEVELS - 1))
         return mix_colours(masks, self.inks[self.ink[chosen]], self.grounds[self.ground[chosen]])
+
+
+def _word_of(colour: np.ndarray, words: Mapping[str, tuple[int, int, int]]) -> str:
+    return next(word for word, rgb in words.items() if tuple(colour) == rgb)
 
 
 def mix_colours(masks: np.ndarray, ink: np.ndarray, ground: np.ndarray) -> np.ndarray:
@@ -152,7 +180,7 @@ def unpack(name: str, folder: Path) -> Path:
         raise SmidgenError(f"cannot write {folder}: {error.strerror}") from error
     try:
         for split in embedded.splits:
-            write_split(embedded, split, partial / split)
+            write_split(name, embedded, split, partial / split)
         if (licences := EMBEDDED / name / LICENCES).is_file():
             (partial / LICENCES).write_text(licences.read_text(encoding="utf-8"), encoding="utf-8")
         (partial / MARKER).write_text(json.dumps({"set": name}))
@@ -195,8 +223,8 @@ def read_marker(folder: Path) -> dict[str, str] | None:
         return None
 
 
-def write_split(embedded: EmbeddedSet, split: str, folder: Path) -> None:
-    """Writes folder/<class>/NNNNN.png, numbered through the split."""
+def write_split(name: str, embedded: EmbeddedSet, split: str, folder: Path) -> None:
+    """Writes folder/<class>/NNNNN.png, numbered through the split; of subjects with captions."""
     for class_name in embedded.class_names:
         (folder / class_name).mkdir(parents=True)
     chosen = np.flatnonzero(embedded.is_test == (split == "test"))
@@ -204,3 +232,7 @@ def write_split(embedded: EmbeddedSet, split: str, folder: Path) -> None:
         class_name = embedded.class_names[embedded.label[place]]
         path = folder / class_name / f"{number:05d}.png"
         Image.fromarray(image).save(path, compress_level=1)
+        if name == SUBJECTS:
+            path.with_suffix(".txt").write_text(
+                embedded.caption(int(place)) + "\n", encoding="utf-8"
+            )

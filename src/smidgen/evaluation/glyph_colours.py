@@ -10,20 +10,8 @@ import re
 import numpy as np
 from jaxtyping import Int, UInt8
 
-INKS = {
-    "black": (24, 24, 28),
-    "navy": (24, 48, 120),
-    "crimson": (178, 24, 52),
-    "green": (16, 110, 60),
-    "purple": (104, 40, 140),
-    "orange": (212, 96, 12),
-}
-GROUNDS = {
-    "white": (255, 255, 255),
-    "cream": (252, 244, 222),
-    "grey": (220, 228, 238),
-    "mint": (224, 242, 224),
-}
+from smidgen.data.embedded_sets import GROUNDS, INKS
+
 INK_RGB = np.array(list(INKS.values()), dtype=np.uint8)  # (6, 3)
 GROUND_RGB = np.array(list(GROUNDS.values()), dtype=np.uint8)  # (4, 3)
 MARGIN = 2  # pixels of a picture's border, which show its ground

@@ -37,7 +37,7 @@ from smidgen.processes import from_main, is_main
 from smidgen.progress import counting_bar
 from smidgen.training.config import RunConfig
 from smidgen.training.objective import Choices, Task
-from smidgen.training.subject import has_word, subject_prompts
+from smidgen.training.subject import TOKEN, has_word, subject_prompts
 from smidgen.training.texts import Texts
 
 EXAMPLES = 4  # of a delta's provenance
@@ -124,11 +124,13 @@ def look_at_subject(
 def told_of_subject(
     names: Sequence[str], captions: Sequence[Sequence[str]], config: RunConfig
 ) -> tuple[tuple[str, ...], ...]:
-    """The captions of a subject's images, its prompt where one has none.
+    """The captions of a subject's images, the token where they say {token}, and its prompt where
+    one has none.
 
     Raises: SmidgenError for a caption without the token.
     """
     prompt, token = subject_prompts(config).instance, config.token or ""
+    captions = [[text.replace(TOKEN, token) for text in own] for own in captions]
     lacking = [
         name
         for name, own in zip(names, captions, strict=True)
@@ -137,8 +139,8 @@ def told_of_subject(
     if lacking:
         more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
         raise SmidgenError(
-            f'the caption of {lacking[0]}{more} is without the token "{token}": write it before '
-            "the name of the class, or give --captions none"
+            f'the caption of {lacking[0]}{more} is without the token "{token}": write it or '
+            "{token} before the name of the class, or give --captions none"
         )
     return tuple(tuple(own) or (prompt,) for own in captions)
 
