@@ -223,9 +223,9 @@ def _ceilings(sets: Sets, names: list[str], subject: Subject) -> dict[str, float
     return found
 
 
-def share_of_way(value: float, floor: float | None, ceiling: float | None) -> float | None:
+def share_of_way(value: float | None, floor: float | None, ceiling: float | None) -> float | None:
     """(value - floor) / (ceiling - floor); None if one is unknown, or the ceiling is no higher."""
-    if floor is None or ceiling is None or ceiling <= floor:
+    if value is None or floor is None or ceiling is None or ceiling <= floor:
         return None
     return (value - floor) / (ceiling - floor)
 

@@ -41,6 +41,10 @@ def analysis_of(design: Design, rows: Sequence[Row]) -> dict[str, Any]:
     done, metric = finished(rows), design.table.metric
     if not done:
         raise SmidgenError(f"{design.output}: no run is finished; smidgen study run does them")
+    named = {name for row in done for name in row}
+    for name in design.table.also:
+        if name not in named:
+            raise UsageError(f'the results have no number "{name}"{closest(name, named)}')
     if lacking := [row for row in done if metric not in row]:
         known = [name for name, value in lacking[0].items() if isinstance(value, int | float)]
         raise UsageError(f'the results have no metric "{metric}"{closest(metric, known)}')
@@ -129,6 +133,11 @@ def arm_facts(design: Design, arm: str, rows: Sequence[Row]) -> dict[str, Any]:
         return facts
     (scores,) = scores_of(design, own).values()
     facts["mean"], facts["interval"] = mean_with_interval(scores)
+    facts["also"] = {
+        name: mean_with_interval(one)
+        for name in design.table.also
+        for one in scores_of(design, own, name).values()
+    }
     facts["blocks"] = {
         block: {"values": values, "mean": mean(values)}
         for block, values in by_block(scores).items()

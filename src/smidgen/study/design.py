@@ -45,7 +45,9 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table [study] as TOML has it."""
+    """The table [study] as TOML has it. `metric` is what is analysed, `also` names numbers that
+    stand beside it in the table of the arms, baselines too.
+    """
 
     factors: dict[str, list[Scalar] | dict[str, Settings]]
     seeds: list[int] = msgspec.field(default_factory=lambda: [0])
@@ -54,6 +56,7 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cells: list[dict[str, Scalar]] = []
     metric: str = "fd"
     better: Literal["low", "high"] = "low"
+    also: list[str] = []
     against: str | None = None
     interactions: list[str] = []
     curve: bool = False

@@ -22,6 +22,8 @@ from smidgen.api.training import run as train
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import SETS, SUBJECTS, unpack
 from smidgen.errors import SmidgenError
+from smidgen.evaluation.contexts import prompts_of, subject_of, world_of
+from smidgen.evaluation.personalisation import NEARNESS, share_of_way
 from smidgen.evaluation.protocol import version_of
 from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import Unreadable, read_json
@@ -30,6 +32,7 @@ from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES
 from smidgen.models.chosen import TrainedBase
 from smidgen.models.prompts import DREAMBOOTH
+from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS
 from smidgen.study.runs import FAILURE, RESULT, Request, Run
@@ -79,10 +82,11 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
     begun = time.perf_counter()
     document = measure(run.folder, judge, request)
     training["evaluation_seconds"] = round(time.perf_counter() - begun, 1)
+    metrics, baselines = (numbers_of(document, name) for name in ("metrics", "baselines"))
     found = {
         "training": training,
-        "metrics": numbers_of(document, "metrics"),
-        "baselines": numbers_of(document, "baselines"),
+        "metrics": metrics | way_of(metrics, baselines),
+        "baselines": baselines,
         "protocol": document["protocol"],
         "warnings": document["warnings"],
     }
@@ -90,8 +94,7 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
         found["curve"] = dict(curve(run, judge, request)) | {
             request.config.training.steps: found["metrics"]
         }
-    if request.config.task != DREAMBOOTH:
-        write_samples(run.folder, judge, request, delta)
+    write_samples(run.folder, judge, request, delta)
     return found
 
 
@@ -134,6 +137,20 @@ def numbers_of(document: Mapping[str, Any], name: str) -> dict[str, float | None
     return found
 
 
+def way_of(
+    metrics: Mapping[str, float | None], baselines: Mapping[str, float | None]
+) -> dict[str, float]:
+    """How far each nearness to a subject is on its way from the base's to that of real pictures."""
+    ends = ("of_base", "of_reference")
+    found = {
+        f"{name}_way": share_of_way(
+            metrics.get(name), *(baselines.get(f"{name}_{end}") for end in ends)
+        )
+        for name in NEARNESS
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _mean(value: Any) -> float | None:
     return value["mean"] if isinstance(value, Mapping) else value
 
@@ -156,8 +173,14 @@ def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
 
 
 def write_samples(folder: Path, base: Base, request: Request, delta: Delta) -> None:
-    """The first samples side by side: those of one seed show the same noise in every arm."""
-    sampling = replace(request.sampling, num_images=SHOWN)
+    """The first samples side by side: those of one seed show the same noise in every arm. Of a
+    subject they are of its first prompts.
+    """
+    sampling: SamplingConfig = replace(request.sampling, num_images=SHOWN)
+    if request.config.task == DREAMBOOTH:
+        subject = subject_of(delta.provenance.training[DREAMBOOTH])
+        drawn = prompts_of(subject, world_of(base)).drawn
+        sampling = replace(sampling, prompt=drawn[:SHOWN])
     batches = prepare(base, sampling, delta=delta).batches()
     images = np.concatenate([images for _, images in batches])
     write_png(Image.fromarray(np.concatenate(list(images), axis=1)), folder / SAMPLES)

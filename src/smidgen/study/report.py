@@ -92,7 +92,9 @@ def main_table(design: Design, analysis: Mapping[str, Any], blocks: Sequence[str
     """DiffFit's Table 1: an arm a row, a block a column, the mean over them with its interval."""
     tune = design.table.tune
     costs = ["parameters", "of the base", "training, s"]
-    head = ["arm", *blocks, "mean", "95 %", *costs, *([tune.setting] if tune else []), "runs"]
+    also = design.table.also
+    head = ["arm", *blocks, "mean", "95 %", *also, *costs]
+    head += [*([tune.setting] if tune else []), "runs"]
     if blocks == ["all"]:
         head.remove("all")
     rows = []
@@ -107,8 +109,14 @@ def main_table(design: Design, analysis: Mapping[str, Any], blocks: Sequence[str
         seconds = f"{arm['seconds']:.0f}" if "seconds" in arm else ""
         tuned = [toml(arm.get(tune.setting))] if tune else []
         counts = [f"{arm.get('trainable', 0):,.0f}", share, seconds]
-        rows.append([arm["arm"], *own, number(arm["mean"]), spread, *counts, *tuned, arm["runs"]])
+        beside = [with_spread(*arm["also"][name]) if name in arm["also"] else "" for name in also]
+        means = [number(arm["mean"]), spread, *beside]
+        rows.append([arm["arm"], *own, *means, *counts, *tuned, arm["runs"]])
     return {"title": f"{analysis['metric']} of each arm", "head": head, "rows": rows}
+
+
+def with_spread(mean: float, interval: tuple[float, float] | None) -> str:
+    return number(mean) + ("" if interval is None else f" ({' to '.join(map(number, interval))})")
 
 
 def cell_of(block: Mapping[str, Any] | None) -> str:
