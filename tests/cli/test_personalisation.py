@@ -1,5 +1,7 @@
 """A personalisation by the command line: what it says before it begins, and how it is refused."""
 
+import json
+
 import pytest
 
 from tests.tiny.images import write_image
@@ -51,3 +53,28 @@ def test_misuse_is_one_line_before_anything_is_loaded(smidgen, subject, tmp_path
     assert outcome.code == 2
     assert len(outcome.complaint) == 1
     assert message in outcome.err
+
+
+def test_a_study_of_subjects_says_how_far_each_method_came(smidgen, pipeline, subject, tmp_path):
+    recipe = tmp_path / "study.toml"
+    recipe.write_text(
+        f'base = "{pipeline}"\ndata = "{subject}"\noutput = "{tmp_path / "study"}"\n'
+        'task = "dreambooth"\ntoken = "sks"\nclass_name = "owl"\nclass_images = 2\nsteps = 1\n'
+        "batch_size = 1\ntrackers = []\n[study]\nmetric = 'clip_i_way'\nbetter = 'high'\n"
+        "also = ['clip_i', 'clip_i_of_base', 'drift']\n[study.factors]\n"
+        "method = ['lora', 'bitfit']\n[study.sampling]\nsteps = 1\nnum_images = 13\n"
+        "[study.evaluation]\nfeatures = 'clip-glyphs'\n"
+    )
+    assert smidgen("study", "run", recipe, "--json").document["states"] == {"finished": 2}
+    found = smidgen("study", "analyse", recipe, "--json").document
+    assert "no analysis of variance" in " ".join(found["notes"])  # of one seed
+    for arm in found["arms"]:
+        run = tmp_path / "study" / "runs" / f"{arm['arm']}-0"
+        kept = json.loads((run / "result.json").read_text())
+        numbers, beside = kept["metrics"], kept["baselines"]
+        floor, ceiling = beside["clip_i_of_base"], beside["clip_i_of_reference"]
+        if ceiling > floor:
+            assert arm["mean"] == pytest.approx((numbers["clip_i"] - floor) / (ceiling - floor))
+        assert arm["also"]["drift"][0] == pytest.approx(numbers["drift"])
+        assert (run / "samples.png").is_file()
+    assert smidgen("study", "report", recipe).code == 0
