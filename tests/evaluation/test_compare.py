@@ -72,6 +72,8 @@ def test_equal_protocols_give_a_row_each_and_no_difference():
         ("sampling.guidance", 4.0),
         ("sampling.guidance_channels", "first-three"),
         ("sampling.precision", "bf16"),
+        ("sampling.guidance_kind", "domain"),
+        ("sampling.guidance_interval", [0.2, 0.8]),
         ("sampling", None),
     ],
 )

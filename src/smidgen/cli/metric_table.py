@@ -43,6 +43,10 @@ def _header(protocol: Mapping[str, Any]) -> str:
     parts += [f"seed {sampling['seed']}"] if "seed" in sampling else []
     if sampling.get("guidance_channels", "all") != "all":
         parts.append(f"guidance on the channels {sampling['guidance_channels']}")
+    if "guidance_kind" in sampling:
+        parts.append(f"guidance {sampling['guidance_kind']}")
+    if interval := sampling.get("guidance_interval"):
+        parts.append(f"guidance from {interval[0]:g} to {interval[1]:g} of the noise")
     return ", ".join([text, *parts])
 
 

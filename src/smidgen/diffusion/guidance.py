@@ -1,4 +1,5 @@
-"""Classifier-free guidance as a wrapper around the conditional network.
+"""Guidance as a wrapper around a network: away from what it says of another label, or from what
+another network says.
 
 Dimensions: b batch, c latent channels, d = c or 2c output channels, h and w latent rows and
 columns.
@@ -19,12 +20,19 @@ ConditionalModel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def guide(
-    model: ConditionalModel, y: Indices, null_label: int, scale: float, channels: Channels = "all"
+    model: ConditionalModel,
+    y: Indices,
+    null_label: int | Indices,
+    scale: float,
+    channels: Channels = "all",
+    acts: Callable[[Tensor], bool] = lambda t: True,
 ) -> Denoise:
     """A denoiser whose noise is null + scale * (conditional - null) (Ho & Salimans 2022, eq. 6).
 
     scale 1 is the conditional network, 0 the unconditional one. At scale 1 the network is called
     once, else with the batch tiled to twice its size: conditional half first, null half second.
+    `null_label` may be a label a sample. Where it does not act at the timesteps (b,) of a call
+    (Kynkaanniemi et al. 2024, arXiv 2404.07724), the scale is 1.
 
     channels: "all" guides every latent channel; "first-three" the first three only, as the sampling
     code released with DiT does, by which its published figures were made. What is not guided (the
@@ -40,9 +48,10 @@ def guide(
         if len(x) != len(y):
             raise ValueError(f"a batch of {len(x)} for {len(y)} labels: give one label a sample")
         labels = y.to(x.device)
-        if scale == 1:
+        if scale == 1 or not acts(t):
             return model(x, t, labels)
-        pairs = torch.cat([labels, torch.full_like(labels, null_label)])
+        null = torch.as_tensor(null_label, device=x.device).expand_as(labels)
+        pairs = torch.cat([labels, null.to(labels.dtype)])
         output = model(torch.cat([x, x]), torch.cat([t, t]), pairs)
         # The difference is small and scaled up: not in a network's reduced precision.
         conditional, null = output.to(x.dtype).chunk(2)

@@ -3,4 +3,6 @@
 from typing import Literal
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
+# what guidance leads away from
+Guidance = Literal["classifier-free", "domain", "auto"]
 Channels = Literal["all", "first-three"]

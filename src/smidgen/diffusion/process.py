@@ -87,6 +87,10 @@ class Diffusion:
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
         return self.times(drawn, sampling, shift)
 
+    def level(self, t: Tensor) -> Tensor:
+        """How far t is on the way from data, 0, to noise, 1."""
+        return t / self.schedule.num_steps
+
     def noised(self, x0: Images, t: Tensor, noise: Images) -> Images:
         """x_t (DDPM, equation 4)."""
         return add_noise(self.schedule, x0, t, noise)
@@ -181,6 +185,10 @@ class Flow:
         """t of `count` images of a training step, `sampling` and `shift` as in `times`."""
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
         return self.times(drawn, sampling, shift)
+
+    def level(self, t: Tensor) -> Tensor:
+        """How far t is on the way from data, 0, to noise, 1."""
+        return t
 
     def noised(self, x0: Images, t: Tensor, noise: Images) -> Images:
         """x_t = (1 - t) x_0 + t noise."""

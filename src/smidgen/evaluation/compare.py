@@ -22,6 +22,7 @@ MATTERS = (
     *("class_balance.min_per_class", "class_balance.max_per_class"),
     *("sampling.sampler", "sampling.steps", "sampling.guidance"),
     *("sampling.guidance_channels", "sampling.precision"),
+    *("sampling.guidance_kind", "sampling.guidance_delta", "sampling.guidance_interval"),
     *("personalisation.prompts", "personalisation.other_prompts"),
 )
 # These may differ between the things that are compared; they are shown, and never refused.

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from smidgen.diffusion.names import Channels, Sampler
+from smidgen.diffusion.names import Channels, Guidance, Sampler
 from smidgen.errors import UsageError, closest
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
+from smidgen.files.reading import sha256_of
 from smidgen.files.settings import NO_FLAG, check_choices
 
 if TYPE_CHECKING:
@@ -47,6 +49,14 @@ class SamplingConfig:
     (FLUX) is told."""
     guidance_channels: Channels = "all"
     """first-three: as the code released with DiT does."""
+    guidance_kind: Guidance = "classifier-free"
+    """What it leads away from: classifier-free, from no class (or prompt); domain, from no class of
+    the base without the delta; auto, from the same class of a weaker delta."""
+    guidance_delta: Path | None = None
+    """For guidance_kind auto: the weaker delta, such as one that the same run kept earlier."""
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)
+    """LOW HIGH: guidance acts where the noise is between these shares of the way from data, 0, to
+    noise, 1."""
     seed: int = 0
     """Image i depends on this and i only."""
     batch_size: int = 32
@@ -62,6 +72,26 @@ class SamplingConfig:
         check_integer("seed", self.seed, least=0)
         check_number("guidance", self.guidance)
         check_choices(self)
+        low, *high = self.guidance_interval or (1.0,)
+        if len(high) != 1 or not 0 <= low < high[0] <= 1:
+            raise UsageError(
+                f"guidance_interval is {list(self.guidance_interval)}; expected two shares, LOW "
+                "below HIGH, from 0 to 1"
+            )
+        if (self.guidance_kind == "auto") != (self.guidance_delta is not None):
+            raise UsageError(
+                "guidance_delta is the weaker delta of guidance_kind auto; give both or neither"
+            )
+        if self.guidance_kind != "classifier-free" and self.guidance == 1:
+            raise UsageError(
+                f"guidance_kind {self.guidance_kind} acts through guidance, which is 1: that is "
+                "without; give more"
+            )
+        if self.guidance_kind == "auto" and self.negative_prompt:
+            raise UsageError(
+                "negative_prompt is of no use to guidance_kind auto, which leads away from the "
+                "same prompt; leave it out"
+            )
         if self.negative_prompt and self.guidance == 1:
             raise UsageError(
                 "negative_prompt acts through guidance, which is 1: that is without; give more"
@@ -77,6 +107,11 @@ class SamplingConfig:
             raise UsageError(
                 f'negative_prompt is of no use to base "{base.name}", which reads no prompts; '
                 "leave it out"
+            )
+        if self.guidance_kind != "classifier-free" and base.family.guidance == "embedded":
+            raise UsageError(
+                f'guidance_kind {self.guidance_kind} is of no use to base "{base.name}", whose '
+                "guidance is an input; leave it out"
             )
         if self.negative_prompt and base.family.guidance == "embedded":
             raise UsageError(
@@ -122,8 +157,15 @@ class SamplingConfig:
         return list(chosen)
 
     def facts(self) -> dict[str, Any]:
-        """All that the images depend on, as JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+        """All that the images depend on, as JSON; of guidance what is not as usual."""
+        facts = {name: value for name, value in asdict(self).items() if name != "batch_size"}
+        unusual = SamplingConfig()
+        for name in ("guidance_kind", "guidance_delta", "guidance_interval"):
+            if facts[name] == getattr(unusual, name):
+                del facts[name]
+        if self.guidance_delta is not None:
+            facts["guidance_delta"] = sha256_of(self.guidance_delta)
+        return facts
 
 
 class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +175,9 @@ class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
     steps: int | None = None
     guidance: float | None = None
     guidance_channels: str | None = None
+    guidance_kind: str | None = None
+    guidance_delta: str | None = None
+    guidance_interval: list[float] | None = None
     seed: int | None = None
     precision: str | None = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smidgen.core.delta import Delta
-from smidgen.core.edits import Weight
+from smidgen.core.edits import Table, Weight
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.sampler import draw_noise, sample_generator
+from smidgen.errors import UsageError
 from smidgen.fast.acting import acting
 from smidgen.models.base import Base
 from smidgen.models.calling import calling, dtype_of
 from smidgen.models.labels import Labels, labels_of
 from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.pair import Pair
 
 # (numbers of the images, uint8 (B, H, W, 3))
 Drawn = tuple[range, NDArray[np.uint8]]
@@ -33,13 +36,16 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A request that was checked against its base: image i shows label `chosen[i mod K]`."""
+    """A request that was checked against its base: image i shows label `chosen[i mod K]`. `pair`
+    None: guidance leads away from no class of the same network.
+    """
 
     base: Base
     config: SamplingConfig
     delta: Delta | None
     labels: Labels
     chosen: tuple[int, ...]
+    pair: Pair | None = None
 
     @property
     def num_images(self) -> int:
@@ -81,7 +87,8 @@ class Drawing:
 
     def images(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """The images of these numbers, uint8 (B, H, W, 3), drawn at once."""
-        with acting(self.delta, self.base.denoiser):
+        network = self.base.denoiser
+        with acting(self.delta, network) if self.pair is None else self.pair.acting():
             images = draw_batch(self, numbers)
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -104,7 +111,35 @@ def prepare(
     placed = None if delta is None else _placed(delta, base)
     known = labels or labels_of(base, placed, config.prompt, config.negative_prompt)
     chosen = tuple(known.names.index(name) for name in config.chosen(known.names))
-    return Drawing(base=base, config=config, delta=placed, labels=known, chosen=chosen)
+    pair = None if config.guidance_kind == "classifier-free" else _pair(base, config, placed, known)
+    return Drawing(base=base, config=config, delta=placed, labels=known, chosen=chosen, pair=pair)
+
+
+def _pair(base: Base, config: SamplingConfig, delta: Delta | None, labels: Labels) -> Pair:
+    """The delta, and what guidance leads away from.
+
+    Raises: UsageError without a delta, or for a weaker one of other classes; SmidgenError for a
+        file that is none, or one of another base.
+    """
+    if delta is None:
+        raise UsageError(
+            f"guidance_kind {config.guidance_kind} leads from the base to a delta; give one"
+        )
+    prompts = labels.names if base.conditioner is not None else ()
+    if config.guidance_delta is None:
+        tables = [edit for edit in delta.edits.values() if isinstance(edit, Table)]
+        if base.conditioner is None:  # labels mean classes, and the base has its own of none
+            null = tables[0].num_old_rows - 1 if tables else labels.null
+            return Pair(base, (delta, labels), (None, labels), null)
+        without = labels_of(base, None, prompts, config.negative_prompt)
+        return Pair(base, (delta, labels), (None, without), without.null)
+    weaker = _placed(Delta.load(config.guidance_delta), base)
+    known = labels_of(base, weaker, prompts)
+    if known.names != labels.names:
+        raise UsageError(
+            f"{config.guidance_delta} is of other classes than the delta; give one of the same run"
+        )
+    return Pair(base, (delta, labels), (weaker, known), None)
 
 
 def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
@@ -116,12 +151,20 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
     called = calling(base.family, base.denoiser, config.guidance if embedded else None)
     dtype = dtype_of(base.denoiser)
 
-    def network(x: Tensor, t: Tensor, shown: Tensor) -> Tensor:
+    def call(x: Tensor, t: Tensor, shown: Tensor, labels: Labels) -> Tensor:
         return base.process.predicted(called(x.to(dtype), t, labels.conditions(shown)), x, t)
+
+    def acts(t: Tensor) -> bool:
+        low, high = config.guidance_interval
+        return low <= float(base.process.level(t[0])) <= high
 
     shown = torch.tensor([drawing.label(number) for number in numbers], device=base.device)
     scale = 1.0 if embedded else config.guidance
-    denoise = guide(network, shown, labels.null, scale, config.guidance_channels)
+    network, other = partial(call, labels=labels), labels.null
+    if drawing.pair is not None:
+        network = drawing.pair.calls(call, len(shown))
+        other = shown if drawing.pair.null is None else drawing.pair.null
+    denoise = guide(network, shown, other, scale, config.guidance_channels, acts)
     generators = [sample_generator(config.seed, number) for number in numbers]
     noise = draw_noise(base.latent_shape, generators, base.device)
     assert config.sampler is not None, "the configuration of a drawing is resolved"
