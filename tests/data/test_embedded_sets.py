@@ -230,10 +230,12 @@ def test_subjects_unpack_to_a_folder_each_with_their_licences_beside_them(tmp_pa
         # what each is said to show is what its pixels show
         for path, text, image in zip(written, told, expected, strict=True):
             assert text.stem == path.stem
-            colours = asked_colours(text.read_text().strip())
+            plain, coloured = text.read_text().splitlines()
+            colours = asked_colours(coloured)
             grounds = grounds_of(image[None])
             assert colours == (inks_of(image[None], grounds)[0], grounds[0])
-            assert f"{{token}} {name.rpartition('-')[0]} in " in text.read_text()
+            assert coloured.startswith(f"{plain} in ")
+            assert plain.endswith(f"{{token}} {name.rpartition('-')[0]}")
     licences = (folder / "LICENSES.txt").read_text()
     assert "CC BY 4.0" in licences
     assert "Symbola" in licences

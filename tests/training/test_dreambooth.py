@@ -3,8 +3,10 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import smidgen
 from smidgen.api.planning import plan_run, time_steps
@@ -18,6 +20,7 @@ from smidgen.training.buckets import BucketOrder
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.run import read_latents
+from smidgen.training.subject import class_prompts
 from tests.launch import finish, start
 from tests.tiny.bases import tiny_base
 from tests.tiny.deltas import trained_tensors
@@ -211,7 +214,8 @@ def test_captions_with_the_token_stand_for_the_prompt_and_others_are_named(base,
         ("a photo of sks owl",),
         ("a photo of sks owl",),
     )
-    assert {*latents.captions[4:]} == {("a photo of a owl",)}
+    of_class = ("a photo of a owl", "an owl at night", "an owl")
+    assert {*latents.captions[4:]} == {(text,) for text in of_class}
     delta = train(base, photos, tmp_path / "run", prompt="an {class}")
     assert delta.provenance.training["captions"]["images"] == 1
     assert delta.provenance.training["dreambooth"]["class_prompt"] == "an owl"
@@ -220,6 +224,23 @@ def test_captions_with_the_token_stand_for_the_prompt_and_others_are_named(base,
     with pytest.raises(SmidgenError, match=r'caption of 2\.png is without the token "sks"'):
         train(base, photos, tmp_path / "other")
     train(base, photos, tmp_path / "other", captions="none")
+
+
+def test_the_class_is_told_what_the_subject_is_told_without_the_token(base, photos, tmp_path):
+    (photos / "1.txt").write_text("an {token} owl in navy\na photo of {token} owl")
+    (photos / "2.txt").write_text("a sks owl in green")
+    run = config(photos, class_images=7)
+    latents = read_latents(base, run)
+    assert latents.captions is not None
+    prompts = ("a photo of a owl", "an owl in navy", "an owl in green")
+    assert class_prompts(run, latents.captions[: latents.num_own]) == prompts
+    told = [own for (own,) in latents.captions[latents.num_own :]]
+    assert told == [prompts[number % 3] for number in range(7)]
+    (folder,) = (tmp_path / "cache" / "class-images").iterdir()
+    drawing = class_images.drawing_of(base, run, prompts)
+    for number, path in enumerate(sorted(folder.glob("*.png"))):
+        assert drawing.name(number) == told[number]
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), drawing.images([number])[0])
 
 
 def test_previews_show_the_subject(base, photos, tmp_path, monkeypatch):

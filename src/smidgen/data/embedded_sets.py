@@ -50,7 +50,8 @@ GROUNDS = {
     "grey": (220, 228, 238),
     "mint": (224, 242, 224),
 }
-CAPTION = "a picture of a {{token}} {noun} in {ink} on {ground}"  # of a subject's picture
+# of a subject's picture, a line each
+CAPTIONS = "a picture of a {{token}} {noun}\na picture of a {{token}} {noun} in {ink} on {ground}\n"
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
 SPLITS = ("train", "test")
@@ -81,13 +82,13 @@ class EmbeddedSet:
         """Its parts, which are folders where there are several."""
         return SPLITS if self.is_test.any() else ("",)
 
-    def caption(self, place: int) -> str:
-        """What a picture of a subject shows: the class that its name begins with, its ink and its
-        ground, and {token} for the word that will mean it.
+    def captions(self, place: int) -> str:
+        """What a picture of a subject shows, a line each: the class that its name begins with, and
+        that with its ink and its ground; {token} is for the word that will mean it.
         """
         noun = self.class_names[self.label[place]].rpartition("-")[0]
         ink, ground = self.inks[self.ink[place]], self.grounds[self.ground[place]]
-        return CAPTION.format(noun=noun, ink=_word_of(ink, INKS), ground=_word_of(ground, GROUNDS))
+        return CAPTIONS.format(noun=noun, ink=_word_of(ink, INKS), ground=_word_of(ground, GROUNDS))
 
     def images(self, chosen: np.ndarray) -> np.ndarray:
         """RGB images (M, 32, 32, 3) uint8 at the places `chosen` (M,)."""
@@ -233,6 +234,5 @@ def write_split(name: str, embedded: EmbeddedSet, split: str, folder: Path) -> N
         path = folder / class_name / f"{number:05d}.png"
         Image.fromarray(image).save(path, compress_level=1)
         if name == SUBJECTS:
-            path.with_suffix(".txt").write_text(
-                embedded.caption(int(place)) + "\n", encoding="utf-8"
-            )
+            captions = embedded.captions(int(place))
+            path.with_suffix(".txt").write_text(captions, encoding="utf-8")

@@ -24,7 +24,6 @@ from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
 from smidgen.training.config import RunConfig
 from smidgen.training.randomness import derived_seed
-from smidgen.training.subject import subject_prompts
 
 # As the adapter paper samples; a base with the scale as an input is told what its makers use.
 STEPS, GUIDANCE, EMBEDDED_GUIDANCE = 25, 7.0, 3.5
@@ -33,8 +32,11 @@ SEED = derived_seed(0, "class images")  # of no run's samples, and the same in a
 REMEDY = "make room, or give another --cache-dir"
 
 
-def class_folder(base: Base, config: RunConfig, *, progress: bool = False) -> ImageFolder:
-    """The images of the class, of `config.class_data` or drawn where the cache lacks them.
+def class_folder(
+    base: Base, config: RunConfig, prompts: tuple[str, ...], *, progress: bool = False
+) -> ImageFolder:
+    """The images of the class, of `config.class_data` or drawn where the cache lacks them, image i
+    of prompt i mod K.
 
     Raises: SmidgenError for a folder without usable images or with too many bad files, or a disk
         that refuses.
@@ -43,7 +45,7 @@ def class_folder(base: Base, config: RunConfig, *, progress: bool = False) -> Im
         given = open_images(config.class_data, decode=False)
         check_bad_share(given, config.max_bad_share)
         return given
-    drawing = drawing_of(base, config)
+    drawing = drawing_of(base, config, prompts)
     place = (config.cache_dir or default_cache_dir()) / "class-images" / key_of(drawing)
     files = [place / f"{number:06d}.png" for number in range(drawing.num_images)]
     fill(drawing, files, progress=progress)
@@ -54,13 +56,13 @@ def class_folder(base: Base, config: RunConfig, *, progress: bool = False) -> Im
     return dataclasses.replace(found, files=listed, bad=())
 
 
-def drawing_of(base: Base, config: RunConfig) -> Drawing:
+def drawing_of(base: Base, config: RunConfig, prompts: tuple[str, ...]) -> Drawing:
     """What the base draws of its class, whatever the run's own seed: one set serves all runs."""
     process = base.process
     most = process.most_steps(process.preview_sampler)
     usual = EMBEDDED_GUIDANCE if base.family.guidance == "embedded" else GUIDANCE
     sampling = SamplingConfig(
-        prompt=(subject_prompts(config).of_class,),
+        prompt=prompts,
         num_images=config.class_images,
         steps=STEPS if most is None else min(STEPS, most),
         sampler=process.preview_sampler,

@@ -55,7 +55,12 @@ from smidgen.training.runtime import check_runtime
 from smidgen.training.saving import identity_of
 from smidgen.training.start import INIT, begun_with, check_start, identity_of_start
 from smidgen.training.state import AGAIN, check_identity, checkpoints, read_position
-from smidgen.training.subject import check_folders, provenance_of_subject, subject_prompts
+from smidgen.training.subject import (
+    check_folders,
+    class_prompts,
+    provenance_of_subject,
+    subject_prompts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -263,11 +268,19 @@ def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> La
     latents = with_subject(latents, config)
     if not config.training.prior_weight:
         return latents
-    others = _encoded(
-        base, config, class_folder(base, config, progress=progress), progress=progress
-    )
-    prompts = ((subject_prompts(config).of_class,),) * len(others)
-    return latents.with_class_images(dataclasses.replace(others, captions=prompts))
+    prompts = class_prompts(config, latents.captions or ())
+    drawn = class_folder(base, config, prompts, progress=progress)
+    others = _encoded(base, config, drawn, progress=progress)
+    if config.class_data is not None:  # of which nobody says what else they show
+        prompts = (subject_prompts(config).of_class,)
+    told = tuple((prompts[place % len(prompts)],) for place in _places(drawn, others))
+    return latents.with_class_images(dataclasses.replace(others, captions=told))
+
+
+def _places(folder: ImageFolder, latents: LatentSet) -> list[int]:
+    """Which file of the folder each image is: bad ones have no latents."""
+    places = {folder.name(file.path): number for number, file in enumerate(folder.files)}
+    return [places[name] for name in latents.names]
 
 
 def _encoded(

@@ -5,6 +5,7 @@ of its class, and which settings are of use to which task. Imports no torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,27 @@ def subject_prompts(config: RunConfig) -> SubjectPrompts:
             f'the prompt of the class is "{of_class}", with the token in it; leave it out there'
         )
     return SubjectPrompts(instance=instance, of_class=of_class)
+
+
+def class_prompts(config: RunConfig, captions: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """What the images of the class are told, each once: what the subject's are told, in these
+    captions, without the token. Where the captions name more than the subject, such as colours,
+    only the token then tells it from its class.
+    """
+    prompts, token = subject_prompts(config), config.token or ""
+    texts = dict.fromkeys(text for own in captions for text in own)
+    found = (prompts.of_class if t == prompts.instance else _of_class(t, token) for t in texts)
+    return tuple(dict.fromkeys(found)) or (prompts.of_class,)
+
+
+def _of_class(text: str, token: str) -> str:
+    """The text without the token, and the article before it as the next word asks for."""
+
+    def article(found: re.Match[str]) -> str:
+        return f"{'an' if found[2].lower() in 'aeiou' else 'a'} {found[2]}"
+
+    pattern = rf"\b(an?) {re.escape(token)} (\w)"
+    return without_word(re.sub(pattern, article, text, flags=re.IGNORECASE), token)
 
 
 def has_word(text: str, word: str) -> bool:
