@@ -240,7 +240,8 @@ def test_the_class_is_told_what_the_subject_is_told_without_the_token(base, phot
     drawing = class_images.drawing_of(base, run, prompts)
     for number, path in enumerate(sorted(folder.glob("*.png"))):
         assert drawing.name(number) == told[number]
-        np.testing.assert_array_equal(np.asarray(Image.open(path)), drawing.images([number])[0])
+        alone = drawing.images([number])[0].astype(int)  # products round by the size of a batch
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - alone).max() <= 1
 
 
 def test_previews_show_the_subject(base, photos, tmp_path, monkeypatch):
