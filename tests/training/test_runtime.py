@@ -58,7 +58,7 @@ def test_the_precision_of_one_run_does_not_bind_the_next(tmp_path):
 
 
 def test_the_tracker_writes_where_the_run_is(tmp_path):
-    config = TrainingConfig()
+    config = TrainingConfig(precision="fp32")
     with runtime.open_runtime(config, torch.device("cpu"), tmp_path, 0) as accelerator:
         accelerator.log({"loss": 0.5}, step=1)
     (events,) = (tmp_path / "tensorboard").iterdir()

@@ -42,7 +42,7 @@ from smidgen.training.config import RunConfig
 from smidgen.training.example import example_of
 from smidgen.training.loop import train_delta
 from smidgen.training.recipe import DELTA
-from smidgen.training.run import Described, check_run
+from smidgen.training.run import Described, check_run, settled
 from smidgen.training.saving import identity_of_images
 from smidgen.training.start import NO_START, START, identity_of_start
 from smidgen.training.state import CLASS_IMAGES, check_identity, checkpoints, read_position
@@ -64,10 +64,10 @@ def plan_run(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The facts of a training on `base`, loaded with the settings `given` at this image size (None:
-    its own): `images`, the Findings, `run` how it stands to what is in the output, the
-    counts of `inspect` with `memory`, `refusal`, the line with which it would end, or None, and
-    `warning`, that the base was trained at another size or has no weights, or None. `base` may be
-    the name of an architecture.
+    its own): `images`, the Findings, `precision` that of the passes, `run` how it stands to what is
+    in the output, the counts of `inspect` with `memory`, `refusal`, the line with which it would
+    end, or None, and `warning`, that the base was trained at another size or has no weights, or
+    None. `base` may be the name of an architecture.
 
     Every image is read and decoded, as training would; progress(done, total) is called for each.
 
@@ -80,22 +80,33 @@ def plan_run(
     if image_size is not None and known is not None:
         known.sides.check(image_size, str(base))
     network = meta_network(base)
+    latent_size = (
+        None
+        if size is None or known is None
+        else (size.height // known.factor, size.width // known.factor)
+    )
+    example = example_of(network)
+    channels, *own_size = example.latent_shape
+    described = Described(
+        name=str(base),
+        given=given,
+        image_size=size,
+        sides=None if known is None else known.sides,
+        denoiser=network,
+        latent_shape=(channels, *(latent_size or own_size)),
+        family=find_family(network),
+        process=example.task.process,
+        device=torch.device(device),
+    )
+    config = settled(described, config, force=force)
     warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
     if is_architecture(base):
         warning = f'"{base}" is an architecture: this counts, and training needs its weights'
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
+    facts["precision"] = config.training.precision
     folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     has_labels = find_host(network).has_labels  # else classes are prompts
     try:
-        described = Described(
-            name=str(base),
-            given=given,
-            image_size=size,
-            sides=None if known is None else known.sides,
-            family=find_family(network),
-            process=example_of(network).task.process,
-            device=torch.device(device),
-        )
         standing = check_run(described, config, force=force)
         folder, looks = look_at_all(folder, progress)
         sizes = sizes_of(described, config)
@@ -117,9 +128,7 @@ def plan_run(
         method=config.method,
         method_config=config.method_config,
         training=config.training,
-        latent_size=None
-        if size is None or known is None
-        else (size.height // known.factor, size.width // known.factor),
+        latent_size=latent_size,
         reader=reader_without_weights(base, size) if reads else None,
         trains_encoders=reads and config.trains_encoders,
         token=config.token,
@@ -210,7 +219,7 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
     """`seconds_per_step` of such a training on this machine now, the median of a few steps on
     random latents, and the `seconds` of all its steps; loading and encoding are not in them.
     """
-    config = config.resolved()
+    config = settled(base, config.resolved())
     steps = WARM_UP + TIMED
     training = replace(
         config.training,

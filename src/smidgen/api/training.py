@@ -21,7 +21,7 @@ from smidgen.models.pretrained import load_base
 from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.recipe import check_recipe, read_recipe
-from smidgen.training.run import defaults_of, fine_tune, read_delta, recipe_of
+from smidgen.training.run import defaults_of, fine_tune, read_delta, recipe_of, settled
 
 RUNS = Path("runs")
 
@@ -94,6 +94,7 @@ def _with_free_folder(base: Base, config: RunConfig) -> RunConfig:
         found = replace(config, output=RUNS / (name if number == 1 else f"{name}-{number}"))
         if not found.output.exists():
             return found
+        found = settled(base, found)
         try:
             standing = check_recipe(found.output, recipe_of(base, found), defaults_of(found))
         except UsageError:

@@ -14,12 +14,13 @@ from smidgen.errors import UsageError
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
 from smidgen.models.prompts import CLASS, DREAMBOOTH
-from smidgen.sampling.config import Precision
 from smidgen.training.subject import CLASS_IMAGES, check_task
 
 TaskName = Literal["fine-tune", "dreambooth"]
 Schedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["logit-normal", "uniform"]
+TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+AUTO = "auto"
 
 # OpenMP notes every thread on the stack: some ten thousand end in a segmentation fault. This is
 # more than common machines have processors, and the same on all, so that a recipe stays valid.
@@ -50,8 +51,9 @@ class TrainingConfig:
     """Gradients are clipped to this norm; none: not at all."""
     gradient_accumulation: int = 1
     """Forward passes of batch_size images in one step."""
-    precision: Precision = "fp32"
-    """Number format of the forward and backward pass; the delta itself stays in float32."""
+    precision: TrainingPrecision = AUTO
+    """Number format of the forward and backward pass; the delta itself stays in float32. auto: bf16
+    where that is faster on this machine, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
     activations: Literal["exact", "8bit"] = "exact"

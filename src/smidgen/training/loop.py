@@ -33,6 +33,7 @@ from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
 from smidgen.training.network import averaged, training_network
 from smidgen.training.objective import Task, batch_loss, draw_batch, total_loss
+from smidgen.training.precision import with_precision
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
 from smidgen.training.start import INIT
@@ -161,9 +162,10 @@ def train_delta(
     task: Task | None = None,
 ) -> TrainingResult:
     """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
-    it is. `config` is resolved and fits this machine (`runtime.check_runtime`). `task` says for
-    what, None: the base's own process and what labels mean with this delta. Of images that are told
-    apart by their captions, any may be held out; those of a subject's class never are.
+    it is. `config` is resolved, but for a precision that is "auto", and fits this machine
+    (`runtime.check_runtime`). `task` says for what, None: the base's own process and what labels
+    mean with this delta. Of images that are told apart by their captions, any may be held out;
+    those of a subject's class never are.
     Files are written below `run_folder`, where the newest checkpoint is gone on from if `resume`.
     `on_step(step, loss)` is called after each step.
 
@@ -176,6 +178,7 @@ def train_delta(
             f"prior_weight is {config.prior_weight} and the latents have "
             f"{len(latents) - latents.num_own} class images; it weighs these, give both or neither"
         )
+    config = with_precision(config, base.denoiser, base.latent_shape, base.device, run_folder)
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
     trained, held_out = hold_out(

@@ -36,6 +36,7 @@ from smidgen.training.config import TrainingConfig
 from smidgen.training.example import Example, example_of
 from smidgen.training.network import checkpointing, recomputing
 from smidgen.training.objective import Batch, batch_loss, total_loss
+from smidgen.training.precision import with_precision
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
 # where blocks are recomputed between longer-lived gradients. They differ from run to run, by a
@@ -114,6 +115,7 @@ def step_bytes(
     """
     example = example or example_of(denoiser)
     shape, count = example.latent_shape, config.rows
+    config = with_precision(config, denoiser, shape, torch.device(device))
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.data.encoded_folder import Share, encode_folder
@@ -48,6 +49,7 @@ from smidgen.training.captions import (
 from smidgen.training.class_images import class_folder
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.loop import TrainingResult, train_delta
+from smidgen.training.precision import with_precision
 from smidgen.training.previews import evaluators_of
 from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe
@@ -118,6 +120,8 @@ def fine_tune(
     folder = config.output
     with ExitStack() as stack:
         from_main(lambda: stack.enter_context(held(folder)))
+        asked = config
+        config = from_main(lambda: settled(base, asked, force=force))
         standing: Standing = from_main(lambda: check_run(base, config, force=force))
         latents = read_latents(base, config, progress=progress and is_main())
         if standing != "new":
@@ -125,6 +129,8 @@ def fine_tune(
         if standing == "finished":
             logger.info("%s is finished: %d steps", folder, config.training.steps)
             return read_delta(folder / DELTA, base)
+        if asked.training.precision != config.training.precision:
+            logger.info('precision "auto" is %s in this run', config.training.precision)
         reader = None
         if config.encodes_in_step and base.conditioner is not None:
             reader = stack.enter_context(base.conditioner.open())
@@ -149,10 +155,17 @@ def fine_tune(
         )
         if is_main():
             encoders = () if reader is None or not config.trains_encoders else reader.encoders
-            report = _report(base, encoders, latents, result, begun)
+            report = _report(base, encoders, latents, config.training, result, begun)
             write_json(report, folder / REPORT, AGAIN)
         barrier()
     return result.delta.to(base.device)
+
+
+def settled(base: Base | Described, config: RunConfig, *, force: bool = False) -> RunConfig:
+    """With the precision that "auto" is for this base, or of the run in the output that goes on."""
+    folder = None if force else config.output
+    places = (base.denoiser, base.latent_shape, base.device, folder)
+    return dataclasses.replace(config, training=with_precision(config.training, *places))
 
 
 def _check_same(base: Base, config: RunConfig, latents: LatentSet) -> None:
@@ -180,13 +193,15 @@ class Described:
     given: Mapping[str, Any]
     image_size: ImageSize | None
     sides: Sides | None
+    denoiser: nn.Module
+    latent_shape: Sequence[int]
     family: Family
     process: Process
     device: torch.device
 
 
 def recipe_of(base: Base | Described, config: RunConfig) -> dict[str, Any]:
-    """All settings of a run in one flat table; `config` is resolved."""
+    """All settings of a run in one flat table; `config` is resolved and `settled`."""
     values: dict[str, Any] = {"base": base.name, **base.given, "data": str(config.data)}
     values |= {"layout": config.layout, "split": config.split, "method": config.method}
     values |= dataclasses.asdict(config.method_config) | {
@@ -367,6 +382,7 @@ def _report(
     base: Base,
     encoders: Sequence[Encoder],
     latents: LatentSet,
+    config: TrainingConfig,
     result: TrainingResult,
     begun: float,
 ) -> dict[str, Any]:
@@ -391,5 +407,6 @@ def _report(
         "trainable": trained,
         "total": total,
         "device": str(base.device),
+        "precision": config.precision,
         "num_threads": torch.get_num_threads(),
     }
