@@ -121,7 +121,7 @@ def settings_of_samples(
     base_options: BaseOnDevice, config: LoadedSampling, options: SampleOptions
 ) -> dict[str, Any]:
     """What the images depend on, as JSON: the delta by its content."""
-    values = flatten(base_options, config, options)
+    values = flatten(base_options, options) | config.facts()
     settings = {name: value for name, value in values.items() if name not in NOT_COMPARED}
     settings["delta_sha256"] = None if options.delta is None else sha256_of(options.delta)
     return settings
