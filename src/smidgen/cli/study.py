@@ -81,6 +81,8 @@ def run(argv: Sequence[str]) -> None:
     action, *rest = argv or ("",)
     if action in ("-h", "--help"):
         action, rest = "plan", ["--help"]
+    if action.startswith("-"):
+        raise UsageError(f'unknown flag "{shown(action)}": first what to do{closest("", ACTIONS)}')
     if action not in ACTIONS:
         raise UsageError(f'study does not know "{shown(action)}"{closest(action, ACTIONS)}')
     request = read_request(f"study {action}", rest)

@@ -52,7 +52,7 @@ class SamplingConfig:
     guidance_kind: Guidance = "classifier-free"
     """What it leads away from: classifier-free, from no class (or prompt); domain, from no class of
     the base without the delta; auto, from the same class of a weaker delta."""
-    guidance_delta: Path | None = None
+    guidance_delta: Path | str | None = None
     """For guidance_kind auto: the weaker delta, such as one that the same run kept earlier."""
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     """LOW HIGH: guidance acts where the noise is between these shares of the way from data, 0, to
