@@ -132,10 +132,7 @@ def _status(design: Design, options: StudyOptions, switches: StudySwitches) -> A
 
     def look() -> list[dict[str, str]]:
         found = states([*tuning_of(design), *runs_of(design)])
-        return [
-            {"run": f"{one.folder.parent.name}/{one.name}", "state": state, "why": why}
-            for one, state, why in found
-        ]
+        return [{"run": one.place, "state": state, "why": why} for one, state, why in found]
 
     rows = _watched(look) if switches.watch else look()
     lines = aligned([[shown(value) for value in row.values()] for row in rows])

@@ -23,13 +23,13 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that a process needs to be told of a run: the recipe, the outputs, and what to do where
-    there is something already.
+    """All that a process needs to be told of a run, whatever its working folder: the recipe, the
+    study's folder, the place of the run in it, and what to do where there is something already.
     """
 
     source: str
     output: str
-    folder: str
+    place: str
     force: bool
     retry: bool
 
@@ -55,9 +55,9 @@ def run_all(
         chosen = list(_to_do(runs[part[0] - 1 :: part[1]], force=force, retry=retry))
         tasks = [
             Task(
-                source=design.source,
-                output=str(design.output),
-                folder=str(run.folder),
+                source=str(Path(design.source).absolute()),
+                output=str(design.output.absolute()),
+                place=run.place,
                 force=force,
                 retry=retry,
             )
@@ -132,9 +132,9 @@ def do(task: Task) -> str:
     from smidgen.study.execute import perform
 
     design = read_design(Path(task.source), Path(task.output))
-    run = next(r for r in (*tuning_of(design), *runs_of(design)) if str(r.folder) == task.folder)
+    run = next(r for r in (*tuning_of(design), *runs_of(design)) if r.place == task.place)
     try:
-        with held(design.output / "claims" / f"{run.folder.parent.name}-{run.name}"):
+        with held(design.output / "claims" / run.place):
             if task.retry:
                 (run.folder / FAILURE).unlink(missing_ok=True)
             if (state := run.standing[0]) in TO_DO:

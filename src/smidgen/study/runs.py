@@ -110,9 +110,14 @@ class Run:
         return "-".join([*shown, *tried, str(self.seed)])
 
     @property
+    def place(self) -> str:
+        """Where its files lie in the study's folder."""
+        return f"{RUNS if self.tried is None else TUNING}/{self.name}"
+
+    @property
     def folder(self) -> Path:
         """Where its files lie."""
-        return self.design.output / (RUNS if self.tried is None else TUNING) / self.name
+        return self.design.output / self.place
 
     @property
     def settings(self) -> dict[str, Any] | None:
