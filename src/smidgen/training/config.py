@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from smidgen.data.names import CachePrecision, CaptionSource, LayoutName
 from smidgen.errors import UsageError
+from smidgen.fast.names import FrozenPrecision
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
 from smidgen.models.prompts import CLASS, DREAMBOOTH
@@ -62,6 +63,9 @@ class TrainingConfig:
     fast: bool = True
     """Fold the delta into what is small, where the base is a DiT and the method allows it, in place
     of hooks: the same gradients, sooner."""
+    frozen_precision: FrozenPrecision = "exact"
+    """Of products with the frozen weights of a DiT: numbers of 8 bit in the backward pass
+    (8bit-backward) or in both (8bit); how far that is from exact is measured first."""
     compile: bool = False
     """Compile the network with torch.compile; on a CPU this needs a C++ compiler."""
     ema_decay: float | None = None
@@ -138,6 +142,11 @@ class TrainingConfig:
         for name in ("gradient_checkpointing", "fast", "compile", "train_text_encoder"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        if self.frozen_precision != "exact" and not self.fast:
+            raise UsageError(
+                f"frozen_precision {self.frozen_precision} is there on the fast path alone; give "
+                "fast too, or leave it out"
+            )
         if isinstance(self.trackers, str) or not all(isinstance(t, str) for t in self.trackers):
             raise UsageError(f"trackers is {self.trackers!r}; expected a list of names")
         object.__setattr__(self, "trackers", tuple(self.trackers))
