@@ -31,6 +31,8 @@ from bench.plain_dit import PlainDiT
 from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
 from smidgen.fast.acting import acting
+from smidgen.fast.eight_bit import has_int8
+from smidgen.fast.names import FrozenPrecision
 from smidgen.files.writing import write_json, write_text
 from smidgen.hosts.host import find_host
 from smidgen.methods import configure
@@ -38,10 +40,12 @@ from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, DiTConfig
 from smidgen.training.activations import Packed, bears_it, one_byte_kept
 from smidgen.training.network import checkpointing
+from smidgen.training.precision import has_amx
 
 RESULTS, PAGE = Path("bench/results/speed.json"), Path("docs/benchmarks.md")
 ROUNDS = 5
 CLASSES = 20
+REDUCED = ("8-bit backward", "8-bit both ways", "bf16")  # need instructions that few CPUs have
 Row = Callable[[], float]
 Rows = dict[str, Row]
 
@@ -113,12 +117,22 @@ def batch_of(shape: Shape, images: int | None = None) -> tuple[Tensor, Tensor, T
     return x, torch.linspace(0, 999, images), torch.arange(images) % CLASSES
 
 
-def step(call: Callable[..., Tensor], parameters: list[nn.Parameter], batch: Any) -> Row:
-    """Forward, backward and AdamW as PyTorch has it by default."""
+def step(
+    call: Callable[..., Tensor],
+    parameters: list[nn.Parameter],
+    batch: Any,
+    *,
+    reduced: bool = False,
+) -> Row:
+    """Forward, under autocast to bf16 if `reduced`, backward, and AdamW as PyTorch has it by
+    default.
+    """
     optimizer = torch.optim.AdamW(parameters, lr=1e-9)
 
     def run() -> None:
-        call(*batch).square().mean().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            output = call(*batch)
+        output.float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -176,11 +190,18 @@ def timed(run: Callable[[], object]) -> Row:
     return row
 
 
-def with_delta(network: nn.Module, delta: Delta | Bank | None, run: Row, *, fast: bool) -> Row:
+def with_delta(
+    network: nn.Module,
+    delta: Delta | Bank | None,
+    run: Row,
+    *,
+    fast: bool,
+    frozen_precision: FrozenPrecision = "exact",
+) -> Row:
     """`run` while the delta acts in the network: attaching is not timed."""
 
     def row() -> float:
-        with acting(delta, network, fast=fast):
+        with acting(delta, network, fast=fast, frozen_precision=frozen_precision):
             return run()
 
     return row
@@ -202,6 +223,8 @@ def steps_of(name: str) -> Rows:
         run = step(network, list(delta.parameters()), batch)
         rows[f"{method}, hooks"] = with_delta(network, delta, run, fast=False)
         rows[f"{method}, fast"] = with_delta(network, delta, run, fast=True)
+        if method == "difffit":
+            rows |= reduced_rows(network, delta, batch)
     delta = delta_of(network, "difffit")
     run = step(kept_in_bytes(network, delta), list(delta.parameters()), batch)
     rows["difffit, fast, activations 8bit"] = with_delta(network, delta, run, fast=True)
@@ -230,6 +253,21 @@ def recomputing(network: DiT, run: Row) -> Row:
             return run()
 
     return row
+
+
+def reduced_rows(network: DiT, delta: Delta, batch: Any) -> Rows:
+    """DiffFit's step in fewer bits, where the processor has instructions for them."""
+    names: dict[str, FrozenPrecision] = {"backward": "8bit-backward", "both ways": "8bit"}
+    parameters, rows = list(delta.parameters()), {}
+    for name, precision in names.items() if has_int8() else ():
+        run = step(network, parameters, batch)
+        rows[f"difffit, fast, 8-bit {name}"] = with_delta(
+            network, delta, run, fast=True, frozen_precision=precision
+        )
+    if has_amx():
+        run = step(network, parameters, batch, reduced=True)
+        rows["difffit, fast, bf16"] = with_delta(network, delta, run, fast=True)
+    return rows
 
 
 def trained(network: nn.Module) -> list[nn.Parameter]:
@@ -379,6 +417,9 @@ def write_page(document: Mapping[str, Any]) -> None:
     ]
     for name, case in document["cases"].items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
+        if name.startswith("a training step"):
+            missing = [row for row in REDUCED if not any(row in one for one in case["rows"])]
+            lines += [f"Not measured: {', '.join(missing)}.", ""] if missing else []
         lines += [
             f"{case['threads']} threads, {case['rounds']} rounds, {case['date']}.",
             "",

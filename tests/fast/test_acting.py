@@ -11,6 +11,7 @@ from smidgen.core.sites import Site, bind
 from smidgen.errors import SmidgenError
 from smidgen.fast.acting import acting, takes_fast_path
 from smidgen.fast.functions import ROWS
+from smidgen.fast.names import FrozenPrecision
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT, DiTConfig
 from tests.tiny.bases import base_of, law_base, tiny_base
@@ -51,13 +52,18 @@ def weights_of(output: Tensor) -> Tensor:
 
 
 def outcome(
-    base: Base, delta: Delta, *, fast: bool, dtype: torch.dtype = torch.float64
+    base: Base,
+    delta: Delta,
+    *,
+    fast: bool,
+    dtype: torch.dtype = torch.float64,
+    frozen_precision: FrozenPrecision = "exact",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The output of a batch, and the gradient of every tensor of the delta."""
     x, t, y = inputs(base, dtype)
     delta.zero_grad()
     base.denoiser.requires_grad_(False)
-    with acting(delta, base.denoiser, fast=fast):
+    with acting(delta, base.denoiser, fast=fast, frozen_precision=frozen_precision):
         output = base.denoiser(x, t, y)
         (output * weights_of(output)).sum().backward()
     gradients = {n: p.grad for n, p in delta.named_parameters() if p.grad is not None}
@@ -189,19 +195,23 @@ def test_edits_of_other_places_go_by_hooks():
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
-@pytest.mark.parametrize("method", ["difffit", "lora", "vpt"])
-def test_it_compiles_into_one_graph(method):
+@pytest.mark.parametrize(
+    ("method", "frozen_precision"),
+    [("difffit", "exact"), ("lora", "exact"), ("vpt", "exact"), ("difffit", "8bit")],
+)
+def test_it_compiles_into_one_graph(method, frozen_precision):
     base = law_base("dit")
     delta = tiny_delta(base, method, **METHODS[method])
-    expected = outcome(base, delta, fast=True)
+    reduced = frozen_precision != "exact"  # where a gain is folded into a row or not matters
+    expected = outcome(base, delta, fast=True, frozen_precision=frozen_precision)
     x, t, y = inputs(base, torch.float64)
     base.denoiser.requires_grad_(False)
     delta.zero_grad()
-    with acting(delta, base.denoiser):
+    with acting(delta, base.denoiser, frozen_precision=frozen_precision):
         compiled = torch.compile(base.denoiser, fullgraph=True, backend="aot_eager")
         output = compiled(x, t, y)
         (output * weights_of(output)).sum().backward()
     torch.compiler.reset()
     gradients = {n: p.grad for n, p in delta.named_parameters() if p.grad is not None}
-    assert torch.allclose(output, expected[0], atol=1e-12)
-    assert furthest(expected[1], gradients) < 1e-11
+    assert torch.allclose(output, expected[0], atol=1e-2 if reduced else 1e-12)
+    assert furthest(expected[1], gradients) < (5e-2 if reduced else 1e-11)

@@ -12,6 +12,7 @@ from smidgen.core.attachment import attach
 from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
 from smidgen.core.edit import Acting
+from smidgen.fast.names import FrozenPrecision
 from smidgen.fast.plan import plan_of
 from smidgen.fast.trunk import FastDiT
 from smidgen.models.dit import DiT
@@ -25,10 +26,17 @@ class Outside:
 
 
 @contextmanager
-def acting(delta: Delta | Bank | None, network: nn.Module, *, fast: bool = True) -> Iterator[None]:
+def acting(
+    delta: Delta | Bank | None,
+    network: nn.Module,
+    *,
+    fast: bool = True,
+    frozen_precision: FrozenPrecision = "exact",
+) -> Iterator[None]:
     """The edits of a delta in the denoiser, or of a bank, act in `network` until the end of the
     `with`: without hooks in its blocks if it is a `DiT` and `plan_of` can serve them, and this is
-    wanted. Both ways compute the same function; rounding differs.
+    wanted. Both ways compute the same function; rounding differs. `frozen_precision` is that of
+    products with frozen weights where gradients are asked for, on the fast path alone.
 
     Raises: SmidgenError as `Delta.attach`; in a call, if hooks have come to the blocks meanwhile.
     """
@@ -40,7 +48,7 @@ def acting(delta: Delta | Bank | None, network: nn.Module, *, fast: bool = True)
     for edit in plan.inside.values():
         edit.check(network)
     with attach(Outside(plan.outside), network):
-        network.fast = FastDiT(network, plan)
+        network.fast = FastDiT(network, plan, frozen_precision)
         try:
             yield
         finally:

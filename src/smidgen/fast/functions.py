@@ -30,6 +30,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from smidgen.fast.eight_bit import Columns, EightBit, product
+
 Tokens = Float[Tensor, "B N D"]
 PerImage = Float[Tensor, "B D"]
 
@@ -61,20 +63,24 @@ def add_gated(x: Tokens, p: Tokens, gate: PerImage, bias: Float[Tensor, " D"] | 
     return _AddGated.apply(x, p, gate, bias)
 
 
-def scaled_linear(
+def frozen_linear(
     h: Float[Tensor, "B N D"],
     weight: Float[Tensor, "E D"],
-    gain: Float[Tensor, " E"],
-    bias: Float[Tensor, " E"],
+    gain: Float[Tensor, " E"] | None,
+    bias: Float[Tensor, " E"] | None,
+    eight_bit: EightBit | None = None,
 ) -> Float[Tensor, "B N E"]:
-    """gain * (weight h) + bias of a frozen weight, as one product.
+    """gain * (weight h) + bias of a frozen weight, as one product, in 8 bit where there is such a
+    form of the weight.
 
     Left to autograd, gain * weight would be given a gradient as large as the weight's, which is the
     most expensive product of full fine-tuning. With y the output, that of the gain is
     sum dy (y - bias) / gain, from what attention keeps anyway; no gain may be near 0 then
     (`plan.foldable`).
     """
-    return _ScaledLinear.apply(h, weight, gain, bias)
+    forms = (None, None) if eight_bit is None else eight_bit
+    columns = [part for form in forms for part in form or (None, None)]
+    return _FrozenLinear.apply(h, weight, gain, bias, *columns)
 
 
 class _NormModulate(Function):
@@ -128,24 +134,55 @@ class _AddGated(Function):
         return dx, *_branch_backward(ctx, dx, p, gate)
 
 
-class _ScaledLinear(Function):
+class _FrozenLinear(Function):
+    """The last four are numbers and scales of the weight in 8 bit, for the way back and forth."""
+
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        y = functional.linear(h, weight * gain[:, None], bias)
-        ctx.save_for_backward(weight, gain, bias, y)
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        weight: Tensor,
+        gain: Tensor | None,
+        bias: Tensor | None,
+        back_numbers: Tensor | None,
+        back_scales: Tensor | None,
+        numbers: Tensor | None,
+        scales: Tensor | None,
+    ) -> Tensor:
+        if numbers is None or scales is None:
+            weight_of_all = weight if gain is None else weight * gain[:, None]
+            y = functional.linear(h, weight_of_all, bias)
+        else:
+            own = scales if gain is None else scales * gain
+            y = product(h, Columns(numbers, own)).to(_computed_in(h))
+            y = y if bias is None else y.add_(bias)
+        kept = None if gain is None else y
+        ctx.save_for_backward(weight, gain, bias, back_numbers, back_scales, kept)
         ctx.dtype = h.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, gain, bias, y = ctx.saved_tensors
+        weight, gain, bias, back_numbers, back_scales, y = ctx.saved_tensors
         axes = tuple(range(dy.ndim - 1))
-        dbias = dy.sum(axes, dtype=bias.dtype)
-        dgain = ((dy * y).sum(axes, dtype=bias.dtype) - bias * dbias) / gain
-        dh = None
-        if ctx.needs_input_grad[0]:
-            dh = (dy @ (weight * gain[:, None]).to(dy.dtype)).to(ctx.dtype)
-        return dh, None, dgain, dbias
+        dh = dgain = dbias = None
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            dbias = dy.sum(axes, dtype=bias.dtype)
+        if y is not None:
+            dgain = ((dy * y).sum(axes, dtype=bias.dtype) - bias * dbias) / gain
+        if ctx.needs_input_grad[0] and back_numbers is not None:
+            dy = dy if gain is None else dy * gain
+            dh = product(dy, Columns(back_numbers, back_scales)).to(ctx.dtype)
+        elif ctx.needs_input_grad[0]:
+            own = weight if gain is None else weight * gain[:, None]
+            dh = (dy @ own.to(dy.dtype)).to(ctx.dtype)
+        return dh, None, dgain, dbias, None, None, None, None
+
+
+def _computed_in(h: Tensor) -> torch.dtype:
+    """In what a product gives its output."""
+    kind = h.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
 
 
 def _of_branch(ctx: Any, p: Tensor, gate: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -8,7 +8,8 @@ folded acts as the function that it is, at its place. B images, N tokens, D widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from smidgen.core.edits import Scale
 from smidgen.errors import SmidgenError
-from smidgen.fast.functions import add_gated, add_norm_modulate, norm_modulate, scaled_linear
+from smidgen.fast.eight_bit import EightBit, eight_bit_linears
+from smidgen.fast.functions import add_gated, add_norm_modulate, frozen_linear, norm_modulate
+from smidgen.fast.names import FrozenPrecision
 from smidgen.fast.plan import PRODUCTS, Place, Plan, in_the_way
 from smidgen.models.dit import Block, DiT, FinalLayer, attend
 
@@ -39,11 +42,37 @@ class Branch(NamedTuple):
     bias: Tensor | None
 
 
-class FastDiT:
-    """A DiT with the edits of a plan, called as the network itself is."""
+class How(NamedTuple):
+    """How products are computed: whether gains may go into weights, and which linears have a form
+    in 8 bit for passes in which gradients are asked for.
+    """
 
-    def __init__(self, network: DiT, plan: Plan) -> None:
+    fold: bool
+    eight_bit: Mapping[nn.Linear, EightBit]
+
+    def product(
+        self, h: Tensor, linear: nn.Linear, bias: Tensor | None, gain: Tensor | None = None
+    ) -> Tensor:
+        """gain * (weight h) + bias."""
+        weight = linear.weight
+        form = None
+        if torch.is_grad_enabled() and not weight.requires_grad:
+            form = self.eight_bit.get(linear)
+        if gain is None and form is None:
+            return functional.linear(h, weight, bias)
+        return frozen_linear(h, weight, gain, bias, form)
+
+
+class FastDiT:
+    """A DiT with the edits of a plan, called as the network itself is; where gradients are asked
+    for, products with frozen weights as `frozen_precision` says.
+    """
+
+    def __init__(
+        self, network: DiT, plan: Plan, frozen_precision: FrozenPrecision = "exact"
+    ) -> None:
         self.network, self.plan = network, plan
+        self._eight_bit = eight_bit_linears(network, frozen_precision)
         self._gains = [
             edit.gain
             for places in plan.blocks
@@ -64,11 +93,20 @@ class FastDiT:
         c = network.t_embedder(t, x.dtype) + network.y_embedder(y)
         x = network.x_embedder(x) + network.pos_embed
         try:
-            x = self._layers(x, functional.silu(c), fold=self._foldable())
+            x = self._layers(x, functional.silu(c), How(self._foldable(), self._eight_bit))
         finally:
             for edit in self.plan.inside.values():
                 edit.forget()
         return network.unpatchify(x)
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """All products are exact until the end of the `with`."""
+        kept, self._eight_bit = self._eight_bit, {}
+        try:
+            yield
+        finally:
+            self._eight_bit = kept
 
     def _foldable(self) -> bool:
         """Whether the gains may go into weights: not where that would spoil their gradients."""
@@ -82,16 +120,16 @@ class FastDiT:
             torch.stack([gain.detach().abs().min() for gain in self._gains]).min() > NEAR_ZERO
         )
 
-    def _layers(self, x: Tensor, c: Tensor, *, fold: bool) -> Tensor:
+    def _layers(self, x: Tensor, c: Tensor, how: How) -> Tensor:
         recomputed = self.network.gradient_checkpointing and torch.is_grad_enabled()
         branch: Branch | None = None
         for block, places in zip(self.network.blocks, self.plan.blocks, strict=False):
             assert isinstance(block, Block)
             if recomputed:
-                x = checkpoint(_whole_block, block, places, x, c, fold, use_reentrant=False)
+                x = checkpoint(_whole_block, block, places, x, c, how, use_reentrant=False)
             else:
-                x, branch = run_block(block, places, x, branch, c, fold)
-        return _run_final(self.network.final_layer, self.plan.blocks[-1], x, branch, c, fold)
+                x, branch = run_block(block, places, x, branch, c, how)
+        return _run_final(self.network.final_layer, self.plan.blocks[-1], x, branch, c, how)
 
 
 def run_block(
@@ -100,13 +138,13 @@ def run_block(
     x: Tensor,
     branch: Branch | None,
     c: Tensor,
-    fold: bool,
+    how: How,
 ) -> tuple[Tensor, Branch | None]:
     """One block: the residual stream (B, N, D) and what is still to be added to it, in and out, so
     that the addition and the next norm are one. `c` (B or more, D) is the activated condition.
     """
 
-    modulation = _linear(c, block.adaLN_modulation.linear, places["modulation"], x, fold)
+    modulation = _linear(c, block.adaLN_modulation.linear, places["modulation"], x, how)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation[: len(x)].chunk(6, dim=1)
 
     x, h = _enter(
@@ -119,19 +157,19 @@ def run_block(
         shift1,
         places["norm1.out"],
     )
-    qkv = _linear(places["qkv.in"].apply(h), block.attn.qkv, places["qkv.out"], x, fold)
+    qkv = _linear(places["qkv.in"].apply(h), block.attn.qkv, places["qkv.out"], x, how)
     heads = qkv.unflatten(2, (3, block.attn.num_heads, -1))
     q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
     attended = places["proj.in"].apply(attend(q, k, v).transpose(1, 2).flatten(2))
-    branch = _leave(attended, block.attn.proj, places["attn.out"], x, gate1)
+    branch = _leave(attended, block.attn.proj, places["attn.out"], x, gate1, how)
 
     x, h = _enter(
         x, branch, NOTHING, places["norm2.in"], block.norm2, scale2, shift2, places["norm2.out"]
     )
     hidden = block.mlp.act(
-        _linear(places["fc1.in"].apply(h), block.mlp.fc1, places["fc1.out"], x, fold)
+        _linear(places["fc1.in"].apply(h), block.mlp.fc1, places["fc1.out"], x, how)
     )
-    branch = _leave(places["fc2.in"].apply(hidden), block.mlp.fc2, places["mlp.out"], x, gate2)
+    branch = _leave(places["fc2.in"].apply(hidden), block.mlp.fc2, places["mlp.out"], x, gate2, how)
 
     if places["block.out"].functions:
         return places["block.out"].apply(_settled(x, branch)), None
@@ -144,37 +182,37 @@ def _run_final(
     x: Tensor,
     branch: Branch | None,
     c: Tensor,
-    fold: bool,
+    how: How,
 ) -> Tensor:
     """The patches (B, N, P) of what comes out of the last block."""
 
-    modulation = _linear(c, final.adaLN_modulation.linear, places["modulation"], x, fold)
+    modulation = _linear(c, final.adaLN_modulation.linear, places["modulation"], x, how)
     shift, scale = modulation[: len(x)].chunk(2, dim=1)
     norm = final.norm_final
     _, h = _enter(x, branch, NOTHING, places["norm.in"], norm, scale, shift, places["norm.out"])
-    return _linear(places["linear.in"].apply(h), final.linear, places["linear.out"], x, fold)
+    return _linear(places["linear.in"].apply(h), final.linear, places["linear.out"], x, how)
 
 
 def _whole_block(
-    block: Block, places: Mapping[str, Place], x: Tensor, c: Tensor, fold: bool
+    block: Block, places: Mapping[str, Place], x: Tensor, c: Tensor, how: How
 ) -> Tensor:
     """A block that leaves nothing to be added, so that x alone is kept of it."""
-    return _settled(*run_block(block, places, x, None, c, fold))
+    return _settled(*run_block(block, places, x, None, c, how))
 
 
-def _linear(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, fold: bool) -> Tensor:
+def _linear(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, how: How) -> Tensor:
     """after + gain * (before + linear(h)), then the functions; x is the residual stream."""
     before, gain, after = vectors = place.vectors(x, linear.weight.dtype)
     if any(vector is not None and vector.ndim == 2 for vector in vectors):
-        return place.apply(_of_each(functional.linear(h, linear.weight, linear.bias), *vectors))
+        return place.apply(_of_each(how.product(h, linear, linear.bias), *vectors))
     bias = linear.bias if before is None else linear.bias + before
     if gain is None:
-        return place.apply(functional.linear(h, linear.weight, bias))
+        return place.apply(how.product(h, linear, bias))
     bias = gain * bias if after is None else after + gain * bias
-    if not fold or linear.weight.requires_grad or _smaller(h, linear.weight):
-        y = functional.linear(h, linear.weight)
+    if not how.fold or linear.weight.requires_grad or _smaller(h, linear.weight):
+        y = how.product(h, linear, None)
         return place.apply(torch.addcmul(bias.to(y.dtype), y, gain.to(y.dtype)))
-    return place.apply(scaled_linear(h, linear.weight, gain, bias))
+    return place.apply(how.product(h, linear, bias, gain))
 
 
 def _enter(
@@ -202,17 +240,17 @@ def _enter(
     return add_norm_modulate(x, *branch, m, s, norm.eps)
 
 
-def _leave(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, gate: Tensor) -> Branch:
+def _leave(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, gate: Tensor, how: How) -> Branch:
     """What a sub-layer adds, its gains in the gate; where there is more, all is done to p."""
     before, gain, after = place.vectors(x, linear.weight.dtype)
     if after is not None or place.functions:
-        return Branch(_linear(h, linear, place, x, fold=False), gate, None)
+        return Branch(_linear(h, linear, place, x, how._replace(fold=False)), gate, None)
     gate = gate if gain is None else gate * gain
     if before is not None and before.ndim == 2:
-        p = functional.linear(h, linear.weight, linear.bias)
+        p = how.product(h, linear, linear.bias)
         return Branch(_of_each(p, before, None, None), gate, None)
     bias = linear.bias if before is None else linear.bias + before
-    p = functional.linear(h, linear.weight, bias.detach())
+    p = how.product(h, linear, bias.detach())
     return Branch(p, gate, bias if bias.requires_grad else None)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from smidgen.data.names import CachePrecision, CaptionSource, LayoutName
 from smidgen.errors import UsageError
+from smidgen.fast.names import FrozenPrecision
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, check_choices
 from smidgen.models.prompts import CLASS, DREAMBOOTH
@@ -65,6 +66,9 @@ class TrainingConfig:
     fast: bool = True
     """Fold the delta into what is small, where the base is a DiT and the method allows it, in place
     of hooks: the same gradients, sooner."""
+    frozen_precision: FrozenPrecision = "exact"
+    """Of products with the frozen weights of a DiT: numbers of 8 bit in the backward pass
+    (8bit-backward) or in both (8bit); how far that is from exact is measured first."""
     compile: bool = False
     """Compile the network with torch.compile; on a CPU this needs a C++ compiler."""
     ema_decay: float | None = None
@@ -144,6 +148,11 @@ class TrainingConfig:
         if self.activations == "8bit" and (self.compile or self.gradient_checkpointing):
             other = "compile" if self.compile else "gradient_checkpointing"
             raise UsageError(f"activations 8bit and {other} do not go together; give one of them")
+        if self.frozen_precision != "exact" and not self.fast:
+            raise UsageError(
+                f"frozen_precision {self.frozen_precision} is there on the fast path alone; give "
+                "fast too, or leave it out"
+            )
         if isinstance(self.trackers, str) or not all(isinstance(t, str) for t in self.trackers):
             raise UsageError(f"trackers is {self.trackers!r}; expected a list of names")
         object.__setattr__(self, "trackers", tuple(self.trackers))

@@ -24,11 +24,12 @@ from smidgen.fast.acting import takes_fast_path
 from smidgen.models.base import Base
 from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import labels_of
-from smidgen.processes import shared, world_size
+from smidgen.processes import from_main, shared, world_size
 from smidgen.training import runtime
 from smidgen.training.buckets import BucketOrder
 from smidgen.training.config import TrainingConfig
 from smidgen.training.ema import decay_after, update_average
+from smidgen.training.frozen import check_frozen_errors, first_batch, frozen_errors
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
 from smidgen.training.network import averaged, training_network
@@ -62,7 +63,8 @@ class TrainingResult:
     """The average of the trained delta, and how it went.
 
     `first_step` is above 0 if the run resumed; `seconds` are those of the whole run,
-    `images_per_second` of the steps that were made now.
+    `images_per_second` of the steps that were made now. `frozen_error` is how far products in 8 bit
+    were from exact ones before the first of these.
     """
 
     delta: Delta
@@ -72,6 +74,7 @@ class TrainingResult:
     images_per_second: float
     best_step: int | None
     log: Path
+    frozen_error: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,12 @@ def train_delta(
     identity = identity_of(base, latents, start)
     fast = config.fast and takes_fast_path(delta, base.denoiser)
     identity[PATH] = FAST if fast else HOOKS
+    reduced = config.frozen_precision != "exact"
+    if reduced and not fast:
+        raise UsageError(
+            f"frozen_precision {config.frozen_precision} is there on the fast path alone, which "
+            "cannot serve this base and delta; leave it out"
+        )
     if task.texts is not None and base.conditioner is not None and base.conditioner.files:
         identity[ENCODERS] = base.conditioner.files.fingerprint
     saver = Saver(run_folder, state, config, identity)
@@ -213,6 +222,13 @@ def train_delta(
         )
         runtime.restore_scaler(accelerator, scaler)
         network = stack.enter_context(training_network(base, delta, task, config))
+        frozen_error = None
+        if reduced:
+            first = first_batch(latents, trained, task, config).to(base.device)
+            with accelerator.autocast():
+                frozen_error = from_main(lambda: frozen_errors(base, delta, first, task, config))
+            if not first_step:  # else it was small enough when the run was begun
+                check_frozen_errors(frozen_error, config)
         journal = stack.enter_context(
             open_journal(
                 run_folder,
@@ -249,6 +265,7 @@ def train_delta(
         images_per_second=num_images / max(state.seconds - first_seconds, 1e-9),
         best_step=None if not state.best else int(state.best["step"]),
         log=journal.path,
+        frozen_error=frozen_error,
     )
 
 

@@ -122,9 +122,9 @@ def step_bytes(
         fresh = Delta(copies, delta.provenance)
         with (
             checkpointing(network, config.gradient_checkpointing),
-            acting(fresh, network, fast=config.fast),
-            nullcontext() if reader is None else _reading(reader, fresh, config),
             Peak(*(() if device == "cpu" else (network, fresh))) as peak,
+            acting(fresh, network, fast=config.fast, frozen_precision=config.frozen_precision),
+            nullcontext() if reader is None else _reading(reader, fresh, config),
         ):
             task = example.with_rows(count)
             if reader is not None:

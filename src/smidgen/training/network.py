@@ -39,7 +39,7 @@ def training_network(
     try:
         with (
             checkpointing(denoiser, config.gradient_checkpointing),
-            acting(delta, denoiser, fast=config.fast),
+            acting(delta, denoiser, fast=config.fast, frozen_precision=config.frozen_precision),
             nullcontext() if task.texts is None else reading(task.texts.reader, delta, config),
         ):
             if config.compile:

@@ -30,8 +30,10 @@ from smidgen.files.settings import settings_of
 from smidgen.files.standing import Standing
 from smidgen.files.writing import write_json
 from smidgen.hosts.family import Family
+from smidgen.methods import parts_of
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
+from smidgen.models.dit import DiT
 from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main, rank, world_size
@@ -237,6 +239,7 @@ def defaults_of(config: RunConfig) -> dict[str, Any]:
 def _check_settings(base: Base | Described, config: RunConfig) -> None:
     """Settings that this base has no use for are refused, not ignored."""
     sizes_of(base, config)
+    _check_frozen(base, config)
     training, reads_prompts = config.training, base.family.encode is not None
     if config.task == DREAMBOOTH and not reads_prompts:
         raise UsageError(
@@ -262,6 +265,23 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
         raise UsageError(
             f'timestep_shift is of no use where every step of base "{base.name}" is drawn alike; '
             'leave it out, or give timestep_sampling "logit-normal" too'
+        )
+
+
+def _check_frozen(base: Base | Described, config: RunConfig) -> None:
+    """Raises: UsageError for products in 8 bit where no weights of a DiT are frozen."""
+    asked = config.training.frozen_precision
+    if asked == "exact":
+        return
+    if not isinstance(base.denoiser, DiT):
+        raise UsageError(
+            f'frozen_precision {asked} is for a DiT of smidgen\'s own and base "{base.name}" is '
+            "none; leave it out"
+        )
+    if "full" in parts_of(config.method):
+        raise UsageError(
+            f"frozen_precision {asked} is of no use to {config.method}, which leaves no weight "
+            "frozen; leave it out"
         )
 
 
@@ -408,5 +428,6 @@ def _report(
         "total": total,
         "device": str(base.device),
         "precision": config.precision,
+        **({} if result.frozen_error is None else {"frozen_error": result.frozen_error}),
         "num_threads": torch.get_num_threads(),
     }

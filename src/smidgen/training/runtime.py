@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.errors import UsageError
+from smidgen.fast.eight_bit import check_eight_bit
 from smidgen.processes import barrier, is_main
 from smidgen.training.compiled import check_compiler
 from smidgen.training.config import TrainingConfig
@@ -26,10 +27,13 @@ MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 def check_runtime(config: TrainingConfig, device: torch.device) -> None:
     """Raises: UsageError if this machine lacks what the settings ask for: a tracker that is not
-    installed, fp16 without an accelerator, or compilation without a compiler.
+    installed, fp16 without an accelerator, products in 8 bit without instructions for them, or
+    compilation without a compiler.
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 needs an accelerator; on a CPU choose fp32 or bf16")
+    if config.frozen_precision != "exact":
+        check_eight_bit(device)
     if config.trackers:
         _check_trackers(config.trackers)
     if config.compile and device.type == "cpu":
