@@ -10,8 +10,8 @@ import smidgen
 from smidgen.models.pretrained import load_base
 from smidgen.sampling.draw import Drawing
 from smidgen.training import class_images
-from smidgen.training.class_images import class_folder, drawing_of
 from smidgen.training.config import RunConfig
+from smidgen.training.subject import class_prompts
 from tests.tiny.pipelines import TINY_PIPELINES
 
 
@@ -19,6 +19,15 @@ def config(cache, count=5, **settings) -> RunConfig:
     subject = {"task": "dreambooth", "token": "sks", "class_name": "owl"}
     places = {"data": Path("photos"), "output": Path("run"), "cache_dir": Path(cache)}
     return RunConfig(**places, **subject | {"class_images": count} | settings).resolved()
+
+
+def class_folder(base, run: RunConfig):
+    """Of a subject whose pictures have no captions."""
+    return class_images.class_folder(base, run, class_prompts(run, ()))
+
+
+def drawing_of(base, run: RunConfig) -> Drawing:
+    return class_images.drawing_of(base, run, class_prompts(run, ()))
 
 
 @pytest.fixture(scope="module")
