@@ -19,8 +19,9 @@ from smidgen.models.pretrained import load_base
 from smidgen.training.buckets import BucketOrder, sizes_of
 from smidgen.training.captions import task_of
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.images import read_latents
 from smidgen.training.randomness import Shuffle
-from smidgen.training.run import fresh_delta, read_latents
+from smidgen.training.run import fresh_delta
 from smidgen.training.validation import Validation
 from tests.launch import finish, start
 from tests.tiny.deltas import trained_tensors

@@ -17,9 +17,9 @@ from smidgen.models.pretrained import load_base
 from smidgen.training import previews
 from smidgen.training.captions import a_few, choices_of, task_of
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.images import read_latents
 from smidgen.training.objective import Task, draw_batch
 from smidgen.training.randomness import Streams
-from smidgen.training.run import read_latents
 from tests.data.test_webdataset import write_shard
 from tests.tiny.images import write_image, write_photos
 from tests.tiny.pipelines import TINY_PIPELINES

@@ -18,8 +18,8 @@ from smidgen.models.pretrained import load_base
 from smidgen.training import class_images, previews
 from smidgen.training.buckets import BucketOrder
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.images import read_latents
 from smidgen.training.randomness import Shuffle, Streams
-from smidgen.training.run import read_latents
 from smidgen.training.subject import class_prompts
 from tests.launch import finish, start
 from tests.tiny.bases import tiny_base

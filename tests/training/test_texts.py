@@ -20,10 +20,11 @@ from smidgen.models.pretrained import load_base
 from smidgen.training import previews
 from smidgen.training.captions import task_of
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.images import read_latents
 from smidgen.training.loop import fresh_state
 from smidgen.training.network import training_network
 from smidgen.training.objective import batch_loss, draw_batch
-from smidgen.training.run import fresh_delta, read_latents
+from smidgen.training.run import fresh_delta
 from smidgen.training.texts import shuffled
 from tests.tiny.images import write_image
 from tests.tiny.pipelines import TINY_PIPELINES

@@ -1,7 +1,7 @@
 """What `import smidgen` offers: plain functions over everything below.
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
-evaluation.py measures, studies.py analyses tables of measurements, weights.py counts, folding.py
+evaluation.py measures, statistics.py analyses tables of measurements, weights.py counts, folding.py
 folds and converts; bases and deltas come from models and core.
 """
 

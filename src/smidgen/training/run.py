@@ -17,10 +17,7 @@ import torch
 from torch import nn
 
 from smidgen.core.delta import Delta
-from smidgen.data.encoded_folder import Share, encode_folder
-from smidgen.data.folder import ImageFolder, check_bad_share
 from smidgen.data.latents import LatentSet
-from smidgen.data.layouts import open_images
 from smidgen.diffusion.process import Process
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.names import check_names
@@ -36,20 +33,15 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.models.reader import Encoder, Reader
-from smidgen.processes import barrier, from_main, is_main, rank, world_size
-from smidgen.progress import counting_bar
+from smidgen.processes import barrier, from_main, is_main
 from smidgen.sizes import ImageSize, Sides
 from smidgen.training.buckets import sizes_of
 from smidgen.training.captions import (
-    captioned,
-    captions_for,
-    look_at_subject,
     provenance_of,
     task_of,
-    with_subject,
 )
-from smidgen.training.class_images import class_folder
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.images import read_latents
 from smidgen.training.loop import TrainingResult, train_delta
 from smidgen.training.precision import with_precision
 from smidgen.training.previews import evaluators_of
@@ -61,9 +53,7 @@ from smidgen.training.start import INIT, begun_with, check_start, identity_of_st
 from smidgen.training.state import AGAIN, check_identity, checkpoints, read_position
 from smidgen.training.subject import (
     check_folders,
-    class_prompts,
     provenance_of_subject,
-    subject_prompts,
 )
 
 logger = logging.getLogger(__name__)
@@ -282,59 +272,6 @@ def _check_frozen(base: Base | Described, config: RunConfig) -> None:
         raise UsageError(
             f"frozen_precision {asked} is of no use to {config.method}, which leaves no weight "
             "frozen; leave it out"
-        )
-
-
-def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> LatentSet:
-    """The latents of the images, encoded where the cache lacks them, with their captions; of a
-    subject with those of its class, which are drawn where the cache lacks them.
-    """
-    images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
-    check_bad_share(images, config.max_bad_share)
-    reader = base.conditioner
-    captions = captions_for(config, images, base=base.name, reads_prompts=reader is not None)
-    files = None if reader is None else reader.files
-    if config.task == DREAMBOOTH and (warning := look_at_subject(files, config, images, base.name)):
-        logger.warning("%s", warning)
-    latents = _encoded(base, config, images, progress=progress)
-    latents = captioned(latents, captions, None if files is None else files.cut)
-    if config.task != DREAMBOOTH:
-        return latents
-    latents = with_subject(latents, config)
-    if not config.training.prior_weight:
-        return latents
-    prompts = class_prompts(config, latents.captions or ())
-    drawn = class_folder(base, config, prompts, progress=progress)
-    others = _encoded(base, config, drawn, progress=progress)
-    if config.class_data is not None:  # of which nobody says what else they show
-        prompts = (subject_prompts(config).of_class,)
-    told = tuple((prompts[place % len(prompts)],) for place in _places(drawn, others))
-    return latents.with_class_images(dataclasses.replace(others, captions=told))
-
-
-def _places(folder: ImageFolder, latents: LatentSet) -> list[int]:
-    """Which file of the folder each image is: bad ones have no latents."""
-    places = {folder.name(file.path): number for number, file in enumerate(folder.files)}
-    return [places[name] for name in latents.names]
-
-
-def _encoded(
-    base: Base, config: RunConfig, images: ImageFolder, *, progress: bool = False
-) -> LatentSet:
-    with counting_bar("encoding", progress=progress) as report:
-        return encode_folder(
-            images,
-            base.codec,
-            sizes=sizes_of(base, config),
-            mode=config.resize,
-            flip=config.flip,
-            precision=config.cache_precision,
-            cache_dir=config.cache_dir,
-            progress=report,
-            bad_limit=config.max_bad_share,
-            share=None
-            if world_size() == 1
-            else Share(files=slice(rank(), None, world_size()), wait=barrier),
         )
 
 
