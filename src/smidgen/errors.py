@@ -5,6 +5,9 @@ leaves with their exit code.
 import difflib
 import unicodedata
 from collections.abc import Iterable
+from itertools import accumulate
+
+MOST_SHOWN, MOST_LISTED = 80, 600  # characters of a name, and of a list of them
 
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of the direction
 
@@ -23,15 +26,23 @@ class UsageError(SmidgenError):
 
 def closest(name: str, known: Iterable[str]) -> str:
     """For the end of a message: `; did you mean "x"?` with the nearest known name, or the list of
-    them all if none is near.
+    them all if none is near. Names that a file brings may be long, and many: what is shown is not.
     """
     known = list(known)
     if not known:
         return "; there are none"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
-        return f'; did you mean "{shown(near[0])}"?'
-    return f"; choose from: {', '.join(map(shown, known))}"
+        return f'; did you mean "{_cut(near[0])}"?'
+    lengths = accumulate(len(_cut(one)) for one in known)
+    listed = [one for one, length in zip(known, lengths, strict=True) if length <= MOST_LISTED]
+    left = len(known) - len(listed)
+    more = f" and {left:,} more" if left else ""
+    return f"; choose from: {', '.join(map(_cut, listed))}{more}"
+
+
+def _cut(name: str) -> str:
+    return shown(name if len(name) <= MOST_SHOWN else f"{name[:MOST_SHOWN]}…")
 
 
 def shown(text: str, keep: str = "") -> str:

@@ -1,0 +1,21 @@
+"""How the nearest known names are offered: in one line, however long or many they are."""
+
+from smidgen.errors import closest
+
+
+def test_the_nearest_name_is_offered_and_without_one_all_are():
+    assert closest("difit", ["difffit", "lora"]) == '; did you mean "difffit"?'
+    assert closest("x", ["difffit", "lora"]) == "; choose from: difffit, lora"
+    assert closest("x", []) == "; there are none"
+
+
+def test_names_of_a_file_are_shown_as_far_as_a_line_holds_them():
+    assert len(closest("fd", ["{" * 10_000, "seed"])) < 200
+    assert closest("fd", ["{" * 10_000, "seed"]).endswith("…, seed")
+    many = [f"class-{number:04}" for number in range(1000)]
+    listed = closest("zzz", many)
+    assert len(listed) < 1000
+    shown, _, rest = listed.removeprefix("; choose from: ").rpartition(" and ")
+    assert shown.split(", ") == many[: len(shown.split(", "))]
+    assert rest == f"{1000 - len(shown.split(', '))} more"
+    assert len(closest("{" * 9_999, ["{" * 10_000])) < 200
