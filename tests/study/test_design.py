@@ -60,6 +60,16 @@ def test_a_level_stands_above_what_all_share(design):
     assert (slow["lr"], fast["lr"], fast["rank"]) == (1e-5, 1e-3, 4)
 
 
+def test_a_level_of_a_combination_has_the_options_of_each_method(design):
+    text = "lora.rank = 2\n[study.factors.arm]\n"
+    text += "one = { method = 'lora+bitfit', lora = { rank = 8 } }\n"
+    text += "two = { method = 'lora+bitfit', lora = { use-x = 4 } }\n"
+    found = design(text)
+    one, two = (found.settings({"arm": name}) for name in ("one", "two"))
+    assert (one["lora"], one["lora.rank"]) == ({"rank": 2}, 8)  # and the last of a name counts
+    assert two["lora.use_x"] == 4
+
+
 def test_an_arm_is_tuned_at_one_level_of_the_blocks_unless_it_has_a_value_of_its_own(design):
     text = '[study]\nblocks = ["data"]\n[study.tune]\nvalues = [1e-3, 1e-2]\nat = { data = "y" }\n'
     text += '[study.factors]\ndata = ["x", "y"]\n[study.factors.arm]\n'

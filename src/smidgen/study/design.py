@@ -24,6 +24,7 @@ VALIDATION_LOSS = "validation_loss"
 
 Scalar = str | int | float | bool | list[str | int | float]
 Settings = dict[str, Scalar]
+Level = dict[str, Scalar | Settings]  # a table has the options of one method of a combination
 Cell = Mapping[str, str]  # the label of a level of each factor
 
 
@@ -49,7 +50,7 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stand beside it in the table of the arms, baselines too.
     """
 
-    factors: dict[str, list[Scalar] | dict[str, Settings]]
+    factors: dict[str, list[Scalar] | dict[str, Level]]
     seeds: list[int] = msgspec.field(default_factory=lambda: [0])
     blocks: list[str] = []
     design: Literal["full", "half", "listed"] = "full"
@@ -155,17 +156,23 @@ def label_of(value: Scalar) -> str:
 
 
 def _levels(
-    name: str, levels: list[Scalar] | Mapping[str, Settings], source: str
+    name: str, levels: list[Scalar] | Mapping[str, Level], source: str
 ) -> dict[str, Settings]:
     if isinstance(levels, Mapping):
-        return {
-            label: {key.replace("-", "_"): one for key, one in settings.items()}
-            for label, settings in levels.items()
-        }
+        return {label: dict(_dotted(level)) for label, level in levels.items()}
     found = {label_of(value): {name.replace("-", "_"): value} for value in levels}
     if len(found) < len(levels):
         raise UsageError(f"{source}: [{STUDY}]: factor {name} names a level twice")
     return found
+
+
+def _dotted(level: Level, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    for key, value in level.items():
+        name = prefix + key.replace("-", "_")
+        if isinstance(value, dict):
+            yield from _dotted({**value}, f"{name}.")
+        else:
+            yield name, value
 
 
 def _problems(design: Design) -> Iterator[str]:

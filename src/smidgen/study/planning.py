@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from smidgen.api.planning import time_steps
-from smidgen.api.weights import count_weights
+from smidgen.api.weights import count_weights, reader_without_weights
 from smidgen.data.embedded_sets import SETS, load_set
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.hosts.host import find_host
+from smidgen.models.architectures import meta_network
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS, Cell, Design
@@ -51,12 +53,17 @@ def _counted(design: Design, cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {"cell": dict(cell)}
     try:
         request = first_request(design, cell)
+        base, config = request.base.base, request.config
+        has_labels = find_host(meta_network(base)).has_labels
+        reads = config.encodes_in_step and not has_labels
         found = count_weights(
-            request.base.base,
-            num_classes=num_classes(request),
-            method=request.config.method,
-            method_config=request.config.method_config,
-            token=request.config.token,
+            base,
+            num_classes=num_classes(request) if has_labels else None,
+            method=config.method,
+            method_config=config.method_config,
+            reader=reader_without_weights(base, None) if reads else None,
+            trains_encoders=reads and config.trains_encoders,
+            token=config.token,
         )
     except SmidgenError as error:
         return row | {"reason": str(error)}
@@ -72,10 +79,10 @@ def first_request(design: Design, cell: Cell) -> Request:
     return request
 
 
-def num_classes(request: Request) -> int | None:
-    """Of the images; None for a base that reads prompts."""
+def num_classes(request: Request) -> int:
+    """Of the images; of a subject's pictures, which are of one."""
     if request.config.task == DREAMBOOTH:
-        return None
+        return 1
     if request.data in SETS:
         return len(load_set(request.data).class_names)
     config = request.config
@@ -108,7 +115,7 @@ def _time(design: Design, runs: list[Run]) -> dict[str, float]:
 def _probe(request: Request) -> tuple[float, float]:
     """Seconds of all training steps, and of drawing the samples."""
     base = loaded(request.base)
-    training = time_steps(base, request.config, num_classes(request) or 1)["seconds"]
+    training = time_steps(base, request.config, num_classes(request))["seconds"]
     sampling = request.sampling
     few = replace(sampling, num_images=sampling.batch_size, steps=PROBED)
     if base.conditioner is not None:
