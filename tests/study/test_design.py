@@ -60,6 +60,20 @@ def test_a_level_stands_above_what_all_share(design):
     assert (slow["lr"], fast["lr"], fast["rank"]) == (1e-5, 1e-3, 4)
 
 
+def test_factors_may_each_give_a_part_of_one_list(design):
+    text = "gammas = []\n[study.factors]\n"
+    for gamma in ("block", "qkv"):
+        text += f"{gamma} = {{ no = {{}}, yes = {{ 'gammas+' = ['{gamma}'] }} }}\n"
+    found = design(text)
+    assert [found.settings(cell)["gammas"] for cell in found.cells()] == [
+        [],
+        ["qkv"],
+        ["block"],
+        ["block", "qkv"],
+    ]
+    assert found.fixed["gammas"] == []
+
+
 def test_a_level_of_a_combination_has_the_options_of_each_method(design):
     text = "lora.rank = 2\n[study.factors.arm]\n"
     text += "one = { method = 'lora+bitfit', lora = { rank = 8 } }\n"

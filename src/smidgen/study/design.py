@@ -21,6 +21,7 @@ from smidgen.files.toml import toml
 
 STUDY = "study"
 VALIDATION_LOSS = "validation_loss"
+MORE = "+"  # `"gammas+" = ["qkv"]`: factors that each give a part of one list
 
 Scalar = str | int | float | bool | list[str | int | float]
 Settings = dict[str, Scalar]
@@ -102,10 +103,17 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
         return sum(second) % 2 == 0
 
     def settings(self, cell: Cell) -> dict[str, Any]:
-        """All settings of a cell; those of a level stand above the fixed ones."""
+        """All settings of a cell; those of a level stand above the fixed ones, and what a level
+        has under a name with `MORE` behind it is put to the list that is there.
+        """
         values = dict(self.fixed)
         for name, label in cell.items():
-            values |= self.factors[name][label]
+            for key, value in self.factors[name][label].items():
+                plain = key.removesuffix(MORE)
+                if plain == key:
+                    values[key] = value
+                else:
+                    values[plain] = [*_listed(values.get(plain, [])), *_listed(value)]
         return values
 
     def arm_of(self, cell: Cell) -> Cell:
@@ -173,6 +181,10 @@ def _dotted(level: Level, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
             yield from _dotted({**value}, f"{name}.")
         else:
             yield name, value
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _problems(design: Design) -> Iterator[str]:
