@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from smidgen.errors import UsageError
 from smidgen.study.design import read_design
 
 HEAD = 'output = "runs/x"\nbase = "glyphs"\nlr = 1e-3\n'
@@ -51,6 +52,27 @@ def test_listed_cells_are_those_that_are_run(design):
     text = '[study]\ndesign = "listed"\ncells = [{ input = "CA_out", output = "FFN_in" }]\n'
     text += '[study.factors]\ninput = ["CA_out", "SA_in"]\noutput = ["FFN_in", "SA_in"]\n'
     assert design(text).cells() == [{"input": "CA_out", "output": "FFN_in"}]
+
+
+def test_a_listed_cell_is_run_at_every_level_of_a_block_that_it_leaves_out(design):
+    text = '[study]\nblocks = ["data"]\ndesign = "listed"\n'
+    text += 'cells = [{ lr = 0.5 }, { lr = 0.25, data = "y" }]\n'
+    text += '[study.factors]\nlr = [0.25, 0.5]\ndata = ["x", "y"]\n'
+    assert [tuple(cell.values()) for cell in design(text).cells()] == [
+        ("0.5", "x"),
+        ("0.5", "y"),
+        ("0.25", "y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [("{ data = 'x' }", "expected a level of each"), ("{ lr = 0.5, dta = 'x' }", '"data"')],
+)
+def test_a_listed_cell_must_name_what_is_compared_and_nothing_unknown(design, cell, said):
+    text = f'[study]\nblocks = ["data"]\ndesign = "listed"\ncells = [{cell}]\n'
+    with pytest.raises(UsageError, match=said):
+        design(text + '[study.factors]\nlr = [0.25, 0.5]\ndata = ["x", "y"]\n')
 
 
 def test_a_level_stands_above_what_all_share(design):

@@ -89,10 +89,18 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
     def cells(self) -> list[Cell]:
         """All cells of the design, in the order of the recipe."""
         if self.table.design == "listed":
-            return [{f: label_of(cell[f]) for f in self.factors} for cell in self.table.cells]
+            return [cell for listed in self.table.cells for cell in self._all_of(listed)]
         every = itertools.product(*(self.factors.values()))
         cells: list[Cell] = [dict(zip(self.factors, labels, strict=True)) for labels in every]
         return cells if self.table.design == "full" else [c for c in cells if self._is_even(c)]
+
+    def _all_of(self, listed: Mapping[str, Scalar]) -> Iterator[Cell]:
+        """The cells that a listed one means: at every level of the blocks that it leaves out."""
+        left = [name for name in self.factors if name not in listed]
+        for labels in itertools.product(*(self.factors[name] for name in left)):
+            found = dict(zip(left, labels, strict=True))
+            found |= {name: label_of(value) for name, value in listed.items()}
+            yield {name: found[name] for name in self.factors}
 
     def _is_even(self, cell: Cell) -> bool:
         second = [
@@ -207,9 +215,12 @@ def _problems(design: Design) -> Iterator[str]:
     if (table.design == "listed") != bool(table.cells):
         yield 'cells are for design = "listed", which needs some'
     for cell in table.cells:
-        if set(cell) != set(factors):
-            yield f"a cell names {', '.join(cell)}; expected a level of each factor"
+        if not set(design.arms) <= set(cell):
+            yield f"a cell names {', '.join(cell)}; expected a level of each factor but blocks"
         for name, value in cell.items():
+            if name not in factors:
+                yield f'a cell names "{name}", which is no factor{closest(name, factors)}'
+                continue
             label = label_of(value)
             if label not in factors[name]:
                 yield f'factor {name} has no level "{label}"{closest(label, factors[name])}'
