@@ -18,7 +18,7 @@ from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
-from smidgen.training import loop, runtime
+from smidgen.training import loop, optimizer, runtime
 from smidgen.training.compiled import check_compiler
 from smidgen.training.config import TrainingConfig
 from smidgen.training.interrupt import Interrupted
@@ -111,6 +111,22 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, variant):
     result = run(tmp_path / "cut", **variant)
     assert result.first_step == 4
     assert final_files(tmp_path / "cut") == final_files(tmp_path / "whole")
+
+
+def test_a_run_with_moments_of_one_byte_resumes_bit_equal_and_on_nothing_else(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(optimizer, "SMALLEST", 1)  # tiny tensors too
+    settings = {"method": "full", "optimizer": "adamw-8bit", "weight_decay": 0.01}
+    run(tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", **settings, on_step=stop_at(7))
+    kept = load_file(next((tmp_path / "cut" / "checkpoints").glob("*/state.safetensors")))
+    assert {t.dtype for name, t in kept.items() if name.startswith("first/")} == {torch.uint8}
+    assert run(tmp_path / "cut", **settings).first_step == 4
+    assert final_files(tmp_path / "cut") == final_files(tmp_path / "whole")
+    with pytest.raises(UsageError, match="of another method or version"):
+        run(tmp_path / "cut", method="full", weight_decay=0.01, steps=13)
 
 
 def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):

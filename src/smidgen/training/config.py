@@ -21,7 +21,8 @@ TaskName = Literal["fine-tune", "dreambooth"]
 Schedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["logit-normal", "uniform"]
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
-AUTO = "auto"
+Optimizer = Literal["adamw", "adamw-8bit"]
+AUTO, ADAMW_8BIT = "auto", "adamw-8bit"
 
 # OpenMP notes every thread on the stack: some ten thousand end in a segmentation fault. This is
 # more than common machines have processors, and the same on all, so that a recipe stays valid.
@@ -42,6 +43,9 @@ class TrainingConfig:
     """Images in one forward pass; for task dreambooth of the subject, and as many of its class."""
     lr: float | None = None
     """Learning rate of AdamW; none: the method's own (1e-3 for deltas, 1e-4 for full)."""
+    optimizer: Optimizer = "adamw"
+    """adamw-8bit: AdamW that keeps a byte in place of four for each of its moments: a quarter of
+    their memory, which is much for full, at some time and noise of its rounding."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     warmup_steps: int = 0

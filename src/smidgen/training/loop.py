@@ -27,13 +27,14 @@ from smidgen.models.labels import labels_of
 from smidgen.processes import from_main, shared, world_size
 from smidgen.training import runtime
 from smidgen.training.buckets import BucketOrder
-from smidgen.training.config import TrainingConfig
+from smidgen.training.config import ADAMW_8BIT, TrainingConfig
 from smidgen.training.ema import decay_after, update_average
 from smidgen.training.frozen import check_frozen_errors, first_batch, frozen_errors
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
 from smidgen.training.network import averaged, training_network
 from smidgen.training.objective import Task, batch_loss, draw_batch, total_loss
+from smidgen.training.optimizer import make_optimizer
 from smidgen.training.precision import with_precision
 from smidgen.training.randomness import Shuffle, Streams
 from smidgen.training.saving import Saver, identity_of
@@ -290,8 +291,11 @@ def fresh_state(
             "small updates; load the base in float32, --precision still speeds up the passes"
         )
     average = delta.clone().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        delta.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True
+    optimizer = make_optimizer(
+        delta.parameters(),
+        eight_bit=config.optimizer == ADAMW_8BIT,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
     )
     return TrainingState(
         delta=delta,

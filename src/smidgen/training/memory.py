@@ -32,10 +32,11 @@ from smidgen.models.dit import DiT
 from smidgen.models.labels import Labels
 from smidgen.models.reader import Reader
 from smidgen.training.activations import one_byte_kept
-from smidgen.training.config import TrainingConfig
+from smidgen.training.config import ADAMW_8BIT, TrainingConfig
 from smidgen.training.example import Example, example_of
 from smidgen.training.network import checkpointing, recomputing
 from smidgen.training.objective import Batch, batch_loss, total_loss
+from smidgen.training.optimizer import bytes_of_moments
 from smidgen.training.precision import with_precision
 
 # What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
@@ -92,7 +93,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=sum(map(stored_bytes, networks)),
         delta=size,
-        optimizer=2 * size,
+        optimizer=bytes_of_moments(delta.parameters(), eight_bit=config.optimizer == ADAMW_8BIT),
         average=size,
         step=max(
             int(heap * step_bytes(denoiser, delta, config, example, reader, device=device)),

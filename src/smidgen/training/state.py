@@ -28,6 +28,7 @@ from smidgen.files.standing import START_OVER
 from smidgen.files.writing import PARTIAL, flush, partial_of, write_json
 from smidgen.files.writing import writing as writing_files
 from smidgen.training.buckets import BUCKETS, NO_BUCKETS, BucketOrder
+from smidgen.training.optimizer import AdamW8bit, fresh_moments
 from smidgen.training.randomness import Shuffle, Streams
 
 FORMAT_VERSION = 2  # 1 knew images by the latents of a part of them
@@ -40,7 +41,6 @@ writing = functools.partial(writing_files, remedy=AGAIN)
 CAPTIONS, NO_CAPTIONS = "the captions", "none"
 PATH, HOOKS, FAST = "whether the delta is folded in (fast)", "hooks", "fast"
 CLASS_IMAGES, NO_CLASS_IMAGES = "the class images", "none"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps for each tensor
 STEP_NAME = re.compile(r"step-(\d+)")
 
 
@@ -233,25 +233,26 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
         tensors |= {f"{kind}/{name}": value for name, value in delta.state_dict().items()}
     for name, parameter in state.delta.named_parameters():
         moments = state.optimizer.state.get(parameter, {})
-        tensors |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
+        tensors |= {f"{key}/{name}": value for key, value in moments.items()}
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _check_tensors(checkpoint: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Every tensor that the state needs is there, finite, in its shape and type, and no other."""
     expected = {f"rng/{name}": value for name, value in state.streams.state().items()}
-    optional: dict[str, Tensor] = {}
+    moments: dict[str, dict[str, Tensor]] = {}
+    eight_bit = isinstance(state.optimizer, AdamW8bit)
     for name, parameter in state.delta.named_parameters():
         values = parameter.detach()
         expected |= {f"delta/{name}": values, f"ema/{name}": values}
-        optional |= {f"{key}/{name}": values for key in MOMENTS[:2]}
-        optional[f"step/{name}"] = torch.zeros(())
-    known = {**expected, **optional}
+        fresh = fresh_moments(values, eight_bit=eight_bit)
+        moments[name] = {f"{key}/{name}": value for key, value in fresh.items()}
+    known = {**expected, **{key: one for kept in moments.values() for key, one in kept.items()}}
     odd = [name for name in expected if name not in tensors]
     odd += [name for name in tensors if name not in known]
-    for name, _ in state.delta.named_parameters():
-        missing = [f"{key}/{name}" for key in MOMENTS if f"{key}/{name}" not in tensors]
-        odd += missing if len(missing) < len(MOMENTS) else []  # all or none
+    for kept in moments.values():
+        missing = [key for key in kept if key not in tensors]
+        odd += missing if len(missing) < len(kept) else []  # all or none
     if odd:
         raise UsageError(
             f"{checkpoint} has or lacks {odd[0]}: it is of another method or version; give another "
@@ -274,10 +275,10 @@ def _restore_tensors(state: TrainingState, tensors: Mapping[str, Tensor]) -> Non
     for name, parameter in state.delta.named_parameters():
         parameter.copy_(tensors[f"delta/{name}"])
         # copies: a file's tensors lie at other alignments, on which last bits may depend
-        moments = {key: tensors[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in tensors}
-        if moments:
+        fresh = fresh_moments(parameter, eight_bit=isinstance(state.optimizer, AdamW8bit))
+        if f"step/{name}" in tensors:
             state.optimizer.state[parameter] = {
-                key: value.clone().to(parameter.device) for key, value in moments.items()
+                key: tensors[f"{key}/{name}"].clone().to(parameter.device) for key in fresh
             }
     for name, parameter in state.average.named_parameters():
         parameter.copy_(tensors[f"ema/{name}"])
