@@ -184,6 +184,7 @@ def test_a_run_that_fails_is_told_and_in_no_number(smidgen, base, photos, tmp_pa
     page = (tmp_path / "study" / "report.html").read_text()
     assert report.code == 0
     assert "not finite" in page
+    assert "None" not in (tmp_path / "study" / "report.md").read_text()
 
 
 def test_every_arm_is_tuned_on_the_same_grid_and_runs_with_what_was_best(

@@ -186,7 +186,10 @@ def comparison_table(analysis: Mapping[str, Any]) -> Table:
 def missing_table(design: Design, rows: Sequence[Mapping[str, Any]]) -> Table:
     """The runs that have no numbers, and why."""
     found = [
-        [*(name(design, row) for name in (arm_name, block_name)), *map(row.get, STANDING)]
+        [
+            *(name(design, row) for name in (arm_name, block_name)),
+            *(row.get(key, "") for key in STANDING),
+        ]
         for row in rows
         if row["state"] != "finished"
     ]
