@@ -242,6 +242,24 @@ def test_the_report_is_one_page_that_needs_nothing_else(smidgen, done):
     assert (folder / "report.html").read_text() == before
 
 
+def test_levels_that_differ_in_how_is_drawn_share_a_training(smidgen, base, photos, tmp_path):
+    factor = '"sampling.guidance" = [1.0, 3.0]\n'
+    path = write_study(base, photos, tmp_path, seeds="[0]")
+    path.write_text(path.read_text().replace("[study.factors]\n", f"[study.factors]\n{factor}"))
+    assert smidgen("study", "run", path, "--json").document["states"] == {"finished": 4}
+    design = read_design(path)
+    assert design.drawn == ("sampling.guidance",)
+    runs = runs_of(design)
+    assert len({run.trained for run in runs}) == 2
+    assert all((run.trained / "delta.safetensors").is_file() for run in runs)
+    found = {tuple(run.cell.values()): run.result for run in runs}
+    for method in ("difffit", "bitfit"):
+        one, three = (found[guidance, method] for guidance in ("1.0", "3.0"))
+        assert one.training["seconds"] == three.training["seconds"]
+        assert one.metrics["fd"] != three.metrics["fd"]
+        assert (one.settings["sampling.guidance"], three.settings["sampling.guidance"]) == (1, 3)
+
+
 @pytest.mark.parametrize("how", [("--workers", "2"), ("--ray", "local")])
 def test_several_processes_leave_what_one_leaves(smidgen, base, photos, tmp_path, how, done):
     path = write_study(base, photos, tmp_path, seeds="[0]")

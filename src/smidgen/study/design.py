@@ -21,6 +21,7 @@ from smidgen.files.toml import toml
 
 STUDY = "study"
 VALIDATION_LOSS = "validation_loss"
+DRAWN = "sampling."  # before settings that say how samples are drawn, and not what is trained
 MORE = "+"  # `"gammas+" = ["qkv"]`: factors that each give a part of one list
 
 Scalar = str | int | float | bool | list[str | int | float]
@@ -86,6 +87,16 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
         """The factors that are compared: those that are no blocks."""
         return tuple(name for name in self.factors if name not in self.table.blocks)
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The factors that change only how samples are drawn: their levels share a training."""
+        return tuple(
+            name
+            for name, levels in self.factors.items()
+            if any(levels.values())
+            and all(key.startswith(DRAWN) for settings in levels.values() for key in settings)
+        )
+
     def cells(self) -> list[Cell]:
         """All cells of the design, in the order of the recipe."""
         if self.table.design == "listed":
@@ -137,8 +148,8 @@ class Design(msgspec.Struct, frozen=True, kw_only=True):
     def tuned_at(self, cell: Cell) -> dict[str, str]:
         """The cell in which the arm of this one is tuned."""
         assert self.table.tune is not None, "nothing is tuned"
-        blocks = {name: next(iter(self.factors[name])) for name in self.table.blocks}
-        return {**self.arm_of(cell), **blocks, **self.table.tune.at}
+        alike = {name: next(iter(self.factors[name])) for name in (*self.drawn, *self.table.blocks)}
+        return {**self.arm_of(cell), **alike, **self.table.tune.at}
 
 
 def read_design(path: Path, output: Path | None = None) -> Design:

@@ -65,7 +65,7 @@ def perform(run: Run, *, force: bool = False) -> None:
     write_json(facts | found, run.folder / RESULT)
     (run.folder / FAILURE).unlink(missing_ok=True)
     # a study has many runs, and a checkpoint of `full` holds the network three times
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(run.trained / "checkpoints", ignore_errors=True)
 
 
 def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
@@ -73,14 +73,14 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
     provide(request.data)
     base = loaded(request.base)
     delta = train(base, request.config, force=force)
-    training = trained_facts(run.folder, delta)
+    training = trained_facts(run.trained, delta)
     # a run of the tuning that is judged by its validation loss needs no samples
     tune = run.design.table.tune
     if run.tried is not None and tune is not None and tune.metric == VALIDATION_LOSS:
         return {"training": training}
     judge = loaded(request.base, request.sampling.precision)
     begun = time.perf_counter()
-    document = measure(run.folder, judge, request)
+    document = measure(run.trained, judge, request)
     training["evaluation_seconds"] = round(time.perf_counter() - begun, 1)
     metrics, baselines = (numbers_of(document, name) for name in ("metrics", "baselines"))
     found = {
@@ -121,7 +121,7 @@ def measure(source: Path, base: Base, request: Request) -> dict[str, Any]:
 
 def curve(run: Run, base: Base, request: Request) -> Iterator[tuple[int, dict[str, float | None]]]:
     """Step and metrics of each delta that the training kept before its end."""
-    kept = {step_of(path): path for path in (run.folder / "deltas").glob("step-*.safetensors")}
+    kept = {step_of(path): path for path in (run.trained / "deltas").glob("step-*.safetensors")}
     for step, path in sorted(kept.items()):
         if step < request.config.training.steps:
             yield step, numbers_of(measure(path, base, request), "metrics")

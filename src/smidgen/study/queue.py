@@ -5,6 +5,7 @@ A run that is finished or failed is not done again; one that another process has
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,13 +24,14 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that a process needs to be told of a run, whatever its working folder: the recipe, the
-    study's folder, the place of the run in it, and what to do where there is something already.
+    """All that a process needs to be told of runs that share a training, whatever its working
+    folder: the recipe, the study's folder, their places in it, and what to do where there is
+    something already.
     """
 
     source: str
     output: str
-    place: str
+    places: tuple[str, ...]
     force: bool
     retry: bool
 
@@ -52,19 +54,24 @@ def run_all(
     Raises: UsageError for results of other settings without `force`, naming one; SmidgenError.
     """
     for runs in (tuning_of(design), runs_of(design)):
-        chosen = list(_to_do(runs[part[0] - 1 :: part[1]], force=force, retry=retry))
+        together: dict[Path, list[Run]] = {}  # each training's are one process's
+        for run in runs:
+            together.setdefault(run.trained, []).append(run)
+        mine = itertools.chain.from_iterable([*together.values()][part[0] - 1 :: part[1]])
+        chosen = list(_to_do(mine, force=force, retry=retry))
         tasks = [
             Task(
                 source=str(Path(design.source).absolute()),
                 output=str(design.output.absolute()),
-                place=run.place,
+                places=tuple(run.place for run in group),
                 force=force,
                 retry=retry,
             )
-            for run in chosen
+            for _, group in itertools.groupby(chosen, lambda run: run.trained)
         ]
-        for number, name in enumerate(_done(tasks, workers, ray), 1):
-            tell(f"{number}/{len(tasks)} {name}")
+        names = itertools.chain.from_iterable(_done(tasks, workers, ray))
+        for number, name in enumerate(names, 1):
+            tell(f"{number}/{len(chosen)} {name}")
     counts: dict[State, int] = {}
     for _, state, _ in states(runs_of(design)):
         counts[state] = counts.get(state, 0) + 1
@@ -82,8 +89,8 @@ def _to_do(runs: Iterable[Run], *, force: bool, retry: bool) -> Iterator[Run]:
             yield run
 
 
-def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[str]:
-    """The name of each run when it is done."""
+def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[list[str]]:
+    """The names of the runs of each task when it is done."""
     if ray is not None:
         yield from _by_ray(tasks, ray)
     elif workers == 1 or len(tasks) < 2:
@@ -104,7 +111,7 @@ def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[str]:
                 raise
 
 
-def _by_ray(tasks: list[Task], address: str) -> Iterator[str]:
+def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
     """As core tasks of Ray, one process each, which it keeps and with them their bases."""
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -127,12 +134,16 @@ def _limit(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def do(task: Task) -> str:
-    """One run, unless another process has it or has done it meanwhile; its name."""
+def do(task: Task) -> list[str]:
+    """The runs, but those that another process has or has done meanwhile; their names."""
+    design = read_design(Path(task.source), Path(task.output))
+    runs = {run.place: run for run in (*tuning_of(design), *runs_of(design))}
+    return [_do(design, runs[place], task) for place in task.places]
+
+
+def _do(design: Design, run: Run, task: Task) -> str:
     from smidgen.study.execute import perform
 
-    design = read_design(Path(task.source), Path(task.output))
-    run = next(r for r in (*tuning_of(design), *runs_of(design)) if r.place == task.place)
     try:
         with held(design.output / "claims" / run.place):
             if task.retry:

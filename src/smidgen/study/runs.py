@@ -28,12 +28,12 @@ from smidgen.methods import resolve
 from smidgen.models.chosen import TrainedBase
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import MeasuredSampling
-from smidgen.study.design import VALIDATION_LOSS, Cell, Design, Scalar, label_of
+from smidgen.study.design import DRAWN, VALIDATION_LOSS, Cell, Design, Scalar, label_of
 from smidgen.training.config import RunConfig, TrainingConfig
 
 RESULT, FAILURE = "result.json", "failure.json"
 REFERENCE = "reference"  # the one setting of a level that is the evaluation's
-RUNS, TUNING = "runs", "tuning"
+RUNS, TUNING, TRAINED = "runs", "tuning", "trained"
 
 State = Literal["finished", "failed", "other settings", "begun", "waiting", "missing"]
 
@@ -120,6 +120,15 @@ class Run:
         return self.design.output / self.place
 
     @property
+    def trained(self) -> Path:
+        """Where its training lies: its own folder, or one of all that differ in how is drawn."""
+        if self.tried is not None or not self.design.drawn:
+            return self.folder
+        labels = [one for name, one in self.cell.items() if name not in self.design.drawn]
+        parts = [*(file_part(label, 60) for label in labels), str(self.seed)]
+        return self.design.output / TRAINED / "-".join(parts)
+
+    @property
     def settings(self) -> dict[str, Any] | None:
         """The recipe's values for it; None while the tuning has not found one of them."""
         values = self.design.settings(self.cell)
@@ -195,7 +204,8 @@ def request_of(run: Run, values: Mapping[str, Any]) -> Request:
     reference, data = values.pop(REFERENCE, None), values.get("data")
     if not isinstance(data, str):
         raise UsageError(f"{where}: nothing says what to train on; give data")
-    values |= {"data": str(place_of(data)), "output": str(run.folder), "seed": run.seed}
+    values |= {"data": str(place_of(data)), "output": str(run.trained), "seed": run.seed}
+    drawn = {key.removeprefix(DRAWN): values.pop(key) for key in [*values] if key.startswith(DRAWN)}
     method = resolve(str(values.get("method", "difffit")))
     groups = (TrainedBase, RunConfig, TrainingConfig, method.config)
     try:
@@ -205,7 +215,7 @@ def request_of(run: Run, values: Mapping[str, Any]) -> Request:
             method_config=fill(method.config, checked),
             training=fill(TrainingConfig, checked),
         ).resolved()
-        sampling = make(MeasuredSampling, {"seed": run.seed, **design.table.sampling})
+        sampling = make(MeasuredSampling, {"seed": run.seed, **design.table.sampling, **drawn})
         evaluation = make(EvaluationConfig, design.table.evaluation)
         base = fill(TrainedBase, checked)
     except UsageError as error:
