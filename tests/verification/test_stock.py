@@ -13,7 +13,7 @@ from smidgen.models.dit import preset
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.pretrained import load_base
 from smidgen.verification.stock import check_forward
-from tests.tiny.bases import base_of, tiny_base
+from tests.tiny.bases import tiny_base
 from tests.tiny.networks import dit
 from tests.tiny.own_folder import write_safetensors
 from tests.tiny.pipelines import TINY_PIPELINES
@@ -92,10 +92,4 @@ def test_a_dit_whose_weights_are_not_those_of_its_folder_fails(tmp_path):
 def test_a_dit_that_diffusers_cannot_express_is_not_possible():
     base = tiny_base(mlp_ratio=2.0)
     with pytest.raises(SmidgenError, match="4 times as wide"):
-        check_forward(base)
-
-
-def test_a_network_that_nobody_can_call_is_not_possible():
-    base = base_of(torch.nn.Sequential(torch.nn.Linear(2, 2)), host=tiny_base().host)
-    with pytest.raises(SmidgenError):
         check_forward(base)

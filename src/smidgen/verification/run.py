@@ -53,7 +53,7 @@ def verify(
         begun = time.perf_counter()
         if name == "published":
             base = _in_precision(base, options, config)
-        check = _made(name, base, config, progress)
+        check = made(name, base, config, progress)
         seconds = round(time.perf_counter() - begun, 1)
         check = replace(check, facts={**check.facts, "seconds": seconds})
         checks.append(check)
@@ -67,7 +67,8 @@ def verify(
     }
 
 
-def _made(name: str, base: Base, config: VerifyConfig, progress: Progress | None) -> Check:
+def made(name: str, base: Base, config: VerifyConfig, progress: Progress | None) -> Check:
+    """One check by its name; one that cannot be made says why."""
     try:
         if name == "files":
             return check_files(base)
