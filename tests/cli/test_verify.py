@@ -34,7 +34,7 @@ def test_the_shipped_base_is_verified_end_to_end(smidgen, tmp_path):
     assert checks["forward"]["status"] == checks["training"]["status"] == "pass"
     # twenty images are too few for a verdict, and measured all the same
     assert checks["published"]["status"] == "not possible"
-    assert "256 at least" in checks["published"]["found"]
+    assert "512 at least" in checks["published"]["found"]
     protocol = checks["published"]["facts"]["protocol"]
     assert protocol["sampling"]["guidance"] == 1.5
     assert protocol["sampling"]["steps"] == 50

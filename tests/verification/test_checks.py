@@ -104,7 +104,7 @@ def test_too_few_images_are_not_judged_by():
     protocol = {"num_images": 4000, "feature_dimensions": 2048}
     found = judged(DIT_256, 9.0, {"mean": 2.2, "std": 0.1}, protocol, {})
     assert found.status == "not possible"
-    assert "4,096 at least" in found.found
+    assert "8,192 at least" in found.found
 
 
 def meta_base(**config):

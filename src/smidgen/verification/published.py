@@ -18,7 +18,7 @@ from smidgen.verification.config import VerifyConfig
 
 SHORT = 10_000  # images of the short form
 ERRORS = 3  # standard errors that what is measured may be off
-LEAST = 2  # images a dimension of the features, below which the distance says too little
+LEAST = 4  # images a dimension of the features: with fewer the bias is not of order 1 / N alone
 
 
 @dataclass(frozen=True, kw_only=True)
