@@ -20,6 +20,9 @@ from smidgen.training.config import RunConfig
 EVERY = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 STUDIES = [path for path in EVERY if STUDY in read_recipe(path)]
 RECIPES = [path for path in EVERY if path not in STUDIES]
+# of those on shipped bases the small ones: the others count the same, cell by cell
+PLANNED = [path for path in STUDIES if "glyphs" not in read_recipe(path)["base"]]
+PLANNED += [path for path in STUDIES if path.stem in ("study-small", "study-personalise")]
 RELEASED = "DiT-XL-2-256x256.pt"
 DIFFFIT_PAPER = [path for path in EVERY if RELEASED in path.read_text()]
 
@@ -68,11 +71,14 @@ def test_a_study_resolves_every_run_and_opens_as_recipes_do(recipe, tmp_path):
 
 
 def counted(config: RunConfig, base: str) -> int:
-    """What it trains, by the architecture of its base: of DiT-XL/2 with the 101 classes of Food."""
+    """What it trains, by the architecture of its base: of DiT-XL/2 with the 101 classes of Food, or
+    those of ImageNet.
+    """
     of_classes = "DiT-XL" in base
+    classes = 1000 if config.layout == "imagenet" else 101
     found = api.inspect(
         "DiT-XL/2" if of_classes else "sd-1.4",
-        num_classes=101 if of_classes else None,
+        num_classes=classes if of_classes else None,
         method=config.method,
         method_config=dataclasses.asdict(config.method_config),
     )
@@ -107,7 +113,7 @@ def test_the_arms_of_a_study_train_between_what_its_header_says(recipe, tmp_path
         assert sorted(found) == sorted(of_all)
 
 
-@pytest.mark.parametrize("recipe", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", PLANNED, ids=lambda path: path.stem)
 def test_a_study_is_planned_or_says_in_one_line_what_is_missing(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
@@ -130,8 +136,9 @@ def test_the_recipes_of_the_difffit_paper_train_as_it_says(recipe, tmp_path):
         assert (training.ema_decay, training.ema_warmup) == (0.9999, False)
         assert (training.lr_schedule, training.warmup_steps) == ("constant", 0)
         assert training.lr == (1e-4 if config.method == "full" else 1e-3)
-        assert training.batch_size * training.gradient_accumulation == 256
-        assert training.steps == 24000
+        higher = config.layout == "imagenet"
+        batch = training.batch_size * training.gradient_accumulation
+        assert (batch, training.steps) == ((1024, 30000) if higher else (256, 24000))
         assert config.flip
 
 
