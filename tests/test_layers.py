@@ -41,13 +41,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
     "statistics": ("errors", "files", "evaluation"),
+    "verification": (*L1, "methods", "sampling", "evaluation", "training", "processes"),
     # L4
-    "api": (*L1, "methods", *L3, "processes", "progress"),
+    "api": (*L1, "methods", *L3, "verification", "processes", "progress"),
     "__init__": ("errors", "api"),
     # L5
     "study": (*L1, "methods", *L3, "api", "processes", "progress"),
     # L6
-    "cli": (*L1, "methods", *L3, "api", "study", "processes", "progress"),
+    "cli": (*L1, "methods", *L3, "verification", "api", "study", "processes", "progress"),
     "__main__": ("cli",),
 }
 

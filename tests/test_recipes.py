@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,21 @@ import pytest
 from smidgen import api
 from smidgen.cli.arguments import read_request
 from smidgen.cli.train import parse_train
+from smidgen.errors import SmidgenError
 from smidgen.files.settings import read_recipe
 from smidgen.study.design import STUDY, read_design
+from smidgen.study.planning import plan_study
 from smidgen.study.runs import runs_of
+from smidgen.training.config import RunConfig
 
 EVERY = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 STUDIES = [path for path in EVERY if STUDY in read_recipe(path)]
 RECIPES = [path for path in EVERY if path not in STUDIES]
+# of those on shipped bases the small ones: the others count the same, cell by cell
+PLANNED = [path for path in STUDIES if "glyphs" not in read_recipe(path)["base"]]
+PLANNED += [path for path in STUDIES if path.stem in ("study-small", "study-personalise")]
+RELEASED = "DiT-XL-2-256x256.pt"
+DIFFFIT_PAPER = [path for path in EVERY if RELEASED in path.read_text()]
 
 
 def parsed(recipe: Path, tmp_path: Path):
@@ -43,6 +52,14 @@ def header_of(recipe: Path) -> str:
     return header
 
 
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """A folder in which the file of the released base lies, by its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / RELEASED).touch()
+
+
+@pytest.mark.usefixtures("released")
 @pytest.mark.parametrize("recipe", STUDIES, ids=lambda path: path.stem)
 def test_a_study_resolves_every_run_and_opens_as_recipes_do(recipe, tmp_path):
     assert f"smidgen study run recipes/{recipe.name}" in header_of(recipe)
@@ -53,19 +70,80 @@ def test_a_study_resolves_every_run_and_opens_as_recipes_do(recipe, tmp_path):
         assert run.request.config.training.steps > 0
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [path for path in RECIPES if "# Trains " in path.read_text()],
-    ids=lambda path: path.stem,
-)
-def test_a_recipe_trains_as_many_parameters_as_its_header_says(recipe, tmp_path):
-    settings = parsed(recipe, tmp_path)
-    stated = re.search(r"# Trains +([\d,]+)", recipe.read_text())
-    of_classes = "food101" in recipe.stem
-    counted = api.inspect(
+def counted(config: RunConfig, base: str) -> int:
+    """What it trains, by the architecture of its base: of DiT-XL/2 with the 101 classes of Food, or
+    those of ImageNet.
+    """
+    of_classes = "DiT-XL" in base
+    classes = 1000 if config.layout == "imagenet" else 101
+    found = api.inspect(
         "DiT-XL/2" if of_classes else "sd-1.4",
-        num_classes=101 if of_classes else None,
-        method=settings["run"].method,
-        method_config=dataclasses.asdict(settings["run"].method_config),
+        num_classes=classes if of_classes else None,
+        method=config.method,
+        method_config=dataclasses.asdict(config.method_config),
     )
-    assert counted["trainable"] == int(stated[1].replace(",", ""))
+    return found["trainable"]
+
+
+def stated(recipe: Path) -> list[int]:
+    """The numbers of parameters that the header gives in full."""
+    (line,) = re.findall(r"^# Trains (.*\n(?:#  +.*\n)*)", recipe.read_text(), re.MULTILINE)
+    return [int(number.replace(",", "")) for number in re.findall(r"\d+(?:,\d{3})+", line)]
+
+
+def trains(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if "# Trains " in path.read_text()]
+
+
+@pytest.mark.parametrize("recipe", trains(RECIPES), ids=lambda path: path.stem)
+def test_a_recipe_trains_as_many_parameters_as_its_header_says(recipe, tmp_path):
+    config = parsed(recipe, tmp_path)["run"]
+    assert counted(config, read_recipe(recipe)["base"]) == stated(recipe)[0]
+
+
+@pytest.mark.usefixtures("released")
+@pytest.mark.parametrize("recipe", trains(STUDIES), ids=lambda path: path.stem)
+def test_the_arms_of_a_study_train_between_what_its_header_says(recipe, tmp_path):
+    design = read_design(recipe, tmp_path)
+    arms = {tuple(design.arm_of(run.cell).values()): run for run in runs_of(design)}
+    found = [counted(run.request.config, design.fixed["base"]) for run in arms.values()]
+    of_all = stated(recipe)
+    assert (min(found), max(found)) == (min(of_all), max(of_all))
+    if len(of_all) == len(found):
+        assert sorted(found) == sorted(of_all)
+
+
+@pytest.mark.parametrize("recipe", PLANNED, ids=lambda path: path.stem)
+def test_a_study_is_planned_or_says_in_one_line_what_is_missing(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    design = read_design(recipe, tmp_path / "study")
+    base = design.fixed["base"]
+    if base.startswith("glyphs"):
+        assert plan_study(design)["impossible"] == 0
+    else:
+        with pytest.raises(SmidgenError, match=rf"^[^\n]*{base}[^\n]*$"):
+            plan_study(design)
+
+
+@pytest.mark.usefixtures("released")
+@pytest.mark.parametrize("recipe", DIFFFIT_PAPER, ids=lambda path: path.stem)
+def test_the_recipes_of_the_difffit_paper_train_as_it_says(recipe, tmp_path):
+    for config in configs_of(recipe, tmp_path):
+        training = config.training
+        assert training.max_grad_norm is None
+        assert training.validation_share == 0
+        assert (training.ema_decay, training.ema_warmup) == (0.9999, False)
+        assert (training.lr_schedule, training.warmup_steps) == ("constant", 0)
+        assert training.lr == (1e-4 if config.method == "full" else 1e-3)
+        higher = config.layout == "imagenet"
+        batch = training.batch_size * training.gradient_accumulation
+        assert (batch, training.steps) == ((1024, 30000) if higher else (256, 24000))
+        assert config.flip
+
+
+def configs_of(recipe: Path, tmp_path: Path) -> Iterator[RunConfig]:
+    if recipe in STUDIES:
+        yield from (run.request.config for run in runs_of(read_design(recipe, tmp_path)))
+    else:
+        yield parsed(recipe, tmp_path)["run"]

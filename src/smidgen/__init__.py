@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         sample,
         sample_arrays,
         train,
+        verify,
     )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "sample",
     "sample_arrays",
     "train",
+    "verify",
 ]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smidgen.errors import SmidgenError
-from smidgen.evaluation.accumulate import Accumulator
+from smidgen.evaluation.accumulate import KEEPING, Accumulator
 from smidgen.evaluation.metrics import inception_score
 from smidgen.evaluation.similarity import directions, paired_cosine
 from smidgen.evaluation.table import INCEPTION_HEAD, METRICS
@@ -82,7 +82,7 @@ def test_features_are_kept_only_where_a_metric_needs_them():
     for name, metric in METRICS.items():
         accumulator = accumulate(frozenset({name}), batches(20))
         kept = accumulator.result().features is not None
-        assert kept == (metric.needs in ("features", "samples")) == accumulator.keeps_features
+        assert kept == (metric.needs in KEEPING) == accumulator.keeps_features
         assert kept or all(batch.features is None for batch in accumulator.batches)
 
 

@@ -13,6 +13,7 @@ from smidgen.evaluation.table import METRICS, needing
 GIVEN = {
     "gaussian": 4,
     "features": 3,
+    "features-to-gaussian": 3,
     "directions": 2,
     "probabilities": 1,
     "texts": 1,

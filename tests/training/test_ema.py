@@ -12,6 +12,11 @@ def test_the_decay_rises_to_its_limit():
     assert decay_after(5, 0.0) == 0.0
 
 
+def test_without_its_warm_up_the_decay_is_the_same_from_the_first_update_on():
+    assert [decay_after(n, None, warmup=False) for n in (0, 90, 10**7)] == [0.9999] * 3
+    assert decay_after(0, 0.5, warmup=False) == 0.5
+
+
 def test_the_average_is_the_weighted_sum_of_what_it_saw():
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(3, generator=generator, dtype=torch.float64) for _ in range(4)]

@@ -2,7 +2,7 @@
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
 evaluation.py measures, statistics.py analyses tables of measurements, weights.py counts, folding.py
-folds and converts; bases and deltas come from models and core.
+folds and converts, verification.py verifies bases; bases and deltas come from models and core.
 """
 
 from smidgen.api.evaluation import evaluate
@@ -16,6 +16,7 @@ from smidgen.api.folding import (
 from smidgen.api.sampling import sample, sample_arrays
 from smidgen.api.statistics import anova
 from smidgen.api.training import train
+from smidgen.api.verification import verify
 from smidgen.api.weights import inspect
 from smidgen.core.delta import Delta
 from smidgen.evaluation.compare import compare
@@ -38,4 +39,5 @@ __all__ = [
     "sample",
     "sample_arrays",
     "train",
+    "verify",
 ]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,30 +17,27 @@ from smidgen.api.weights import count_weights, reader_without_weights
 from smidgen.data.captions import distinct
 from smidgen.data.findings import Findings, findings_of
 from smidgen.data.folder import ImageFolder, Look, Progress, check_bad_share, look_at_all
-from smidgen.data.latents import LatentSet
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
 from smidgen.files.standing import Standing
 from smidgen.hosts.host import find_family, find_host
-from smidgen.methods.build import build_delta
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.names import is_architecture
 from smidgen.models.pretrained import known_size, note_on_size, prompt_files
-from smidgen.models.prompts import DREAMBOOTH, PROMPTS
+from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sizes import ImageSize, nearest
 from smidgen.training.buckets import BUCKETS, identity_of_buckets, sizes_of
 from smidgen.training.captions import (
     captions_for,
     look_at_subject,
-    read_in_the_step,
     told_of_subject,
 )
 from smidgen.training.config import RunConfig
 from smidgen.training.example import example_of
-from smidgen.training.loop import train_delta
 from smidgen.training.recipe import DELTA
+from smidgen.training.rehearsal import rehearse
 from smidgen.training.run import Described, check_run, settled
 from smidgen.training.saving import identity_of_images
 from smidgen.training.start import NO_START, START, identity_of_start
@@ -219,51 +215,15 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
     """`seconds_per_step` of such a training on this machine now, the median of a few steps on
     random latents, and the `seconds` of all its steps; loading and encoding are not in them.
     """
-    config = settled(base, config.resolved())
-    steps = WARM_UP + TIMED
-    training = replace(
-        config.training,
-        steps=steps,
-        warmup_steps=0,
-        checkpoint_every=steps,
-        validation_share=0.0,
-        trackers=(),
-    )
-    count = max(num_classes, training.batch_size * training.gradient_accumulation)
-    noise = torch.randn((count, 1, *base.latent_shape), generator=torch.Generator().manual_seed(0))
-    names = tuple(f"{number}" for number in range(count))
-    class_numbers = torch.arange(count) % num_classes
-    latents = LatentSet(
-        mean=noise, std=torch.zeros_like(noise), class_numbers=class_numbers, names=names
-    )
-    if training.prior_weight:
-        latents = latents.with_class_images(latents)
-    classes = [f"class {number}" for number in range(num_classes)]
-    reads_prompts = base.conditioner is not None
     ends = [time.perf_counter()]
-    with ExitStack() as stack:
-        folder = stack.enter_context(TemporaryDirectory(prefix="smidgen-"))
-        reader = None
-        if config.encodes_in_step and base.conditioner is not None:
-            reader = stack.enter_context(base.conditioner.open())
-        delta = build_delta(
-            config.method,
+    with TemporaryDirectory(prefix="smidgen-") as folder:
+        rehearse(
             base,
-            config.method_config,
-            () if reads_prompts else classes,
-            torch.Generator(),
-            training={PROMPTS: {"classes": classes}} if reads_prompts else {},
-            encoders=reader.encoders if reader is not None and config.trains_encoders else (),
-            token=config.token,
-        )
-        train_delta(
-            base,
-            delta,
-            latents,
-            training,
+            config,
+            num_classes,
             Path(folder),
+            steps=WARM_UP + TIMED,
             on_step=lambda *_: ends.append(time.perf_counter()),
-            task=None if reader is None else read_in_the_step(base, delta, config, reader),
         )
     each = sorted(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False))
     median = each[len(each) // 2]

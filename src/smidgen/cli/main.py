@@ -28,6 +28,7 @@ VERBS = {
     "compare": "show results of evaluate side by side",
     "anova": "say which factors of a table of measurements make a difference",
     "inspect": "count what a method would train, without weights",
+    "verify": "check a base with its released weights: files, network, training, published number",
     "fold": "write a delta into a copy of the base's weights",
     "convert": "write LoRA for other programs, or read theirs",
     "unpack": "write a shipped set of letters as a folder of images",

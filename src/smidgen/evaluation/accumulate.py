@@ -19,7 +19,8 @@ from smidgen.evaluation.similarity import directions, paired_cosine
 from smidgen.evaluation.table import METRICS, Needs, needing
 
 CHUNK = 4096  # rows that are taken to float64 at a time
-KEEPING: tuple[Needs, ...] = ("features", "samples")  # what takes the features themselves
+# what takes the features themselves
+KEEPING: tuple[Needs, ...] = ("features", "features-to-gaussian", "samples")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

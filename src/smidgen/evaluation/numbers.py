@@ -93,6 +93,11 @@ def _given(row: Metric, sets: Sets) -> tuple[Any, ...]:
                 if count < row.min_images:
                     raise Unknown(f"{count} {what}; it takes {row.min_images}")
             return made.features, known.features, sets.extractor.device
+        case "features-to-gaussian":
+            assert made.features is not None, "the accumulator was told of the metric"
+            if made.count < row.min_images:
+                raise Unknown(f"{made.count} images; it takes {row.min_images}")
+            return made.features, known.gaussian.mean, known.gaussian.covariance
         case "directions":
             if known.mean_direction is None:
                 raise Unknown("the reference has no mean direction; give the folder of its images")

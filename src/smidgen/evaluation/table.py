@@ -16,7 +16,14 @@ INCEPTION_HEAD = "imagenet-2015"  # the head whose logits the inception score is
 CLIP = ("clip-b32", "clip-l14", "clip-glyphs")  # features that read texts too
 
 Needs = Literal[
-    "gaussian", "features", "directions", "probabilities", "texts", "classes", "samples"
+    "gaussian",
+    "features",
+    "features-to-gaussian",
+    "directions",
+    "probabilities",
+    "texts",
+    "classes",
+    "samples",
 ]
 
 
@@ -28,6 +35,7 @@ class Metric:
 
     - gaussian: mean (D) and covariance (D, D), of each
     - features: all features, (N, D) and (M, D), then the device where to compute
+    - features-to-gaussian: all features of the images, (N, D), mean and covariance of the reference
     - directions: the mean of the normalised features (D), of each
     - probabilities: ProbabilitySums of the logits of `head`
     - texts: the cosine (N) of each image with the text of its class
@@ -101,6 +109,17 @@ METRICS: Mapping[str, Metric] = {
         form=".2f",
         by_default=True,
         unbiased="kid",
+    ),
+    "fd_infinity": Metric(
+        label="Frechet distance of endless images",
+        short="FD inf",
+        help="the same without its bias: tenths left out in turn, mean and standard error",
+        function="smidgen.evaluation.jackknife:frechet_jackknife",
+        needs="features-to-gaussian",
+        higher_is_better=False,
+        form=".2f",
+        min_images=20,
+        settings={"num_groups": 10},
     ),
     "kid": Metric(
         label="kernel distance (KID)",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +21,8 @@ from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import SETS, SUBJECTS, unpack
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.contexts import prompts_of, subject_of, world_of
+from smidgen.evaluation.machine import machine
 from smidgen.evaluation.personalisation import NEARNESS, share_of_way
-from smidgen.evaluation.protocol import version_of
 from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.writing import write_json, write_png
@@ -41,7 +39,6 @@ from smidgen.training.journal import read_log
 from smidgen.training.state import step_of
 
 SAMPLES, SHOWN = "samples.png", 8
-PACKAGES = ("smidgen", "torch", "diffusers", "numpy", "pillow")
 
 
 def perform(run: Run, *, force: bool = False) -> None:
@@ -184,23 +181,3 @@ def write_samples(folder: Path, base: Base, request: Request, delta: Delta) -> N
     batches = prepare(base, sampling, delta=delta).batches()
     images = np.concatenate([images for _, images in batches])
     write_png(Image.fromarray(np.concatenate(list(images), axis=1)), folder / SAMPLES)
-
-
-def machine() -> dict[str, Any]:
-    """Where the numbers were measured, and with what."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
-    devices = torch.cuda.device_count()
-    accelerators = [torch.cuda.get_device_name(number) for number in range(devices)]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "accelerators": accelerators,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version_of(name) for name in PACKAGES},
-        },
-    }

@@ -28,7 +28,15 @@ from smidgen.methods import resolve
 from smidgen.models.chosen import TrainedBase
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import MeasuredSampling
-from smidgen.study.design import DRAWN, VALIDATION_LOSS, Cell, Design, Scalar, label_of
+from smidgen.study.design import (
+    DRAWN,
+    VALIDATION_LOSS,
+    Cell,
+    Design,
+    Scalar,
+    Settings,
+    label_of,
+)
 from smidgen.training.config import RunConfig, TrainingConfig
 
 RESULT, FAILURE = "result.json", "failure.json"
@@ -216,7 +224,7 @@ def request_of(run: Run, values: Mapping[str, Any]) -> Request:
             training=fill(TrainingConfig, checked),
         ).resolved()
         sampling = make(MeasuredSampling, {"seed": run.seed, **design.table.sampling, **drawn})
-        evaluation = make(EvaluationConfig, design.table.evaluation)
+        evaluation = make(EvaluationConfig, _as_data(design, config, reference))
         base = fill(TrainedBase, checked)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
@@ -234,6 +242,15 @@ def request_of(run: Run, values: Mapping[str, Any]) -> Request:
         data=data,
         reference=None if reference is None else locate_reference(str(reference)),
     )
+
+
+def _as_data(design: Design, config: RunConfig, reference: Any) -> Settings:
+    """The settings of the evaluation; a reference that is the data's own folder is read as that is,
+    in its layout and split.
+    """
+    own = reference is not None and Path(str(reference)) == config.data
+    read = {"layout": config.layout, "split": config.split} if own else {}
+    return {name: one for name, one in read.items() if one is not None} | design.table.evaluation
 
 
 def place_of(data: str) -> Path:

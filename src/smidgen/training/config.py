@@ -77,6 +77,9 @@ class TrainingConfig:
     """Compile the network with torch.compile; on a CPU this needs a C++ compiler."""
     ema_decay: float | None = None
     """Largest decay d of the delta's average, which is min(d, (1 + n) / (10 + n)); none: 0.9999."""
+    ema_warmup: bool = True
+    """no: the decay is d from the first step on, as in DiT's code, so that an average of few steps
+    is mostly the start."""
     label_dropout: float | None = None
     """Share of the images that are trained without their label, for classifier-free guidance; none:
     0.1, or 0 for task dreambooth."""
@@ -146,7 +149,8 @@ class TrainingConfig:
             not isinstance(self.prompt, str) or CLASS not in self.prompt
         ):
             raise UsageError(f"prompt is {self.prompt!r}; expected text with {CLASS} in it")
-        for name in ("gradient_checkpointing", "fast", "compile", "train_text_encoder"):
+        flags = ("gradient_checkpointing", "fast", "compile")
+        for name in (*flags, "train_text_encoder", "ema_warmup"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected true or false")
         if self.activations == "8bit" and (self.compile or self.gradient_checkpointing):

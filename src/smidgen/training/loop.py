@@ -130,7 +130,8 @@ def run_steps(session: Session) -> None:
 
         # update
         runtime.optimizer_step(accelerator, optimizer)
-        update_average(average, parameters, decay_after(step - 1, config.ema_decay))
+        decay = decay_after(step - 1, config.ema_decay, warmup=config.ema_warmup)
+        update_average(average, parameters, decay)
         state.step = step
         state.seconds += time.perf_counter() - started
         values = {"loss": loss, "lr": lr, "grad_norm": norm, "epoch": state.order.epoch}

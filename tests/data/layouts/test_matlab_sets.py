@@ -34,10 +34,13 @@ def test_flowers_102_takes_classes_and_splits_from_its_files(tmp_path: Path) -> 
     assert train.classes[53] == "sunflower"
     assert train.classes[101] == "blackberry lily"
     assert sorted(train.class_numbers) == list(range(102))
-    for split in ("train", "val", "test"):
-        for file in open_images(tmp_path, layout="flowers-102", split=split, decode=False).files:
-            number = int(file.path.stem.removeprefix("image_"))
+    found = {}
+    for split in ("train", "val", "test", "all"):
+        listed = open_images(tmp_path, layout="flowers-102", split=split, decode=False).files
+        found[split] = [int(file.path.stem.removeprefix("image_")) for file in listed]
+        for file, number in zip(listed, found[split], strict=True):
             assert file.class_number == labels[number - 1] - 1
+    assert found["all"] == [*found["train"], *found["val"], *found["test"]]
 
 
 def test_flowers_102_with_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

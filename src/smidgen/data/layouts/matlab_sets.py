@@ -14,13 +14,19 @@ from smidgen.errors import SmidgenError
 
 # the names on the data set's page, in the order of the labels: the archives hold numbers only
 FLOWERS = Path(__file__).with_name("flowers.txt")
-FLOWER_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+FLOWER_SPLITS = {
+    "train": ("trnid",),
+    "val": ("valid",),
+    "test": ("tstid",),
+    "all": ("trnid", "valid", "tstid"),
+}
 
 
 def _read_flowers(root: Path, split: str | None) -> ImageFolder:
     """imagelabels.mat has the class of image i, setid.mat the images of a split; both from 1."""
     labels = _numbers(root / "imagelabels.mat", "labels")
-    kept = _numbers(root / "setid.mat", FLOWER_SPLITS[str(split)])
+    parts = [_numbers(root / "setid.mat", name) for name in FLOWER_SPLITS[str(split)]]
+    kept = np.concatenate(parts)
     names = read_lines(FLOWERS)
     if kept.min(initial=1) < 1 or kept.max(initial=1) > len(labels):
         raise SmidgenError(f"setid.mat in {root} names images that imagelabels.mat does not")

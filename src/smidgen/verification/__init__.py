@@ -1,0 +1,1 @@
+"""Whether a base with its released weights is what was published."""
