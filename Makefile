@@ -1,7 +1,7 @@
 # `make demo` fine-tunes the shipped base to Greek letters, `make demo-text` the one that reads prompts to a
 # drawing; CI calls `make test`, `make laws` and `make check`.
 # `make study` compares two methods on two sets, to a report, in five minutes.
-# `make bench` measures speed beside peers and takes a quarter of an hour.
+# `make bench` measures speed beside peers and takes twenty minutes; `python -m bench.speed --only NAME` one table.
 # `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 # Tests run in two processes of one thread each: each takes half, then what the other has left.
