@@ -32,13 +32,15 @@ Rows = dict[str, Row]
 @dataclass(frozen=True)
 class Case:
     """A table: its rows, made when it is measured; what is `kept` for the backward pass, and `held`
-    together with gradients and the optimiser's averages, in which unit. `asked`: only measured
+    together with gradients and the optimiser's averages, and at most at any time of a step, in
+    which unit. `asked`: only measured
     where it is named, for it takes minutes.
     """
 
     make: Callable[[], Rows]
     kept: Callable[[], dict[str, float]] | None = None
     held: Callable[[], dict[str, float]] | None = None
+    peak: Callable[[], dict[str, float]] | None = None
     unit: str = "units of (B, N, D) a block"
     asked: bool = False
 
@@ -123,7 +125,7 @@ def step(
     optimizer = torch.optim.AdamW(parameters, lr=1e-9)
 
     def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=reduced):
             output = call(*batch)
         output.float().square().mean().backward()
         optimizer.step()
@@ -151,10 +153,13 @@ def own(shape: Shape) -> DiT:
 
 def timed(run: Callable[[], object]) -> Row:
     """The seconds that `run` takes."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
     def row() -> float:
+        wait()
         start = time.perf_counter()
         run()
+        wait()
         return time.perf_counter() - start
 
     return row

@@ -119,15 +119,18 @@ def samplings_of(name: str, images: int) -> Rows:
     }
 
 
-def sampling(network: nn.Module, shape: Shape, images: int) -> Callable[[], Tensor]:
+def sampling(
+    network: nn.Module, shape: Shape, images: int, steps: int = STEPS, device: str = "cpu"
+) -> Callable[[], Tensor]:
     """Latents by DDIM, as sampling/draw.py draws them."""
     process = Diffusion(schedule=Schedule.linear())
-    how: dict[str, Any] = {"sampler": "ddim", "steps": STEPS}
-    noise, _, y = batch_of(shape, images)
+    how: dict[str, Any] = {"sampler": "ddim", "steps": steps}
+    noise, _, y = (each.to(device) for each in batch_of(shape, images))
+    dtype = next(network.parameters()).dtype
     generators = [torch.Generator() for _ in range(images)]
 
     def run() -> Tensor:
-        denoise = guide(lambda x, t, labels: network(x, t, labels), y, CLASSES, GUIDANCE)
+        denoise = guide(lambda x, t, labels: network(x.to(dtype), t, labels), y, CLASSES, GUIDANCE)
         with scheduled(network, process.sampled_times(**how)):
             return process.sample(denoise, noise, generators, **how)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench import sampling_rows, training_rows, unet_rows
+from bench import gpu_rows, sampling_rows, training_rows, unet_rows
 from bench.rows import SHAPES, Case, measured
 from bench.speed_page import write_page
 from bench.start_up import start_ups
@@ -65,6 +65,14 @@ CASES: Mapping[str, Case] = {
     },
     "start-up": Case(start_ups),
 }
+ON_A_GPU: Mapping[str, Case] = {
+    "a training step of DiT-XL/2 on a GPU": Case(
+        gpu_rows.steps_of, peak=gpu_rows.peaks, unit="GiB"
+    ),
+    f"{gpu_rows.STEPS} steps of {gpu_rows.IMAGES} guided images of DiT-XL/2 on a GPU": Case(
+        gpu_rows.samplings_of
+    ),
+}
 
 
 def main() -> None:
@@ -79,45 +87,48 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--gpu", action="store_true", help="the cases of a CUDA device instead")
     parser.add_argument("--page", action="store_true", help="only make the page anew")
     arguments = parser.parse_args()
+    if arguments.gpu and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    cases = ON_A_GPU if arguments.gpu else CASES
     torch.set_num_threads(arguments.threads)
     document = header() | {"cases": {}}
     if RESULTS.exists():
         document |= json.loads(RESULTS.read_text())
     for case in document["cases"].values():
         case.setdefault("machine", document["machine"])
-    for name in () if arguments.page else wanted(arguments.only):
-        case = CASES[name]
+    for name in () if arguments.page else wanted(cases, arguments.only):
+        case = cases[name]
         found = {
             "date": date.today().isoformat(),
             "threads": arguments.threads,
             "rounds": arguments.rounds,
-            "machine": machine(),
+            "machine": torch.cuda.get_device_name() if arguments.gpu else machine(),
             "rows": measured(case.make(), arguments.rounds),
         }
-        if case.kept is not None:
-            found |= {"kept": case.kept(), "unit": case.unit}
-        if case.held is not None:
-            found["held"] = case.held()
+        amounts = {"kept": case.kept, "held": case.held, "peak": case.peak}
+        found |= {what: count() for what, count in amounts.items() if count is not None}
+        found |= {"unit": case.unit}
         print(json.dumps({name: found}), flush=True)
         document |= header()
         document["cases"][name] = found
         document["cases"] = in_order(document["cases"])
         write_json(document, RESULTS)
-    write_page(document, RESULTS, PAGE)
+    write_page(document, [*CASES, *ON_A_GPU], RESULTS, PAGE)
 
 
-def wanted(words: Sequence[str]) -> list[str]:
+def wanted(cases: Mapping[str, Case], words: Sequence[str]) -> list[str]:
     """The names of the cases to be measured."""
     if not words:
-        return [name for name, case in CASES.items() if not case.asked]
-    return [name for name in CASES if any(word in name for word in words)]
+        return [name for name, case in cases.items() if not case.asked]
+    return [name for name in cases if any(word in name for word in words)]
 
 
 def in_order(cases: Mapping[str, Any]) -> dict[str, Any]:
     """As they stand above; what is there no more, last."""
-    return {name: cases[name] for name in (*CASES, *cases) if name in cases}
+    return {name: cases[name] for name in (*CASES, *ON_A_GPU, *cases) if name in cases}
 
 
 def machine() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ from smidgen.files.writing import write_text
 AMOUNTS = {
     "kept": "Kept for the backward pass",
     "held": "With gradients and AdamW's two averages",
+    "peak": "At most at any time of a step, beyond the weights and averages of all rows",
 }
 UNIT = "units of (B, N, D) a block"
 REDUCED = ("8-bit backward", "8-bit both ways", "bf16")  # need instructions that few CPUs have
 
 
-def write_page(document: Mapping[str, Any], results: Path, page: Path) -> None:
-    """The page beside the results, which stay where they are."""
+def write_page(
+    document: Mapping[str, Any], names: Sequence[str], results: Path, page: Path
+) -> None:
+    """The page of all cases by name; those that have no results yet are said to be so."""
     lines = [
         "# Benchmarks",
         "",
@@ -29,8 +32,7 @@ def write_page(document: Mapping[str, Any], results: Path, page: Path) -> None:
         "PyTorch's default AdamW. *The floor* is what the products with frozen weights, forward "
         "and for the input's gradient, and attention both ways take alone. *diffusers* is its "
         "`DiTTransformer2DModel` of the same shape, in whole samplings its `DiTPipeline` with a "
-        "codec of next to nothing; *PEFT* is its LoRA of rank 8 on the same linears. Compiled code "
-        "is measured where it is asked for. GPUs were not measured yet.",
+        "codec of next to nothing; *PEFT* is its LoRA of rank 8 on the same linears.",
     ]
     for name, case in document["cases"].items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
@@ -51,6 +53,9 @@ def write_page(document: Mapping[str, Any], results: Path, page: Path) -> None:
         for what, words in AMOUNTS.items():
             if what in case:
                 lines += ["", f"{words}, in {case.get('unit', UNIT)}: {_amounts(case[what])}."]
+    missing = [name for name in names if name not in document["cases"]]
+    if missing:
+        lines += ["", "## Not measured", "", *(f"- {name}" for name in missing)]
     write_text("\n".join(lines) + "\n", page)
 
 
