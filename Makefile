@@ -1,7 +1,8 @@
 # `make demo` fine-tunes the shipped base to Greek letters, `make demo-text` the one that reads prompts to a
 # drawing; CI calls `make test`, `make laws` and `make check`.
 # `make study` compares two methods on two sets, to a report, in five minutes.
-# `make bench` measures speed beside peers and takes a quarter of an hour.
+# `make bench` measures speed beside peers and takes twenty minutes; `python -m bench.speed --only NAME` one table.
+# `make bench-gpu` measures steps and samplings of DiT-XL/2 on a CUDA device.
 # `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 # Tests run in two processes of one thread each: each takes half, then what the other has left.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo demo-text study test laws check bench fuzz kills clean
+.PHONY: demo demo-text study test laws check bench bench-gpu fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
@@ -35,6 +36,9 @@ check: .venv/installed-dev
 
 bench: .venv/installed-dev
 	.venv/bin/python -m bench.speed
+
+bench-gpu: .venv/installed-dev
+	.venv/bin/python -m bench.speed --gpu
 
 fuzz: .venv/installed-dev
 	.venv/bin/python -m tests.fuzz

@@ -89,9 +89,9 @@ class PlainDiT(nn.Module):
                 parameter.requires_grad_(True)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        frequencies = torch.exp(-math.log(10000) * torch.arange(128) / 128)
+        frequencies = torch.exp(-math.log(10000) * torch.arange(128, device=t.device) / 128)
         angles = t[:, None].float() * frequencies[None]
-        c = self.time(torch.cat([angles.cos(), angles.sin()], dim=-1)) + self.table(y)
+        c = self.time(torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype)) + self.table(y)
         x = self.embed(x).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             x = block(x, c)

@@ -27,7 +27,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from bench.speed import SHAPES, Shape, batch_of, delta_of, header, own
+from bench.rows import SHAPES, Shape, batch_of, delta_of, own
+from bench.speed import header
 from smidgen.fast.acting import acting
 from smidgen.training.precision import has_amx, mean_linear
 

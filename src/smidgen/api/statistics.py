@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.files.settings import make
-from smidgen.statistics.anova import anova as analysis
 from smidgen.statistics.config import AnovaConfig
 
 
@@ -24,5 +23,7 @@ def anova(
     Raises: UsageError for a setting that makes no sense, a column or a cell that is not there, or
         an interaction without replicates; SmidgenError for a table that cannot be analysed.
     """
+    from smidgen.statistics.anova import anova as analysis  # scipy.stats takes a second
+
     config = make(AnovaConfig, {"metric": metric, "factors": factors, **settings})
     return analysis(Path(table) if isinstance(table, str) else table, config)

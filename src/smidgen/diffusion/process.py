@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from smidgen.diffusion.flow import (
@@ -27,7 +27,7 @@ from smidgen.diffusion.flow import (
 from smidgen.diffusion.names import Sampler
 from smidgen.diffusion.objective import add_noise, epsilon_from_v, hybrid_loss, v_loss
 from smidgen.diffusion.sampler import SAMPLERS, Denoise
-from smidgen.diffusion.schedule import Images, Output, PerImage, Schedule
+from smidgen.diffusion.schedule import Images, Output, PerImage, Schedule, Spacing
 
 # "hybrid": noise, and its variance where that is learned; "epsilon": noise alone
 Prediction = Literal["hybrid", "epsilon", "v"]
@@ -55,7 +55,7 @@ class Diffusion:
 
     def most_steps(self, sampler: str) -> int:
         """The most steps that this sampler takes."""
-        return self.schedule.num_steps - (sampler == "dpm++")
+        return self.schedule.num_steps - (_spacing(sampler) == "half-open")
 
     def is_shifted(self, sampling: TimestepSampling | None) -> bool:
         """Whether a shift of the noise levels has a meaning for what training draws."""
@@ -125,6 +125,10 @@ class Diffusion:
             return output
         return epsilon_from_v(output.to(x_t.dtype), x_t, t, self.schedule)
 
+    def sampled_times(self, sampler: str, steps: int) -> Int64[Tensor, " n"]:
+        """t at which `sample` calls the network, in that order."""
+        return self.schedule.respace(steps, _spacing(sampler)).timesteps.flip(0)
+
     def sample(
         self,
         denoise: Denoise,
@@ -135,7 +139,8 @@ class Diffusion:
         steps: int,
     ) -> Images:
         """x_0 from noise, in so many steps; image i draws from generator i alone."""
-        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, generators)
+        spacing = _spacing(sampler)
+        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, generators, spacing=spacing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +217,10 @@ class Flow:
         """The velocity as the sampler reads it."""
         return without_variance(output, x_t)
 
+    def sampled_times(self, sampler: str, steps: int) -> Float[Tensor, " n"]:
+        """t at which `sample` calls the network, in that order."""
+        return self.schedule.sigmas(steps, self.num_tokens)[:-1].float()
+
     def sample(
         self,
         denoise: Denoise,
@@ -226,6 +235,11 @@ class Flow:
 
 
 Process = Diffusion | Flow
+
+
+def _spacing(sampler: str) -> Spacing:
+    """How a sampler's steps lie in the schedule."""
+    return "half-open" if sampler == "dpm++" else "uniform"
 
 
 def without_variance(output: Output, x: Images) -> Images:

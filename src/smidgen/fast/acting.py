@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from smidgen.core.attachment import attach
 from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
 from smidgen.core.edit import Acting
 from smidgen.fast.names import FrozenPrecision
+from smidgen.fast.network import FastDiT
 from smidgen.fast.plan import plan_of
-from smidgen.fast.trunk import FastDiT
 from smidgen.models.dit import DiT
 
 
@@ -53,6 +53,17 @@ def acting(
             yield
         finally:
             network.fast = None
+
+
+@contextmanager
+def scheduled(network: nn.Module, times: Tensor) -> Iterator[None]:
+    """Until the end of the `with` a sampler calls `network` without gradients at these times, in
+    this order. On the fast path the modulations of many steps are then computed at once
+    (ahead.py); the delta, a bank's slots excepted, may not change meanwhile.
+    """
+    fast = network.fast if isinstance(network, DiT) else None
+    with fast.scheduled(times) if isinstance(fast, FastDiT) else nullcontext():
+        yield
 
 
 def takes_fast_path(delta: Delta | Bank, network: nn.Module) -> bool:

@@ -8,30 +8,19 @@ folded acts as the function that it is, at its place. B images, N tokens, D widt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from smidgen.core.edits import Scale
-from smidgen.errors import SmidgenError
-from smidgen.fast.eight_bit import EightBit, eight_bit_linears
+from smidgen.fast.eight_bit import EightBit
 from smidgen.fast.functions import add_gated, add_norm_modulate, frozen_linear, norm_modulate
-from smidgen.fast.names import FrozenPrecision
-from smidgen.fast.plan import PRODUCTS, Place, Plan, in_the_way
-from smidgen.models.dit import Block, DiT, FinalLayer, attend
+from smidgen.fast.plan import Place
+from smidgen.models.dit import Block, FinalLayer, attend
 
 NOTHING = Place()
-# Products of fewer rows run other kernels, which round differently: conditions (B, D) are filled up
-# to so many, so that an image is the same in any batch. Measured for 1 to 1024 rows on an AVX-512
-# CPU; GPUs and other CPUs promise nothing of the kind, so there a last bit may differ.
-ROWS = 4
-NEAR_ZERO = 1e-3  # of a gain: from y / gain its gradient would lose what float32 has
 
 
 class Branch(NamedTuple):
@@ -63,73 +52,9 @@ class How(NamedTuple):
         return frozen_linear(h, weight, gain, bias, form)
 
 
-class FastDiT:
-    """A DiT with the edits of a plan, called as the network itself is; where gradients are asked
-    for, products with frozen weights as `frozen_precision` says.
-    """
-
-    def __init__(
-        self, network: DiT, plan: Plan, frozen_precision: FrozenPrecision = "exact"
-    ) -> None:
-        self.network, self.plan = network, plan
-        self._eight_bit = eight_bit_linears(network, frozen_precision)
-        self._gains = [
-            edit.gain
-            for places in plan.blocks
-            for place in PRODUCTS
-            for edit in (places[place].affine if place in places else ())
-            if isinstance(edit, Scale)
-        ]
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        network = self.network
-        if not torch.compiler.is_compiling() and in_the_way(network):
-            raise SmidgenError(
-                "hooks have come to the blocks of the network, which the fast path would pass by; "
-                "attach what they belong to first, or do without the fast path"
-            )
-        if len(x) < ROWS and not torch.is_grad_enabled():
-            t, y = (torch.cat([each] * ROWS)[:ROWS] for each in (t, y))
-        c = network.t_embedder(t, x.dtype) + network.y_embedder(y)
-        x = network.x_embedder(x) + network.pos_embed
-        try:
-            x = self._layers(x, functional.silu(c), How(self._foldable(), self._eight_bit))
-        finally:
-            for edit in self.plan.inside.values():
-                edit.forget()
-        return network.unpatchify(x)
-
-    @contextmanager
-    def exactly(self) -> Iterator[None]:
-        """All products are exact until the end of the `with`."""
-        kept, self._eight_bit = self._eight_bit, {}
-        try:
-            yield
-        finally:
-            self._eight_bit = kept
-
-    def _foldable(self) -> bool:
-        """Whether the gains may go into weights: not where that would spoil their gradients."""
-        if not self._gains or not torch.is_grad_enabled():
-            return True
-        if torch.compiler.is_compiling():  # which would be broken off to see their values
-            return False
-        if is_fake(self._gains[0]):  # only counted
-            return True
-        return bool(
-            torch.stack([gain.detach().abs().min() for gain in self._gains]).min() > NEAR_ZERO
-        )
-
-    def _layers(self, x: Tensor, c: Tensor, how: How) -> Tensor:
-        recomputed = self.network.gradient_checkpointing and torch.is_grad_enabled()
-        branch: Branch | None = None
-        for block, places in zip(self.network.blocks, self.plan.blocks, strict=False):
-            assert isinstance(block, Block)
-            if recomputed:
-                x = checkpoint(_whole_block, block, places, x, c, how, use_reentrant=False)
-            else:
-                x, branch = run_block(block, places, x, branch, c, how)
-        return _run_final(self.network.final_layer, self.plan.blocks[-1], x, branch, c, how)
+def modulated(part: Block | FinalLayer, places: Mapping[str, Place], c: Tensor, how: How) -> Tensor:
+    """Shifts, scales and gates (B or more, 6 D or 2 D) of activated conditions c."""
+    return _linear(c, part.adaLN_modulation.linear, places["modulation"], c, how)
 
 
 def run_block(
@@ -137,14 +62,13 @@ def run_block(
     places: Mapping[str, Place],
     x: Tensor,
     branch: Branch | None,
-    c: Tensor,
+    modulation: Tensor,
     how: How,
 ) -> tuple[Tensor, Branch | None]:
     """One block: the residual stream (B, N, D) and what is still to be added to it, in and out, so
-    that the addition and the next norm are one. `c` (B or more, D) is the activated condition.
+    that the addition and the next norm are one. `modulation` is (B or more, 6 D).
     """
 
-    modulation = _linear(c, block.adaLN_modulation.linear, places["modulation"], x, how)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation[: len(x)].chunk(6, dim=1)
 
     x, h = _enter(
@@ -176,28 +100,28 @@ def run_block(
     return x, branch
 
 
-def _run_final(
+def run_final(
     final: FinalLayer,
     places: Mapping[str, Place],
     x: Tensor,
     branch: Branch | None,
-    c: Tensor,
+    modulation: Tensor,
     how: How,
 ) -> Tensor:
     """The patches (B, N, P) of what comes out of the last block."""
 
-    modulation = _linear(c, final.adaLN_modulation.linear, places["modulation"], x, how)
     shift, scale = modulation[: len(x)].chunk(2, dim=1)
     norm = final.norm_final
     _, h = _enter(x, branch, NOTHING, places["norm.in"], norm, scale, shift, places["norm.out"])
     return _linear(places["linear.in"].apply(h), final.linear, places["linear.out"], x, how)
 
 
-def _whole_block(
+def whole_block(
     block: Block, places: Mapping[str, Place], x: Tensor, c: Tensor, how: How
 ) -> Tensor:
     """A block that leaves nothing to be added, so that x alone is kept of it."""
-    return _settled(*run_block(block, places, x, None, c, how))
+    modulation = modulated(block, places, c, how)
+    return _settled(*run_block(block, places, x, None, modulation, how))
 
 
 def _linear(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, how: How) -> Tensor:
@@ -255,15 +179,11 @@ def _leave(h: Tensor, linear: nn.Linear, place: Place, x: Tensor, gate: Tensor, 
 
 
 def _of_each(y: Tensor, before: Tensor | None, gain: Tensor | None, after: Tensor | None) -> Tensor:
-    """after + gain * (before + y) of vectors (B, E) for images y (B, N, E), or y (B or more, E) of
-    conditions, of which the first B are meant.
-    """
+    """after + gain * (before + y) of vectors (B, E) for images y (B, N, E) or conditions (B, E)."""
     if y.ndim == 3:
         before, gain, after = (
             v if v is None or v.ndim == 1 else v[:, None] for v in (before, gain, after)
         )
-    else:
-        y = y[: max(len(v) for v in (before, gain, after) if v is not None and v.ndim == 2)]
     y = y if before is None else y + before
     if gain is None:
         return y
@@ -275,10 +195,10 @@ def _settled(x: Tensor, branch: Branch | None) -> Tensor:
 
 
 def _smaller(h: Tensor, weight: Tensor) -> bool:
-    """Whether an image has fewer tokens than a row has weights, and no gradient is asked for. Not
-    the batch decides: an image is drawn alike in any.
+    """Whether an image has fewer tokens than a row has weights, or is a condition, and no gradient
+    is asked for. Not the batch decides: an image is drawn alike in any.
     """
-    return not torch.is_grad_enabled() and h.shape[-2] < weight.shape[1]
+    return not torch.is_grad_enabled() and (h.ndim == 2 or h.shape[1] < weight.shape[1])
 
 
 def _sum(a: Tensor, b: Tensor | None) -> Tensor:

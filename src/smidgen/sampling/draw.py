@@ -1,7 +1,7 @@
 """Drawing images from a base, with or without a delta. B images of a batch.
 
 Image i has class (or prompt) i mod K and depends on the seed and i alone: it has its own generator.
-A DiT draws it alike in any batch (fast/trunk.py); in other networks products round by their size.
+A DiT draws it alike in any batch (fast/network.py); in other networks products round by their size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smidgen.core.edits import Table, Weight
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.errors import UsageError
-from smidgen.fast.acting import acting
+from smidgen.fast.acting import acting, scheduled
 from smidgen.models.base import Base
 from smidgen.models.calling import calling, dtype_of
 from smidgen.models.labels import Labels, labels_of
@@ -168,9 +168,9 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
     generators = [sample_generator(config.seed, number) for number in numbers]
     noise = draw_noise(base.latent_shape, generators, base.device)
     assert config.sampler is not None, "the configuration of a drawing is resolved"
-    latents = base.process.sample(
-        denoise, noise, generators, sampler=config.sampler, steps=config.steps
-    )
+    how = {"sampler": config.sampler, "steps": config.steps}
+    with scheduled(base.denoiser, base.process.sampled_times(**how)):
+        latents = base.process.sample(denoise, noise, generators, **how)
     pixels = base.codec.decode(latents)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

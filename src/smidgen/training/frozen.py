@@ -11,7 +11,7 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.errors import UsageError
-from smidgen.fast.trunk import FastDiT
+from smidgen.fast.network import FastDiT
 from smidgen.hosts.family import Condition
 from smidgen.models.base import Base
 from smidgen.models.calling import calling, dtype_of
