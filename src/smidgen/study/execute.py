@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -43,8 +42,7 @@ SAMPLES, SHOWN = "samples.png", 8
 
 def perform(run: Run, *, force: bool = False) -> None:
     """Leaves result.json, or failure.json if the training or the measuring could not be done; what
-    was trained already is not trained again, unless `force` starts over. A finished run keeps its
-    deltas and not its checkpoints.
+    was trained already is not trained again, unless `force` starts over.
 
     Raises: Interrupted; SmidgenError if not even the failure can be written.
     """
@@ -61,8 +59,6 @@ def perform(run: Run, *, force: bool = False) -> None:
         return
     write_json(facts | found, run.folder / RESULT)
     (run.folder / FAILURE).unlink(missing_ok=True)
-    # a study has many runs, and a checkpoint of `full` holds the network three times
-    shutil.rmtree(run.trained / "checkpoints", ignore_errors=True)
 
 
 def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:

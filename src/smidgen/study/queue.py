@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -135,10 +136,17 @@ def _limit(threads: int) -> None:
 
 
 def do(task: Task) -> list[str]:
-    """The runs, but those that another process has or has done meanwhile; their names."""
+    """The runs, but those that another process has or has done meanwhile; their names. What is
+    finished keeps its deltas and not its checkpoints.
+    """
     design = read_design(Path(task.source), Path(task.output))
     runs = {run.place: run for run in (*tuning_of(design), *runs_of(design))}
-    return [_do(design, runs[place], task) for place in task.places]
+    names = [_do(design, runs[place], task) for place in task.places]
+    # a study has many runs, and a checkpoint of `full` holds the network three times
+    last = runs[task.places[-1]]
+    if last.standing[0] == "finished":
+        shutil.rmtree(last.trained / "checkpoints", ignore_errors=True)
+    return names
 
 
 def _do(design: Design, run: Run, task: Task) -> str:
