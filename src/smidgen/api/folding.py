@@ -26,12 +26,14 @@ from smidgen.models.base import Base
 from smidgen.models.calling import dtype_of
 from smidgen.models.dit import DiT
 from smidgen.models.dit_weights import build_dit, write_diffusers, write_original_pt
+from smidgen.models.positions import check_positions
 
 Format = Literal["dit", "diffusers", "single-file"]
 
 
 def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str | Path) -> Path:
-    """Write a copy of the base's weights with `delta` folded in; the base stays as it is.
+    """Write a copy of the base's weights with `delta` folded in; the base stays as it is. Positions
+    of a DiT are written as the base was loaded with them.
 
     "dit": an original `.pt` of a DiT. "diffusers": a pipeline folder. "single-file": one
     `.safetensors` in the original code's names, for SD 1.x, 2.x, SDXL, SD3 and Flux.
@@ -44,6 +46,7 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
         raise UsageError(f'unknown format "{format}"; choose from: {", ".join(get_args(Format))}')
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
+    check_positions(delta, base)
     if is_quantised(base.denoiser):
         raise SmidgenError(
             f'base "{base.name}" is kept in 8 bit, where nothing can be folded in; load it without '

@@ -25,7 +25,8 @@ from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.names import is_architecture
-from smidgen.models.pretrained import known_size, note_on_size, prompt_files
+from smidgen.models.positions import given_positions, note_on_size, positions_at
+from smidgen.models.pretrained import known_size, prompt_files, refuse_dit_settings
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sizes import ImageSize, nearest
 from smidgen.training.buckets import BUCKETS, identity_of_buckets, sizes_of
@@ -76,6 +77,10 @@ def plan_run(
     if image_size is not None and known is not None:
         known.sides.check(image_size, str(base))
     network = meta_network(base)
+    positions = positions_at(trained, size, given.get("positions"))
+    if not isinstance(network, DiT):
+        refuse_dit_settings(positions=given.get("positions"))
+    others = {name: value for name, value in given.items() if name != "positions"}
     latent_size = (
         None
         if size is None or known is None
@@ -85,7 +90,7 @@ def plan_run(
     channels, *own_size = example.latent_shape
     described = Described(
         name=str(base),
-        given=given,
+        given=others | given_positions(positions),
         image_size=size,
         sides=None if known is None else known.sides,
         denoiser=network,
@@ -95,7 +100,9 @@ def plan_run(
         device=torch.device(device),
     )
     config = settled(described, config, force=force)
-    warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
+    warning = None
+    if isinstance(network, DiT):
+        warning = note_on_size(base, trained, size, positions)
     if is_architecture(base):
         warning = f'"{base}" is an architecture: this counts, and training needs its weights'
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}

@@ -209,7 +209,7 @@ def _shape_of(
         denoiser, name = meta_network(base, num_classes), str(base)
         if isinstance(denoiser, DiT) and latent_size is not None:
             with torch.device("meta"):
-                denoiser = DiT(at_size(denoiser.config, latent_size[0], name))
+                denoiser = DiT(at_size(denoiser.config, latent_size, name))
     elif isinstance(base.denoiser, DiT):
         name, config = base.name, base.denoiser.config
         with torch.device("meta"):
