@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from smidgen.core.delta import Delta
+from smidgen.core.edits import Table
 from smidgen.core.fold import IntoTable
 from smidgen.core.fold import fold as fold_into_state
 from smidgen.core.storage import is_quantised
@@ -141,7 +142,9 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
     if format == "dit":
         write_original_pt(folded, output)
         return output
-    classes = delta.provenance.classes if len(delta.provenance.classes) == num_classes else ()
+    trained = any(isinstance(edit, Table) for edit in delta.edits.values())
+    classes = delta.provenance.classes if trained else base.class_names
+    classes = classes if len(classes) == num_classes else ()
     write_diffusers(
         folded, output, codec=base.codec, class_names=classes, schedule=process.schedule
     )

@@ -24,9 +24,10 @@ from smidgen.hosts.host import find_family, find_host
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.models.labels import rows_of
 from smidgen.models.names import is_architecture
 from smidgen.models.positions import given_positions, note_on_size, positions_at
-from smidgen.models.pretrained import known_size, prompt_files, refuse_dit_settings
+from smidgen.models.pretrained import known_classes, known_size, prompt_files, refuse_dit_settings
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sizes import ImageSize, nearest
 from smidgen.training.buckets import BUCKETS, identity_of_buckets, sizes_of
@@ -109,12 +110,15 @@ def plan_run(
     facts["precision"] = config.training.precision
     folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     has_labels = find_host(network).has_labels  # else classes are prompts
+    train_labels = config.training.train_labels
     try:
         standing = check_run(described, config, force=force)
         folder, looks = look_at_all(folder, progress)
         sizes = sizes_of(described, config)
         facts["images"] = findings_of(folder, looks, sizes)
         check_bad_share(folder, config.max_bad_share)
+        if not train_labels and (classes := known_classes(base)) is not None:
+            rows_of(folder.classes, classes, str(base))
         facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
         others = None
         if config.task == DREAMBOOTH:
@@ -127,7 +131,7 @@ def plan_run(
     reads = config.encodes_in_step and not has_labels
     counts = count_weights(
         base,
-        num_classes=len(folder.classes) if has_labels else None,
+        num_classes=len(folder.classes) if has_labels and train_labels else None,
         method=config.method,
         method_config=config.method_config,
         training=config.training,

@@ -238,6 +238,21 @@ def known_size(name: str | Path, codec: str | Path | None = None) -> KnownSize |
     return _size_of(read_json(source / pipeline.denoiser / "config.json"), factor, pipeline)
 
 
+def known_classes(name: str | Path) -> tuple[str, ...] | None:
+    """The classes of a base from configurations alone; None of an architecture, one that lies on
+    the hub or reads prompts.
+
+    Raises: UsageError, SmidgenError as `load_base`.
+    """
+    if on_hub(name) or is_architecture(name):
+        return None
+    source = _locate(name)
+    described = _describe(source)
+    if is_pipeline(described):
+        return None
+    return class_names_of(described, architecture(name), source)
+
+
 def _size_of(config: Mapping[str, Any], factor: int, pipeline: Pipeline) -> KnownSize:
     return KnownSize(
         trained=trained_size_of(config, factor),

@@ -64,6 +64,9 @@ class TrainingConfig:
     activations: Literal["exact", "8bit"] = "exact"
     """8bit: what the forward pass of a DiT keeps for the backward pass takes a byte a number, in
     place of recomputing it; gradients differ by half a per cent."""
+    train_labels: bool = True
+    """Of a base that knows classes, also train the label table, with a row for each class of the
+    images; without it the table stays as it is, and the classes are some of the base's own."""
     train_text_encoder: bool = False
     """Of a base that reads prompts, also train its text encoders that are CLIPs: with full, as
     DreamBooth does."""
@@ -149,7 +152,7 @@ class TrainingConfig:
             not isinstance(self.prompt, str) or CLASS not in self.prompt
         ):
             raise UsageError(f"prompt is {self.prompt!r}; expected text with {CLASS} in it")
-        flags = ("gradient_checkpointing", "fast", "compile")
+        flags = ("gradient_checkpointing", "fast", "compile", "train_labels")
         for name in (*flags, "train_text_encoder", "ema_warmup"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected true or false")

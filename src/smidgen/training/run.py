@@ -243,6 +243,11 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
             f'{config.method} is of no use to base "{base.name}", which reads no prompts; choose '
             "another method"
         )
+    if reads_prompts and not training.train_labels:
+        raise UsageError(
+            f'train_labels is of no use to base "{base.name}", which has no label table; leave it '
+            "out"
+        )
     used = {
         "prompt": reads_prompts,
         "train_text_encoder": reads_prompts,
@@ -329,6 +334,7 @@ def fresh_delta(
         training=training,
         encoders=reader.encoders if reader is not None and config.trains_encoders else (),
         token=config.token,
+        train_labels=config.training.train_labels,
     )
 
 
