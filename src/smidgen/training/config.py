@@ -112,7 +112,11 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     keep_deltas: int = 3
-    """Newest deltas that are kept in RUN/deltas, besides the best by validation loss."""
+    """Newest deltas that are kept in RUN/deltas, besides the best one."""
+    keep: Literal["last", "best"] = "last"
+    """What the run ends with. last: the delta of its last step; best: of the steps at which it was
+    judged that of the lowest validation loss or, with --metrics-every, of the lowest KID, the
+    earliest of those whose intervals overlap."""
     validation_share: float = 0.02
     """Share of the images that are held out for the validation loss; 0: none."""
     validate_every: int | None = None
@@ -143,6 +147,11 @@ class TrainingConfig:
             check_number(name, getattr(self, name), above=True)
         for name in ("ema_decay", "label_dropout", "validation_share"):
             check_number(name, getattr(self, name), most=1.0)
+        if self.keep == "best" and not (self.validation_share or self.metrics_every):
+            raise UsageError(
+                "keep is best and nothing would judge it; give validation_share above 0, or "
+                "metrics_every"
+            )
         if self.validation_share == 1:
             raise UsageError(
                 "validation_share is 1.0; expected less, or nothing is left to train on"
