@@ -81,7 +81,6 @@ def plan_run(
     positions = positions_at(trained, size, given.get("positions"))
     if not isinstance(network, DiT):
         refuse_dit_settings(positions=given.get("positions"))
-    others = {name: value for name, value in given.items() if name != "positions"}
     latent_size = (
         None
         if size is None or known is None
@@ -91,7 +90,8 @@ def plan_run(
     channels, *own_size = example.latent_shape
     described = Described(
         name=str(base),
-        given=others | given_positions(positions),
+        given={name: value for name, value in given.items() if name != "positions"}
+        | given_positions(positions),
         image_size=size,
         sides=None if known is None else known.sides,
         denoiser=network,

@@ -39,7 +39,7 @@ class BaseOptions:
     """Codec (VAE) folder or hub id, for a base file that has none of its own."""
     image_size: ImageSize | None = None
     """Size of the images in pixels, a number or WIDTHxHEIGHT; none: what the base was trained
-    for."""
+    for, or the delta of a DiT."""
     positions: Positions | None = None
     """Of a DiT at another --image-size than it was trained at. stretch: coordinates of positions
     cover the range that it knows; extend: they go on beyond it; none: as the delta was trained,
