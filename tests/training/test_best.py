@@ -12,8 +12,9 @@ from smidgen.core.file import read_header
 from smidgen.data.split import hold_out
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.training.best import is_better, judged_by_kid
-from smidgen.training.config import TrainingConfig
+from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.loop import Evaluator
+from smidgen.training.rehearsal import rehearse
 from smidgen.training.validation import Validation
 from tests.tiny.bases import tiny_base
 from tests.tiny.images import write_photos
@@ -191,3 +192,10 @@ def test_a_run_of_images_is_judged_by_the_kid_of_its_samples(tmp_path, monkeypat
         smidgen.train(
             tiny_base(), photos, steps=4, output=tmp_path / "run", **settings | {"keep": "last"}
         )
+
+
+@pytest.mark.parametrize("settings", [{"keep": "best"}, {"train_labels": False}])
+def test_steps_are_rehearsed_whatever_is_kept_and_trained(tmp_path, settings):
+    training = TrainingConfig(batch_size=4, **settings)
+    config = RunConfig(data=tmp_path, output=tmp_path / "run", training=training)
+    assert rehearse(tiny_base(), config, 2, tmp_path, steps=2).steps == 2

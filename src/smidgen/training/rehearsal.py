@@ -39,6 +39,7 @@ def rehearse(
         warmup_steps=0,
         checkpoint_every=steps,
         validation_share=0.0,
+        keep="last",
         trackers=(),
     )
     count = max(num_classes, training.batch_size * training.gradient_accumulation)
