@@ -42,10 +42,3 @@ def test_sides_that_do_not_fit_are_told_with_the_nearest_that_do(size, nearest):
     ):
         sides.check(ImageSize.of(size), "b")
     sides.check(ImageSize.of(nearest), "b")
-
-
-def test_a_base_of_squares_refuses_others():
-    sides = Sides(multiple=4, step=4, square=True)
-    sides.check(ImageSize.of(8), "b")
-    with pytest.raises(UsageError, match=r'8x4 is no square, and base "b".*one number'):
-        sides.check(ImageSize.of("8x4"), "b")

@@ -58,24 +58,18 @@ class ImageSize(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """Which sides of images a base takes: multiples of `multiple` up to `most` (None: any), both
-    the same if `square`. Those of buckets go in steps of `step`.
+    """Which sides of images a base takes: multiples of `multiple` up to `most` (None: any). Those
+    of buckets go in steps of `step`.
     """
 
     multiple: int
     step: int
     most: int | None = None
-    square: bool = False
 
     def check(self, size: ImageSize, base: str) -> None:
         """Raises: UsageError for a size that the base of this name does not take, with the nearest
         that it does.
         """
-        if self.square and size.width != size.height:
-            raise UsageError(
-                f'image size {size} is no square, and base "{base}" knows positions in squares '
-                "only; give one number"
-            )
         nearest = ImageSize(*(self._nearest(side) for side in size))
         if nearest == size:
             return

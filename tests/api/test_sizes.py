@@ -69,11 +69,3 @@ def test_memory_is_counted_at_the_size(folder, photos, tmp_path):
     assert step[WIDE] == pytest.approx(step["16x32"], rel=0.1)
     with pytest.raises(UsageError, match=r"image size 27x16 .* give 28x16"):
         plan_run(str(folder), config, given={}, image_size=ImageSize.of("27x16"))
-
-
-def test_a_base_of_squares_refuses_other_sizes_in_a_line(photos, tmp_path):
-    with pytest.raises(UsageError, match=r'64x32 is no square, and base "glyphs"'):
-        api.load_base("glyphs", image_size="64x32")
-    config = RunConfig(data=photos, output=tmp_path / "run")
-    with pytest.raises(UsageError, match=r'64x32 is no square, and base "glyphs"'):
-        plan_run("glyphs", config, given={}, image_size=ImageSize.of("64x32"))

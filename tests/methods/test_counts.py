@@ -57,6 +57,20 @@ def test_table_1_difffit_as_printed_without_the_final_gamma(base):
     assert _count(base, "difffit", gammas=("block", "qkv", "proj")) == 835_232
 
 
+def test_difffit_with_the_label_table_frozen_as_from_low_to_high_resolution(base):
+    delta = build_delta(
+        "difffit",
+        base,
+        configure("difffit"),
+        base.class_names,
+        torch.Generator(),
+        train_labels=False,
+    )
+    assert delta.num_parameters() == 717_760
+    assert "label_table" not in delta.edits
+    assert delta.provenance.classes == base.class_names
+
+
 @pytest.mark.parametrize("options", [{}, {"read": "stream"}, {"form": "sequential"}])
 def test_table_1_adaptformer(base, options):
     assert _count(base, "adaptformer", **options) == 4_280_320

@@ -1,6 +1,7 @@
 """The DiT: parameter counts, positions, timestep features, initialisation, checkpointing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,31 +48,51 @@ def test_unknown_members_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"image_size": 5}, {"width": 30}, {"depth": 0}, {"num_heads": 5}, {"image_size": -2}]
+    "wrong",
+    [
+        *({"image_size": 5}, {"width": 30}, {"depth": 0}, {"num_heads": 5}, {"image_size": -2}),
+        *({"image_width": 5}, {"image_width": 0}, {"spacing": (1.0, 0.0)}),
+    ],
 )
 def test_impossible_shapes_are_refused(wrong):
     with pytest.raises(ValueError, match=r"is|must be"):
         DiTConfig(**{"image_size": 4, "width": 32, "depth": 1, "num_heads": 4, **wrong})
 
 
-@pytest.mark.parametrize(("width", "grid"), [(16, 3), (384, 16)])
-def test_position_table_is_sines_and_cosines_of_column_then_row(width, grid):
-    quarter = width // 4
-    expected = np.zeros((grid * grid, width))
-    for row in range(grid):
-        for column in range(grid):
+@pytest.mark.parametrize(
+    ("width", "grid", "spacing"),
+    [(16, (3, 3), (1.0, 1.0)), (384, (16, 16), (1.0, 1.0)), (16, (2, 5), (0.5, 1.5))],
+)
+def test_position_table_is_sines_and_cosines_of_column_then_row(width, grid, spacing):
+    quarter, (rows, columns) = width // 4, grid
+    expected = np.zeros((rows * columns, width))
+    for row in range(rows):
+        for column in range(columns):
+            down, across = row * spacing[0], column * spacing[1]
             for k in range(quarter):
                 frequency = 1 / 10000 ** (k / quarter)
                 expected[
-                    row * grid + column, [k, quarter + k, 2 * quarter + k, 3 * quarter + k]
+                    row * columns + column, [k, quarter + k, 2 * quarter + k, 3 * quarter + k]
                 ] = [
-                    math.sin(column * frequency),
-                    math.cos(column * frequency),
-                    math.sin(row * frequency),
-                    math.cos(row * frequency),
+                    math.sin(across * frequency),
+                    math.cos(across * frequency),
+                    math.sin(down * frequency),
+                    math.cos(down * frequency),
                 ]
     # rounded once to float32
-    np.testing.assert_allclose(position_table(width, grid)[0].numpy(), expected, atol=6e-8)
+    table = position_table(width, grid, spacing)[0]
+    np.testing.assert_allclose(table.numpy(), expected, atol=6e-8)
+
+
+def test_an_image_that_is_no_square_is_put_together_from_the_patches_that_it_was_cut_into():
+    config = replace(TINY, image_size=4, image_width=10)
+    model = dit(config)
+    assert config.grid == (2, 5)
+    x = torch.randn(2, 4, 4, 10, generator=torch.Generator().manual_seed(0))
+    patches = x.unfold(2, 2, 2).unfold(3, 2, 2)  # (B, C, h, w, p, q)
+    tokens = patches.permute(0, 2, 3, 4, 5, 1).reshape(2, 10, 16)
+    assert torch.equal(model.unpatchify(tokens), x)
+    assert model(x, torch.tensor([0, 999]), torch.tensor([0, 1])).shape == (2, 8, 4, 10)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
@@ -124,7 +145,7 @@ def test_fresh_initialisation_predicts_zero_and_is_reproducible():
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     )
-    assert torch.equal(first.pos_embed, position_table(TINY.width, TINY.grid_size))
+    assert torch.equal(first.pos_embed, position_table(TINY.width, TINY.grid))
     x, t, y = inputs()
     assert torch.equal(first(x, t, y), torch.zeros(3, 8, 4, 4))
     assert first.blocks[0].attn.qkv.weight.std() > 0.01

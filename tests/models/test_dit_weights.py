@@ -143,12 +143,12 @@ def test_all_formats_have_exactly_the_same_fingerprint(tmp_path, kind):
 def test_another_image_size_computes_the_positions_and_keeps_the_fingerprint(tmp_path, kind):
     model = dit(SMALL)
     path = write(kind, model, tmp_path)
-    config, state = fit_positions(*read_dit(path), 8, path)
+    config, state = fit_positions(*read_dit(path), (8, 8), path)
     assert config == dataclasses.replace(SMALL, image_size=8)
-    assert torch.equal(state["pos_embed"], position_table(384, 4))
+    assert torch.equal(state["pos_embed"], position_table(384, (4, 4)))
     assert base_fingerprint(build_dit(config, state)) == base_fingerprint(model)
     with pytest.raises(SmidgenError, match="multiple of patch_size"):
-        fit_positions(*read_dit(path), 7, path)
+        fit_positions(*read_dit(path), (7, 7), path)
 
 
 def test_learned_positions_are_kept_but_never_resized(tmp_path):
@@ -157,7 +157,7 @@ def test_learned_positions_are_kept_but_never_resized(tmp_path):
     path = write("pt", model, tmp_path)
     assert_same_state(read_dit(path)[1], model)
     with pytest.raises(SmidgenError, match="not the fixed table"):
-        fit_positions(*read_dit(path), 8, path)
+        fit_positions(*read_dit(path), (8, 8), path)
     with pytest.raises(SmidgenError, match="position table"):
         write_diffusers(model, tmp_path / "theirs")
 
@@ -327,7 +327,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, kind):
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_weights_in_8_bit_are_read(tmp_path, dtype):
     state = {name: tensor.to(dtype) for name, tensor in dit(SMALL).state_dict().items()}
-    state["pos_embed"] = position_table(SMALL.width, SMALL.grid_size)
+    state["pos_embed"] = position_table(SMALL.width, SMALL.grid)
     save_file(state, tmp_path / "small.safetensors")
     config, found = read_dit(tmp_path / "small.safetensors")
     built = build_dit(config, found).state_dict()

@@ -23,6 +23,7 @@ from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES, device_of
 from smidgen.models.labels import class_names
 from smidgen.models.names import BasePrecision
+from smidgen.models.positions import Positions, size_and_positions
 from smidgen.models.pretrained import load_base
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import MEASURED_IMAGES, SamplingConfig
@@ -44,6 +45,7 @@ class Drawn:
     base: Base | str | Path | None = None
     codec: str | Path | None = None
     image_size: ImageSize | int | str | None = None
+    positions: Positions | None = None
     frequency_shift: float | None = None
     base_precision: BasePrecision | None = None
 
@@ -71,11 +73,13 @@ class Drawn:
                 # of a training in float32: nothing is kept wider than what is computed in now
                 recipe_has = given["base_precision"]
                 given["base_precision"] = None if recipe_has == "fp32" else recipe_has
+        size, positions = size_and_positions(delta)
         return load_base(
             self.base or recipe.get("base") or delta.provenance.base,
             device=device_of(config.device),
             dtype=DTYPES[precision or "fp32"],
-            image_size=self.image_size or recipe.get("image_size"),
+            image_size=self.image_size or recipe.get("image_size") or size,
+            positions=self.positions or positions,
             **given,
         )
 
@@ -87,6 +91,7 @@ def evaluate(
     base: Base | str | Path | None = None,
     codec: str | Path | None = None,
     image_size: ImageSize | int | str | None = None,
+    positions: Positions | None = None,
     frequency_shift: float | None = None,
     base_precision: BasePrecision | None = None,
     sampling: SamplingConfig | None = None,
@@ -99,12 +104,12 @@ def evaluate(
     Of a run and a delta, samples are drawn as `sampling` says (None: 10,000 as its other defaults
     do), of the classes that it was trained on, in their prompts if the base reads such. `base`
     None: the one that the run's recipe or the delta's header names; `codec`, `image_size`,
-    `frequency_shift` and `base_precision` are as in `load_base`, None: as the recipe has them. Of a
-    personalisation the subject's prompts are drawn, four images of each (personalisation.py in
-    smidgen.evaluation), and `reference` None means the pictures that it was trained on. `settings`:
-    those of EvaluationConfig (features, metrics, batch_size, cache_dir, weights, resize, layout,
-    split, prompt), of which `batch_size` counts where images are drawn only without `sampling`,
-    which has one of its own; `reference` and the result are as in
+    `positions`, `frequency_shift` and `base_precision` are as in `load_base`, None: as the recipe
+    has them. Of a personalisation the subject's prompts are drawn, four images of each
+    (personalisation.py in smidgen.evaluation), and `reference` None means the pictures that it was
+    trained on. `settings`: those of EvaluationConfig (features, metrics, batch_size, cache_dir,
+    weights, resize, layout, split, prompt), of which `batch_size` counts where images are drawn
+    only without `sampling`, which has one of its own; `reference` and the result are as in
     `smidgen.evaluation.run.evaluate`; progress(done, total) is called as images are read or drawn.
 
     Raises: UsageError for a setting that makes no sense, or sampling asked of images that are drawn
@@ -116,6 +121,7 @@ def evaluate(
         base=base,
         codec=codec,
         image_size=image_size,
+        positions=positions,
         frequency_shift=frequency_shift,
         base_precision=base_precision,
     )

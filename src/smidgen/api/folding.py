@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from smidgen.core.delta import Delta
+from smidgen.core.edits import Table
 from smidgen.core.fold import IntoTable
 from smidgen.core.fold import fold as fold_into_state
 from smidgen.core.storage import is_quantised
@@ -26,12 +27,14 @@ from smidgen.models.base import Base
 from smidgen.models.calling import dtype_of
 from smidgen.models.dit import DiT
 from smidgen.models.dit_weights import build_dit, write_diffusers, write_original_pt
+from smidgen.models.positions import check_positions
 
 Format = Literal["dit", "diffusers", "single-file"]
 
 
 def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str | Path) -> Path:
-    """Write a copy of the base's weights with `delta` folded in; the base stays as it is.
+    """Write a copy of the base's weights with `delta` folded in; the base stays as it is. Positions
+    of a DiT are written as the base was loaded with them.
 
     "dit": an original `.pt` of a DiT. "diffusers": a pipeline folder. "single-file": one
     `.safetensors` in the original code's names, for SD 1.x, 2.x, SDXL, SD3 and Flux.
@@ -44,6 +47,7 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
         raise UsageError(f'unknown format "{format}"; choose from: {", ".join(get_args(Format))}')
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
+    check_positions(delta, base)
     if is_quantised(base.denoiser):
         raise SmidgenError(
             f'base "{base.name}" is kept in 8 bit, where nothing can be folded in; load it without '
@@ -138,7 +142,9 @@ def _fold_dit(base: Base, delta: Delta, *, format: Format, output: Path) -> Path
     if format == "dit":
         write_original_pt(folded, output)
         return output
-    classes = delta.provenance.classes if len(delta.provenance.classes) == num_classes else ()
+    trained = any(isinstance(edit, Table) for edit in delta.edits.values())
+    classes = delta.provenance.classes if trained else base.class_names
+    classes = classes if len(classes) == num_classes else ()
     write_diffusers(
         folded, output, codec=base.codec, class_names=classes, schedule=process.schedule
     )

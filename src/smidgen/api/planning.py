@@ -24,8 +24,10 @@ from smidgen.hosts.host import find_family, find_host
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.models.labels import rows_of
 from smidgen.models.names import is_architecture
-from smidgen.models.pretrained import known_size, note_on_size, prompt_files
+from smidgen.models.positions import given_positions, note_on_size, positions_at
+from smidgen.models.pretrained import known_classes, known_size, prompt_files, refuse_dit_settings
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sizes import ImageSize, nearest
 from smidgen.training.buckets import BUCKETS, identity_of_buckets, sizes_of
@@ -76,6 +78,9 @@ def plan_run(
     if image_size is not None and known is not None:
         known.sides.check(image_size, str(base))
     network = meta_network(base)
+    positions = positions_at(trained, size, given.get("positions"))
+    if not isinstance(network, DiT):
+        refuse_dit_settings(positions=given.get("positions"))
     latent_size = (
         None
         if size is None or known is None
@@ -85,7 +90,8 @@ def plan_run(
     channels, *own_size = example.latent_shape
     described = Described(
         name=str(base),
-        given=given,
+        given={name: value for name, value in given.items() if name != "positions"}
+        | given_positions(positions),
         image_size=size,
         sides=None if known is None else known.sides,
         denoiser=network,
@@ -95,19 +101,24 @@ def plan_run(
         device=torch.device(device),
     )
     config = settled(described, config, force=force)
-    warning = note_on_size(base, trained, size) if isinstance(network, DiT) else None
+    warning = None
+    if isinstance(network, DiT):
+        warning = note_on_size(base, trained, size, positions)
     if is_architecture(base):
         warning = f'"{base}" is an architecture: this counts, and training needs its weights'
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
     facts["precision"] = config.training.precision
     folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     has_labels = find_host(network).has_labels  # else classes are prompts
+    train_labels = config.training.train_labels
     try:
         standing = check_run(described, config, force=force)
         folder, looks = look_at_all(folder, progress)
         sizes = sizes_of(described, config)
         facts["images"] = findings_of(folder, looks, sizes)
         check_bad_share(folder, config.max_bad_share)
+        if not train_labels and (classes := known_classes(base)) is not None:
+            rows_of(folder.classes, classes, str(base))
         facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
         others = None
         if config.task == DREAMBOOTH:
@@ -120,7 +131,7 @@ def plan_run(
     reads = config.encodes_in_step and not has_labels
     counts = count_weights(
         base,
-        num_classes=len(folder.classes) if has_labels else None,
+        num_classes=len(folder.classes) if has_labels and train_labels else None,
         method=config.method,
         method_config=config.method_config,
         training=config.training,

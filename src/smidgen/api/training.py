@@ -17,6 +17,7 @@ from smidgen.interop.embeddings import is_embeddings, read_embeddings
 from smidgen.interop.lora import read_lora
 from smidgen.methods import configure
 from smidgen.models.base import Base
+from smidgen.models.positions import Positions
 from smidgen.models.pretrained import load_base
 from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
@@ -34,6 +35,7 @@ def train(
     method_config: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     image_size: ImageSize | int | str | None = None,
+    positions: Positions | None = None,
     force: bool = False,
     progress: bool = True,
     **settings: Any,
@@ -65,11 +67,16 @@ def train(
     if config.layout != "hf" and not config.data.is_dir():
         raise UsageError(f"no such folder of images: {data}")
     if not isinstance(base, Base):
-        base = load_base(base, image_size=image_size)
+        base = load_base(base, image_size=image_size, positions=positions)
     elif image_size is not None and ImageSize.of(image_size) != base.image_size:
         raise UsageError(
             f"image size {image_size}: the base was loaded for {base.image_size}; give load_base "
             "the size"
+        )
+    elif positions not in (None, base.positions):
+        raise UsageError(
+            f'positions "{positions}": the base was loaded with {base.positions or "its own"}; '
+            "give load_base the positions"
         )
     if output is None:
         config = _with_free_folder(base, config)

@@ -143,7 +143,8 @@ def count_weights(
         if base_precision is not None:
             raise UsageError("base_precision is for a base that is not loaded yet; leave it out")
     count = _num_labels(shape)
-    classes = [f"class {number}" for number in range(count or 0)]
+    train_labels = training is None or training.train_labels
+    classes = [f"class {number}" for number in range(count or 0)] if train_labels else []
     encoders = reader.encoders if reader is not None and trains_encoders else ()
     delta = build_delta(
         method,
@@ -153,6 +154,7 @@ def count_weights(
         torch.Generator(),
         encoders=encoders,
         token=token,
+        train_labels=train_labels,
     )
     own = shape.denoiser.get_parameter
     found: dict[str, Any] = {"base": shape.name, "host": shape.host.family, "method": method}
@@ -209,7 +211,7 @@ def _shape_of(
         denoiser, name = meta_network(base, num_classes), str(base)
         if isinstance(denoiser, DiT) and latent_size is not None:
             with torch.device("meta"):
-                denoiser = DiT(at_size(denoiser.config, latent_size[0], name))
+                denoiser = DiT(at_size(denoiser.config, latent_size, name))
     elif isinstance(base.denoiser, DiT):
         name, config = base.name, base.denoiser.config
         with torch.device("meta"):

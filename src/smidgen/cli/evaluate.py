@@ -34,6 +34,7 @@ from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
 from smidgen.models.chosen import check_base_name
 from smidgen.models.names import BasePrecision
+from smidgen.models.positions import Positions
 from smidgen.processes import is_main
 from smidgen.sampling.config import MeasuredSampling
 from smidgen.sizes import ImageSize
@@ -85,6 +86,8 @@ class DrawnOptions:
     """Codec (VAE) folder or hub id; none: the recipe's, else the base's own."""
     image_size: ImageSize | None = None
     """Size of the images in pixels, a number or WIDTHxHEIGHT; none: as trained."""
+    positions: Positions | None = None
+    """Of a DiT at another size than its own: extend or stretch; none: as trained."""
     frequency_shift: float | None = None
     """Shift of the timestep frequencies; none: the recipe's, else that of the base."""
     base_precision: BasePrecision | None = None

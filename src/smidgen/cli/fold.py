@@ -85,7 +85,7 @@ def fold(base_options: BaseOptions, options: FoldOptions) -> dict[str, Any]:
     from smidgen.core.delta import Delta
 
     delta = Delta.load(options.delta)
-    base = base_options.load()
+    base = base_options.as_trained(delta).load()
     delta.check_base(base.fingerprint, base.name)
     written = api.fold(base, delta, format=options.format, output=options.output)
     return {

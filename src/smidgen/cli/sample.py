@@ -144,7 +144,7 @@ def draw(
 
     # before the base, which may take long
     delta = api.Delta.load(options.delta) if options.delta is not None else None
-    base = base_options.load(dtype=DTYPES[config.precision])
+    base = base_options.as_trained(delta).load(dtype=DTYPES[config.precision])
     drawing = prepare(base, config, delta=delta)
     with counting_bar("sampling", progress=True) as report:
         return fill_folder(drawing, options.output, settings, report)

@@ -59,9 +59,10 @@ class Provenance:
     """Where a delta comes from: all plain JSON, as a header has it.
 
     `base` is a name for people, `fingerprint` tells whether other weights are the same base.
-    `classes` names the rows of the label table, but for the null row. `training` is free: data,
-    steps, seed, learning rate, versions, date. `components` has the fingerprints of the other
-    components of the base in which edits act, such as its text encoders.
+    `classes` names the rows of the label table, but for the null row, or, without a table, those of
+    the base's that images were of. `training` is free: data, steps, seed, learning rate, versions,
+    date. `components` has the fingerprints of the other components of the base in which edits act,
+    such as its text encoders.
     """
 
     method: str

@@ -71,7 +71,7 @@ FAMILY = Family(
     predict=predict,
     encode=None,
     parameterisation="scheduler",
-    latent_shape=lambda config: (config.in_channels, config.image_size, config.image_size),
+    latent_shape=lambda config: (config.in_channels, *config.latent_size),
     diffusers=diffusers_names,
     code="https://github.com/facebookresearch/DiT",
 )

@@ -32,13 +32,15 @@ def build_delta(
     training: Mapping[str, Any] | None = None,
     encoders: Sequence[Encoder] = (),
     token: str | None = None,
+    train_labels: bool = True,
 ) -> Delta:
     """A fresh delta of the method, or of the several, called `name`, on the base's device.
 
     `config` is what `configure` gives for that name, `classes` what the label table has rows for
     (empty where the base has no labels), `training` that part of the provenance. `encoders` are the
     base's text encoders, if something of them is trained (`methods.acts_in_encoders`), `token` the
-    new word of textual inversion.
+    new word of textual inversion. Without `train_labels` the base's label table stays as it is, and
+    `classes` are some of its own.
 
     Raises: UsageError for an unknown name or options that do not fit the base; SmidgenError if a
         method does not work there or finds nothing to train, or as `label_edits` and `merged`.
@@ -51,7 +53,7 @@ def build_delta(
     # the generator then does not depend on its being one of several
     edits = merged(
         {
-            part: _edits(part, base, options[part], classes, generator)
+            part: _edits(part, base, options[part], classes, generator, train_labels)
             | _edits_in(encoders, part, options[part], generator, token)
             for part in parts
         }
@@ -79,10 +81,15 @@ def build_delta(
 
 
 def _edits(
-    method: str, base: Tunable, config: Any, classes: Sequence[str], generator: torch.Generator
+    method: str,
+    base: Tunable,
+    config: Any,
+    classes: Sequence[str],
+    generator: torch.Generator,
+    train_labels: bool,
 ) -> dict[str, Edit]:
-    """The edits of one method and the label table, which stands behind the leading copies and
-    shifts, what trains the base's own parameters, and before all that is new.
+    """The edits of one method and the label table, if that is trained, which stands behind the
+    leading copies and shifts, what trains the base's own parameters, and before all that is new.
     """
     reason = base.host.refusals.get(method)
     if reason is not None:
@@ -92,7 +99,7 @@ def _edits(
     on_meta = next(base.denoiser.parameters()).is_meta
     with torch.device("meta") if on_meta else nullcontext():
         edits: dict[str, Edit] = dict(build(base, config, generator))
-    table = label_edits(base, classes, generator)
+    table = label_edits(base, classes, generator, trained=train_labels)
     own = dict(takewhile(lambda item: isinstance(item[1], Weight | Shift), edits.items()))
     return own | table | edits
 

@@ -13,17 +13,23 @@ import torch
 from smidgen.core.edits import Edit, Table
 from smidgen.errors import SmidgenError
 from smidgen.methods.method import Tunable
+from smidgen.models.labels import rows_of
 
 ROW_STD = 0.02  # the released models' initialisation of the label table
 
 
 def label_edits(
-    base: Tunable, classes: Sequence[str], generator: torch.Generator
+    base: Tunable, classes: Sequence[str], generator: torch.Generator, *, trained: bool = True
 ) -> dict[str, Edit]:
-    """The label table of `classes` by its name in a delta; nothing for a base without labels.
+    """The label table of `classes` by its name in a delta; nothing for a base without labels, or
+    whose own table is not `trained` and has a row for each of them.
 
-    Raises: SmidgenError if such a base is given classes, and as `label_table`.
+    Raises: UsageError for other classes than that; SmidgenError if a base without labels is given
+        classes, and as `label_table`.
     """
+    if base.host.has_labels and not trained:
+        rows_of(classes, base.class_names, base.name)
+        return {}
     if base.host.has_labels:
         return {"label_table": label_table(base, classes, generator)}
     if classes:

@@ -21,6 +21,7 @@ from smidgen.hosts.host import Host, find_family
 from smidgen.models.calling import DTYPES, dtype_of
 from smidgen.models.codec import AutoencoderCodec, Codec
 from smidgen.models.conditioner import Conditioner, Conditions, labels_alone
+from smidgen.models.positions import Positions
 from smidgen.sizes import ImageSize, Sides
 
 
@@ -31,9 +32,10 @@ class Base:
     `image_size` is what is drawn and trained on, `sides` tells which sizes could be. `class_names`
     has one name for each row of the label table but the last, the null label; a base with a
     `conditioner` reads prompts and has none. `process` is what the denoiser was trained on.
-    `source` is the folder or file that the weights were read from, None if they were made in this
-    process; `given` is what `load_base` must be given besides the name, and the image size, to load
-    the same again.
+    `positions` are those of a DiT at another image size than its own, None at that and of other
+    networks. `source` is the folder or file that the weights were read from, None if they were made
+    in this process; `given` is what `load_base` must be given besides the name, and the image size,
+    to load the same again.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Base:
     fingerprint: str
     image_size: ImageSize
     sides: Sides
+    positions: Positions | None = None
     conditioner: Conditioner | None = None
     source: Path | None = None
     given: Mapping[str, Any] = field(default_factory=dict)

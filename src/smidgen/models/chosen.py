@@ -19,9 +19,11 @@ from smidgen.models.names import (
     is_hub_id,
     shipped_names,
 )
+from smidgen.models.positions import Positions, size_and_positions
 from smidgen.sizes import ImageSize
 
 if TYPE_CHECKING:
+    from smidgen.core.delta import Delta
     from smidgen.models.base import Base
 
 DEVICES = Literal["auto", "cpu", "cuda"]
@@ -37,7 +39,11 @@ class BaseOptions:
     """Codec (VAE) folder or hub id, for a base file that has none of its own."""
     image_size: ImageSize | None = None
     """Size of the images in pixels, a number or WIDTHxHEIGHT; none: what the base was trained
-    for."""
+    for, or the delta of a DiT."""
+    positions: Positions | None = None
+    """Of a DiT at another --image-size than it was trained at. stretch: coordinates of positions
+    cover the range that it knows; extend: they go on beyond it; none: as the delta was trained,
+    else extend."""
     frequency_shift: float | None = None
     """Shift of the timestep frequencies; none: 0, that of the released weights."""
 
@@ -51,8 +57,20 @@ class BaseOptions:
 
     def given(self) -> dict[str, Any]:
         """What `load_base` is told besides the name and the image size, as recipes have it."""
-        settings = {"codec": self.codec, "frequency_shift": self.frequency_shift}
+        names = ("codec", "positions", "frequency_shift")
+        settings = {name: getattr(self, name) for name in names}
         return {name: value for name, value in settings.items() if value is not None}
+
+    def as_trained(self, delta: Delta | None) -> BaseOptions:
+        """With the image size and the positions of a delta that was trained at another size than
+        that of its base, where they are not given.
+        """
+        size, positions = size_and_positions(delta)
+        return dataclasses.replace(
+            self,
+            image_size=self.image_size or size,
+            positions=self.positions or positions,
+        )
 
     def load(self, **more: Any) -> Base:
         """The base that these options mean; `more` as `load_base` takes it."""

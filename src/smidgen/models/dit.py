@@ -24,9 +24,9 @@ DIT_SIZES = {  # width, depth, heads (Table 1 of the DiT paper)
 }
 PATCH_SIZES = (2, 4, 8)
 NUM_FREQUENCIES = 256  # sines and cosines of the timestep together
-MOST = {"image_size": 2**13, "patch_size": 2**8, "in_channels": 2**12, "width": 2**15} | {
-    "depth": 2**10,
-    "num_heads": 2**10,
+MOST = {
+    **{"image_size": 2**13, "image_width": 2**13, "patch_size": 2**8, "in_channels": 2**12},
+    **{"width": 2**15, "depth": 2**10, "num_heads": 2**10},
 }
 MOST_POSITIONS = 2**26  # numbers in the table of positions, which is computed
 MOST_WRITTEN_OUT = 64  # tokens: their scores are kept for the backward pass
@@ -34,10 +34,12 @@ MOST_WRITTEN_OUT = 64  # tokens: their scores are kept for the backward pass
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """The shape of a DiT. `image_size` counts latent pixels (32 for 256-pixel images, 8x codec).
+    """The shape of a DiT. `image_size` counts latent pixels (32 for 256-pixel images, 8x codec) of
+    both sides, or from top to bottom where `image_width` is another number.
 
-    `frequency_shift` is the shift in the timestep frequencies: 0 in the released weights,
-    1 in diffusers' re-implementation.
+    `spacing` is the distance of neighbouring tokens, down and across, in the coordinates of the
+    position table: 1 in the released weights. `frequency_shift` is the shift in the timestep
+    frequencies: 0 in the released weights, 1 in diffusers' re-implementation.
     """
 
     image_size: int
@@ -50,27 +52,32 @@ class DiTConfig:
     num_classes: int = 1000
     learn_sigma: bool = True
     frequency_shift: float = 0.0
+    image_width: int | None = None
+    spacing: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                expected = "at least 1" if getattr(self, name) < 1 else f"at most {most:,}"
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {expected}")
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                expected = "at least 1" if value < 1 else f"at most {most:,}"
+                raise ValueError(f"{name} is {value}; expected {expected}")
         if not 0 <= self.num_classes < 2**24:
             raise ValueError(f"num_classes is {self.num_classes}; expected 0 to {2**24 - 1:,}")
         if not 0 < self.mlp_ratio <= 64:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}; expected a number up to 64")
         if not abs(self.frequency_shift) < NUM_FREQUENCIES // 2:
             raise ValueError(f"frequency_shift is {self.frequency_shift}; expected 0 or 1")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
+        if not all(0 < one <= MOST["image_size"] for one in self.spacing):
+            raise ValueError(f"spacing is {list(self.spacing)}; expected two numbers above 0")
+        if any(side % self.patch_size for side in self.latent_size):
+            height, width = self.latent_size
+            size = height if width == height else f"{height} x {width}"
+            raise ValueError(f"image_size {size} is not a multiple of patch_size {self.patch_size}")
         if self.width % 4 or self.width % self.num_heads:
             raise ValueError(
                 f"width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"
             )
-        if self.grid_size**2 * self.width > MOST_POSITIONS:
+        if math.prod(self.grid) * self.width > MOST_POSITIONS:
             raise ValueError(f"image_size {self.image_size} is too large for width {self.width}")
 
     @property
@@ -79,9 +86,15 @@ class DiTConfig:
         return self.in_channels * 2 if self.learn_sigma else self.in_channels
 
     @property
-    def grid_size(self) -> int:
-        """Tokens along one side."""
-        return self.image_size // self.patch_size
+    def latent_size(self) -> tuple[int, int]:
+        """Latent pixels from top to bottom and from left to right, as the shapes of tensors."""
+        return self.image_size, self.image_size if self.image_width is None else self.image_width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        height, width = self.latent_size
+        return height // self.patch_size, width // self.patch_size
 
 
 def preset(name: str, *, image_size: int = 32, num_classes: int = 1000) -> DiTConfig:
@@ -103,14 +116,24 @@ def preset(name: str, *, image_size: int = 32, num_classes: int = 1000) -> DiTCo
     )
 
 
-def position_table(width: int, grid_size: int) -> Float[Tensor, "1 N D"]:
-    """Fixed sine-cosine positions, on the CPU; the first half of the channels is the column."""
+def position_table(
+    width: int, grid: tuple[int, int], spacing: tuple[float, float] = (1.0, 1.0)
+) -> Float[Tensor, "1 N D"]:
+    """Fixed sine-cosine positions of a grid of rows and columns, on the CPU; the first half of the
+    channels is the column. Neighbours are `spacing` apart, down and across.
+    """
     cpu = torch.device("cpu")
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device=cpu) / (width // 4))
-    angles = torch.outer(torch.arange(grid_size, dtype=torch.float64, device=cpu), omega)
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D / 2)
-    columns = line.repeat(grid_size, 1)
-    rows = line.repeat_interleave(grid_size, dim=0)
+
+    def line(count: int, distance: float) -> Tensor:
+        """Sines and cosines along one side, (count, D / 2)."""
+        places = torch.arange(count, dtype=torch.float64, device=cpu) * distance
+        angles = torch.outer(places, omega)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    down, across = map(line, grid, spacing)
+    columns = across.repeat(len(down), 1)
+    rows = down.repeat_interleave(len(across), dim=0)
     return torch.cat([columns, rows], dim=1)[None].float()
 
 
@@ -273,7 +296,7 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbedder(config)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = LabelEmbedder(config)
-        table = position_table(config.width, config.grid_size)
+        table = position_table(config.width, config.grid, config.spacing)
         self.pos_embed = nn.Parameter(table.to(torch.empty(0).device), requires_grad=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
@@ -301,8 +324,8 @@ class DiT(nn.Module):
 
     def unpatchify(self, x: Float[Tensor, "B N P"]) -> Float[Tensor, "B C2 H W"]:
         """The image whose patches these are."""
-        grid, patch = self.config.grid_size, self.config.patch_size
-        x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))  # (B, h, w, p, q, C)
+        grid, patch = self.config.grid, self.config.patch_size
+        x = x.unflatten(2, (patch, patch, -1)).unflatten(1, grid)  # (B, h, w, p, q, C)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     @torch.no_grad()

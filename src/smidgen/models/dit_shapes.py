@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smidgen.errors import SmidgenError
 from smidgen.models.dit import DIT_SIZES, DiTConfig, position_table
+from smidgen.models.positions import Positions
 
 FIRST = "x_embedder.proj.weight"  # which every DiT has
 # bf16 keeps 8 bits of a value of at most 1
@@ -84,44 +85,81 @@ def without_prefix(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     return {name.removeprefix(stems[0]): tensor for name, tensor in state.items()}
 
 
-def at_size(config: DiTConfig, image_size: int, source: Path | str) -> DiTConfig:
-    """The configuration for latents of another size.
+def at_size(
+    config: DiTConfig,
+    latent_size: tuple[int, int],
+    source: Path | str,
+    positions: Positions = "extend",
+) -> DiTConfig:
+    """The configuration for latents of another size (h, w): with "stretch", positions are as far
+    apart as lets them cover the same range down and across (DiffFit's positional trick, which has
+    (i/2, j/2) at twice the size), with "extend" as far as they were.
 
     Raises: SmidgenError for an impossible size.
     """
+    height, width = latent_size
+    down, across = config.spacing
+    if positions == "stretch":
+        own_height, own_width = config.latent_size
+        down, across = down * own_height / height, across * own_width / width
     try:
-        return dataclasses.replace(config, image_size=image_size)
+        return dataclasses.replace(
+            config,
+            image_size=height,
+            image_width=None if width == height else width,
+            spacing=(down, across),
+        )
     except ValueError as error:
         raise SmidgenError(f"{source}: {error}") from error
 
 
 def fit_positions(
-    config: DiTConfig, state: dict[str, Tensor], image_size: int | None, source: Path
+    config: DiTConfig,
+    state: dict[str, Tensor],
+    latent_size: tuple[int, int] | None,
+    source: Path,
+    positions: Positions = "extend",
 ) -> tuple[DiTConfig, dict[str, Tensor]]:
-    """The state with the position table of the wanted size, None: the configuration's.
+    """The state with the position table of the wanted size (h, w), None: the configuration's.
 
     Computed, unless the file's is not the fixed table: that is kept.
 
     Raises: SmidgenError for an impossible size, or another than that of a table that is not fixed.
     """
-    if image_size is not None:
-        config = at_size(config, image_size, source)
+    own = config
+    if latent_size is not None:
+        config = at_size(own, latent_size, source, positions)
     table = state.get("pos_embed")
-    if table is not None and not is_fixed_table(table):
-        if table.shape[1] != config.grid_size**2:
+    if table is not None and not (is_fixed_table(table) or _is_table_of(own, table)):
+        if table.shape[1] != math.prod(config.grid) or config.grid != own.grid:
             own_size = math.isqrt(table.shape[1]) * config.patch_size
             raise SmidgenError(
                 f"{source} has positions that are not the fixed table and cannot be computed for "
                 f"another size; load it at {own_size} latent pixels"
             )
-        return config, state
-    return config, {**state, "pos_embed": position_table(config.width, config.grid_size)}
+        return own, state
+    return config, {
+        **state,
+        "pos_embed": position_table(config.width, config.grid, config.spacing),
+    }
 
 
 def is_fixed_table(table: Tensor) -> bool:
+    """Whether this is the table of the released weights for some square grid."""
     if table.ndim != 3 or table.shape[2] % 4 or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
         return False
-    fixed = position_table(table.shape[2], math.isqrt(table.shape[1]))
+    side = math.isqrt(table.shape[1])
+    return _is_near(table, position_table(table.shape[2], (side, side)))
+
+
+def _is_table_of(config: DiTConfig, table: Tensor) -> bool:
+    """Whether this is what would be computed: the table of a folded base may be stretched."""
+    if table.shape != (1, math.prod(config.grid), config.width):
+        return False
+    return _is_near(table, position_table(config.width, config.grid, config.spacing))
+
+
+def _is_near(table: Tensor, fixed: Tensor) -> bool:
     return bool((table.detach().cpu().float() - fixed).abs().max() <= POSITION_TOLERANCE)
 
 

@@ -225,10 +225,10 @@ def write_diffusers(
     if codec is not None:
         ours = pad_classes(ours, PIPELINE_CLASSES)
     document = config_to_diffusers(config, None if codec is None else PIPELINE_CLASSES)
-    if not is_fixed_table(model.pos_embed):
+    if config.image_width is not None or not is_fixed_table(model.pos_embed):
         raise SmidgenError(
-            "the position table is not the fixed one, and diffusers would compute that; "
-            "write the original format instead"
+            "the position table is not the fixed one of a square, and diffusers would compute "
+            "that; write the original format instead"
         )
     state = to_diffusers(ours, config.depth)
     # safetensors refuses tensors that share memory, as the repeated embedders do.
@@ -272,7 +272,16 @@ def _config_of_file(state: Mapping[str, Tensor], path: Path, num_heads: int | No
     except Unreadable as error:
         raise SmidgenError(f"{path}: what it records of itself: {error.reason}") from error
     config = infer_config(state, path, num_heads=num_heads or known.num_heads)
-    return dataclasses.replace(config, frequency_shift=known.frequency_shift)
+    try:
+        return dataclasses.replace(
+            config,
+            frequency_shift=known.frequency_shift,
+            image_size=known.image_size or config.image_size,
+            image_width=known.image_width,
+            spacing=known.spacing,
+        )
+    except ValueError as error:
+        raise SmidgenError(f"{path}: what it records of itself: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,6 +290,9 @@ class Recorded:
 
     num_heads: int | None = None
     frequency_shift: float = 0.0
+    image_size: int | None = None
+    image_width: int | None = None
+    spacing: tuple[float, float] = (1.0, 1.0)
 
 
 def _notes_on_shift(config: DiTConfig, shift: float, reader: str) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
+
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table
 from smidgen.core.word import Word
@@ -63,7 +65,36 @@ def labels_of(
             "was trained on classes"
         )
     prompts = class_prompts(base, delta)
-    return Labels(names=names, conditions=base.conditions(prompts, negative, delta))
+    conditions = base.conditions(prompts, negative, delta)
+    if base.conditioner is None and delta is not None and not _has_table(delta):
+        conditions = _conditions_of(rows_of(names, base.class_names, base.name), base.null_label)
+    return Labels(names=names, conditions=conditions)
+
+
+def rows_of(names: Sequence[str], known: Sequence[str], base: str) -> list[int]:
+    """The rows of these classes in the label table of the base of this name, whose classes are the
+    `known` ones.
+
+    Raises: UsageError for a class that it has none for.
+    """
+    rows = {name: row for row, name in enumerate(known)}
+    missing = [name for name in names if name not in rows]
+    if missing:
+        more = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise UsageError(
+            f'"{excerpt(missing[0])}" is no class of base "{base}"{more}, and its label table is '
+            f"not trained (train_labels); give images of its own classes ("
+            f"{excerpt(', '.join(known[:3]) or 'it has no names of them')}, ...), or train labels"
+        )
+    return [rows[name] for name in names]
+
+
+def _conditions_of(rows: Sequence[int], null: int) -> Conditions:
+    """What a base is told of classes that have these rows in its own table, the label behind the
+    last meaning the `null` row.
+    """
+    table = torch.tensor([*rows, null])
+    return lambda labels: labels_alone(table.to(labels.device)[labels])
 
 
 def check_lengths(
@@ -90,13 +121,17 @@ def new_words(delta: Delta | None) -> dict[str, int]:
 
 def class_names(base: Base, delta: Delta | None) -> tuple[str, ...]:
     """The classes that labels count: the delta's if it brings its own label table, or was trained
-    on prompts made of their names; else the base's.
+    on some of the base's or on prompts made of their names; else the base's.
     """
-    if delta is not None and any(isinstance(edit, Table) for edit in delta.edits.values()):
+    if delta is not None and _has_table(delta):
         return delta.provenance.classes
     if delta is not None and base.conditioner is not None:
         return tuple(delta.provenance.training.get(PROMPTS, {}).get("classes", ()))
-    return base.class_names
+    return base.class_names if delta is None else delta.provenance.classes or base.class_names
+
+
+def _has_table(delta: Delta) -> bool:
+    return any(isinstance(edit, Table) for edit in delta.edits.values())
 
 
 def class_prompts(base: Base, delta: Delta | None) -> tuple[str, ...]:

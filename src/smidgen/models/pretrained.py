@@ -6,13 +6,14 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from smidgen.core.storage import narrow, quantise
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.checks import check_choice
 from smidgen.hosts.family import Pipeline
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
@@ -49,6 +50,12 @@ from smidgen.models.pipelines import (
     sides_of,
     trained_size_of,
 )
+from smidgen.models.positions import (
+    Positions,
+    given_positions,
+    note_on_size,
+    positions_at,
+)
 from smidgen.models.precision import EIGHT_BIT, check_base_precision, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
@@ -68,6 +75,7 @@ def load_base(
     base_precision: BasePrecision | None = None,
     num_classes: int | None = None,
     image_size: ImageSize | int | str | None = None,
+    positions: Positions | None = None,
     frequency_shift: float | None = None,
     num_heads: int | None = None,
 ) -> Base:
@@ -80,7 +88,8 @@ def load_base(
     network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
     precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
     same numbers. In int8 are the weights of linears and convolutions, all else is as with None. The
-    rest is for a DiT: `frequency_shift` None: what the folder records, else 0,
+    rest is for a DiT: at another `image_size` than its own, `positions` "stretch" cover the range
+    of its own, None: they are extended. `frequency_shift` None: what the folder records, else 0,
     that of the released weights. `num_classes` is checked against the file. `num_heads` is for a
     file of a width outside the DiT family.
 
@@ -89,12 +98,18 @@ def load_base(
         hub does not answer (within ten seconds).
     """
     size = None if image_size is None else ImageSize.of(image_size)
+    check_choice("positions", positions, get_args(Positions))
     _check_device(device)
     check_base_precision(base_precision)
     source = _locate(name)
     described = _describe(source)
     if is_pipeline(described):
-        _refuse_dit_settings(num_classes, frequency_shift, num_heads)
+        refuse_dit_settings(
+            num_classes=num_classes,
+            positions=positions,
+            frequency_shift=frequency_shift,
+            num_heads=num_heads,
+        )
         base = load_pipeline(
             str(name),
             source,
@@ -116,10 +131,12 @@ def load_base(
     known = _size_of_dit(config, autoencoder.factor)
     if size is not None:
         known.sides.check(size, str(name))
-    latent_size = None if size is None else size.width // autoencoder.factor
-    config, state = fit_positions(config, state, latent_size, source)
-    if (note := note_on_size(name, known.trained, size)) and is_main():
+    if size is not None:
+        latent_size = (size.height // autoencoder.factor, size.width // autoencoder.factor)
+        config, state = fit_positions(config, state, latent_size, source, positions or "extend")
+    if (note := note_on_size(name, known.trained, size, positions)) and is_main():
         logger.warning("%s", note)
+    positions = positions_at(known.trained, size, positions)
     stored = kept_in(base_precision, dtype)
     denoiser = build_dit(config, state, device=device, dtype=dtype)
     if stored != dtype:
@@ -134,8 +151,10 @@ def load_base(
         fingerprint=base_fingerprint(denoiser),
         image_size=size or known.trained,
         sides=known.sides,
+        positions=positions,
         source=source.absolute(),
-        given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift),
+        given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift)
+        | given_positions(positions),
     )
     if base_precision == EIGHT_BIT:  # whose fingerprint is that of the weights as they came
         quantise(denoiser)
@@ -219,6 +238,21 @@ def known_size(name: str | Path, codec: str | Path | None = None) -> KnownSize |
     return _size_of(read_json(source / pipeline.denoiser / "config.json"), factor, pipeline)
 
 
+def known_classes(name: str | Path) -> tuple[str, ...] | None:
+    """The classes of a base from configurations alone; None of an architecture, one that lies on
+    the hub or reads prompts.
+
+    Raises: UsageError, SmidgenError as `load_base`.
+    """
+    if on_hub(name) or is_architecture(name):
+        return None
+    source = _locate(name)
+    described = _describe(source)
+    if is_pipeline(described):
+        return None
+    return class_names_of(described, architecture(name), source)
+
+
 def _size_of(config: Mapping[str, Any], factor: int, pipeline: Pipeline) -> KnownSize:
     return KnownSize(
         trained=trained_size_of(config, factor),
@@ -228,9 +262,12 @@ def _size_of(config: Mapping[str, Any], factor: int, pipeline: Pipeline) -> Know
 
 
 def _size_of_dit(config: DiTConfig, factor: int) -> KnownSize:
-    side, multiple = config.image_size * factor, config.patch_size * factor
-    sides = Sides(multiple=multiple, step=multiple, square=True)
-    return KnownSize(trained=ImageSize(side, side), sides=sides, factor=factor)
+    (height, width), multiple = config.latent_size, config.patch_size * factor
+    return KnownSize(
+        trained=ImageSize(width * factor, height * factor),
+        sides=Sides(multiple=multiple, step=multiple),
+        factor=factor,
+    )
 
 
 def stored_precision(name: str | Path, base_precision: str | None = None) -> torch.dtype:
@@ -267,22 +304,6 @@ def prompt_files(name: str | Path) -> PromptFiles | None:
     if not pipeline.prompts:
         return None
     return PromptFiles(source=source, index=described, pipeline=pipeline, network=network)
-
-
-def note_on_size(name: str | Path, trained: ImageSize | None, used: ImageSize | None) -> str | None:
-    """What a DiT that was trained on squares of one side knows of those of another, None
-    where both are the same; `used` None: as trained, `trained` None: not known.
-    """
-    if trained is None or used in (None, trained):
-        return None
-    what = (
-        f"extended, not stretched: those beyond {trained} pixels are new to it"
-        if used > trained
-        else "cut, not squeezed: it knows them as the upper left of its images"
-    )
-    return (
-        f'base "{name}" was trained at {trained} pixels and is used at {used}: positions are {what}'
-    )
 
 
 def _locate(name: str | Path) -> Path:
@@ -363,8 +384,8 @@ def _check_fits(
         )
 
 
-def _refuse_dit_settings(num_classes: Any, frequency_shift: Any, num_heads: Any) -> None:
-    given = {"num_classes": num_classes, "frequency_shift": frequency_shift, "num_heads": num_heads}
+def refuse_dit_settings(**given: Any) -> None:
+    """Raises: UsageError for a setting of a DiT that is given, None: not."""
     for name, value in given.items():
         if value is not None:
             raise UsageError(

@@ -25,6 +25,7 @@ from smidgen.fast.acting import acting, scheduled
 from smidgen.models.base import Base
 from smidgen.models.calling import calling, dtype_of
 from smidgen.models.labels import Labels, labels_of
+from smidgen.models.positions import check_positions
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.pair import Pair
 
@@ -68,6 +69,7 @@ class Drawing:
             "base_fingerprint": base.fingerprint,
             "method": None if delta is None else delta.provenance.method,
             "image_size": base.image_size.plain,
+            **({} if base.positions is None else {"positions": base.positions}),
             **self.config.facts(),
         }
 
@@ -178,6 +180,7 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
 def _placed(delta: Delta, base: Base) -> Delta:
     """The delta where the base is; the caller's own one is never moved."""
     delta.check_base(base.fingerprint, base.name)
+    check_positions(delta, base)
     dtype = dtype_of(base.denoiser)
     weights = [edit for edit in delta.edits.values() if isinstance(edit, Weight)]
     fits = all(p.device == base.device for p in delta.parameters())

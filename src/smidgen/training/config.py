@@ -64,6 +64,9 @@ class TrainingConfig:
     activations: Literal["exact", "8bit"] = "exact"
     """8bit: what the forward pass of a DiT keeps for the backward pass takes a byte a number, in
     place of recomputing it; gradients differ by half a per cent."""
+    train_labels: bool = True
+    """Of a base that knows classes, also train the label table, with a row for each class of the
+    images; without it the table stays as it is, and the classes are some of the base's own."""
     train_text_encoder: bool = False
     """Of a base that reads prompts, also train its text encoders that are CLIPs: with full, as
     DreamBooth does."""
@@ -109,7 +112,11 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     keep_deltas: int = 3
-    """Newest deltas that are kept in RUN/deltas, besides the best by validation loss."""
+    """Newest deltas that are kept in RUN/deltas, besides the best one."""
+    keep: Literal["last", "best"] = "last"
+    """What the run ends with. last: the delta of its last step; best: of the steps at which it was
+    judged that of the lowest validation loss or, with --metrics-every, of the lowest KID, the
+    earliest of those whose intervals overlap."""
     validation_share: float = 0.02
     """Share of the images that are held out for the validation loss; 0: none."""
     validate_every: int | None = None
@@ -140,6 +147,11 @@ class TrainingConfig:
             check_number(name, getattr(self, name), above=True)
         for name in ("ema_decay", "label_dropout", "validation_share"):
             check_number(name, getattr(self, name), most=1.0)
+        if self.keep == "best" and not (self.validation_share or self.metrics_every):
+            raise UsageError(
+                "keep is best and nothing would judge it; give validation_share above 0, or "
+                "metrics_every"
+            )
         if self.validation_share == 1:
             raise UsageError(
                 "validation_share is 1.0; expected less, or nothing is left to train on"
@@ -149,7 +161,7 @@ class TrainingConfig:
             not isinstance(self.prompt, str) or CLASS not in self.prompt
         ):
             raise UsageError(f"prompt is {self.prompt!r}; expected text with {CLASS} in it")
-        flags = ("gradient_checkpointing", "fast", "compile")
+        flags = ("gradient_checkpointing", "fast", "compile", "train_labels")
         for name in (*flags, "train_text_encoder", "ema_warmup"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected true or false")

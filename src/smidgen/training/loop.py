@@ -26,6 +26,7 @@ from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import labels_of
 from smidgen.processes import from_main, shared, world_size
 from smidgen.training import runtime
+from smidgen.training.best import KID, LOSS, SPREAD, is_better, judged_by_kid
 from smidgen.training.buckets import BucketOrder
 from smidgen.training.config import ADAMW_8BIT, TrainingConfig
 from smidgen.training.ema import decay_after, update_average
@@ -61,7 +62,7 @@ class Evaluator:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """The average of the trained delta, and how it went.
+    """The average of the trained delta, the last one or the best, and how it went.
 
     `first_step` is above 0 if the run resumed; `seconds` are those of the whole run,
     `images_per_second` of the steps that were made now. `frozen_error` is how far products in 8 bit
@@ -196,6 +197,11 @@ def train_delta(
         seed=config.seed,
         contents=latents.contents[: latents.num_own],
     )
+    if config.keep == "best" and not (len(held_out) or config.metrics_every):
+        raise UsageError(
+            f"keep is best and none of the {latents.num_own} images is held out to judge by; "
+            "raise validation_share, or give metrics_every"
+        )
     task = task or Task(process=base.process, labels=labels_of(base, delta))
     of_class = torch.arange(latents.num_own, len(latents))
     tags = task.texts is not None and task.texts.keep is not None
@@ -257,10 +263,10 @@ def train_delta(
                 on_step=on_step,
             )
         )
-    saver.finish()
+    kept = saver.finish()
     num_images = (config.steps - first_step) * journal.images_per_step
     return TrainingResult(
-        delta=state.average,
+        delta=kept,
         steps=config.steps,
         first_step=first_step,
         seconds=state.seconds,
@@ -333,13 +339,19 @@ def _validate(session: Session) -> None:
         with averaged(state), session.accelerator.autocast():
             loss = session.validation.loss(network, base.device, dtype)
         session.journal.note(state.step, {"validation_loss": loss})
-        if not state.best or loss < state.best["loss"]:
-            state.best = {"step": state.step, "loss": loss}
+        if not judged_by_kid(session.config) and is_better({LOSS: loss}, state.best):
+            state.best = {"step": state.step, LOSS: loss}
     session.saver.keep_delta()
 
 
 def _evaluate(session: Session, evaluator: Evaluator) -> None:
-    with averaged(session.state):
-        values = evaluator.run(session.state.step)
-    if values:
-        session.journal.note(session.state.step, values)
+    """Log what the evaluator says of the average; if the best is that of KID, keep a copy of it."""
+    state = session.state
+    with averaged(state):
+        values = evaluator.run(state.step)
+    if not values:
+        return
+    session.journal.note(state.step, values)
+    if judged_by_kid(session.config) and is_better(values, state.best):
+        state.best = {"step": state.step, KID: values[KID], SPREAD: values[SPREAD]}
+        session.saver.keep_delta()

@@ -62,9 +62,13 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
         count = SUBJECT_IMAGES if of_subject else METRIC_IMAGES
         drawing = _drawing(base, shown(METRIC_IMAGES), count)
         result = measure_drawing(drawing, config.data, measured, of_classes=of_classes)
-        found = result["metrics"].items()
-        means = {name: v["mean"] if isinstance(v, Mapping) else v for name, v in found}
-        return {name: value for name, value in means.items() if value is not None}
+        found: dict[str, float | None] = {}
+        for name, value in result["metrics"].items():
+            if isinstance(value, Mapping):
+                found |= {name: value["mean"], f"{name}_std": value.get("std")}
+            else:
+                found[name] = value
+        return {name: value for name, value in found.items() if value is not None}
 
     wanted = {draw_grid: training.sample_every, measure: training.metrics_every}
     return [Evaluator(every=every, run=function) for function, every in wanted.items() if every]

@@ -39,6 +39,7 @@ def rehearse(
         warmup_steps=0,
         checkpoint_every=steps,
         validation_share=0.0,
+        keep="last",
         trackers=(),
     )
     count = max(num_classes, training.batch_size * training.gradient_accumulation)
@@ -52,6 +53,8 @@ def rehearse(
     if training.prior_weight:
         latents = latents.with_class_images(latents)
     classes = [f"class {number}" for number in range(num_classes)]
+    if not training.train_labels:
+        classes = list(base.class_names[:num_classes])
     reads_prompts = base.conditioner is not None
     with ExitStack() as stack:
         reader = None
@@ -66,6 +69,7 @@ def rehearse(
             training={PROMPTS: {"classes": classes}} if reads_prompts else {},
             encoders=reader.encoders if reader is not None and config.trains_encoders else (),
             token=config.token,
+            train_labels=training.train_labels,
         )
         return train_delta(
             base,

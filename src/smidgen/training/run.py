@@ -31,6 +31,7 @@ from smidgen.methods import parts_of
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.models.positions import check_positions
 from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main
@@ -131,6 +132,7 @@ def fine_tune(
             # whatever became of it since: a run that goes on has the edits of its own last delta
             goes_on = standing == "begun" and (folder / DELTA).is_file()
             init = read_delta(folder / DELTA, base) if goes_on else read_init(config.init, base)
+            check_positions(init, base)
             delta = begun_with(delta, init)
         task = task_of(base, delta, latents, config, reader=reader, progress=progress)
         from_main(lambda: _begin(base, config, latents, force=force))
@@ -241,6 +243,11 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
             f'{config.method} is of no use to base "{base.name}", which reads no prompts; choose '
             "another method"
         )
+    if reads_prompts and not training.train_labels:
+        raise UsageError(
+            f'train_labels is of no use to base "{base.name}", which has no label table; leave it '
+            "out"
+        )
     used = {
         "prompt": reads_prompts,
         "train_text_encoder": reads_prompts,
@@ -305,6 +312,7 @@ def fresh_delta(
             "image_size": base.image_size.plain,
             "resize": config.resize,
             "flip": config.flip,
+            **({} if base.positions is None else {"positions": base.positions}),
             **_buckets_of(latents),
         },
         "versions": {name: version_of(name) for name in ("smidgen", "torch")},
@@ -326,6 +334,7 @@ def fresh_delta(
         training=training,
         encoders=reader.encoders if reader is not None and config.trains_encoders else (),
         token=config.token,
+        train_labels=config.training.train_labels,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError
+from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
 from smidgen.models.base import Base
 from smidgen.processes import barrier, gather_list, is_main, shared, world_size
@@ -44,6 +46,8 @@ from smidgen.training.state import (
 
 NAMES_SHOWN = 5
 
+logger = logging.getLogger(__name__)
+
 
 class Saver:
     """Saves one run's state below its folder."""
@@ -59,13 +63,14 @@ class Saver:
         self._state = state
         self._config = config
         self._identity = identity
+        self._promised: int | None = None  # the best step, by the newest checkpoint
 
     def resume(self) -> Mapping[str, Any]:
         """Put the state where the newest checkpoint was taken, if there is one; returns the loss
         scaling of fp16 there.
 
         Raises: UsageError, SmidgenError as `restore_checkpoint`; SmidgenError if the processes see
-            different checkpoints.
+            different checkpoints, or the best delta, which the run may end with, is gone.
         """
         if is_main():
             remove_leftovers(self._folder)
@@ -78,27 +83,38 @@ class Saver:
                 f"the processes see checkpoints of steps {steps} in {self._folder}; put the run's "
                 "folder on a disk that all of them share"
             )
+        best = self._promised = self._best_step()
+        if self._config.keep == "best" and best is not None and not self._file(best).is_file():
+            raise SmidgenError(
+                f"{self._file(best)} is gone, the best delta of this run; put it back, or "
+                f"{START_OVER}"
+            )
         return scaler
 
     def keep_delta(self) -> None:
         """Write the average as RUN/deltas/step-N."""
         if is_main():
-            path = self._folder / "deltas" / f"step-{self._state.step}.safetensors"
-            self._average().save(path)
+            self._average().save(self._file(self._state.step))
             self._prune()
 
     def checkpoint(self, scaler: Mapping[str, Any]) -> None:
         """Write RUN/delta.safetensors, then the checkpoint, then remove what is too old."""
         if is_main():
-            self._average().save(self._folder / DELTA)
+            self._kept().save(self._folder / DELTA)
             save_checkpoint(self._folder, self._state, self._identity, scaler)
+            self._promised = self._best_step()
             self._prune()
 
-    def finish(self) -> None:
-        """Write RUN/delta.safetensors where somebody took it away: the checkpoint holds it."""
+    def finish(self) -> Delta:
+        """What the run ends with. RUN/delta.safetensors is written where somebody took it away."""
         if is_main() and not (self._folder / DELTA).is_file():
-            self._average().save(self._folder / DELTA)
+            self._kept().save(self._folder / DELTA)
         barrier()
+        if self._config.keep == "last":
+            return self._state.average
+        kept = Delta.load(self._folder / DELTA)
+        logger.info("kept is the delta of step %s, the best", kept.provenance.training["step"])
+        return kept
 
     def stop_at_non_finite(
         self,
@@ -127,6 +143,19 @@ class Saver:
         )
         raise shared(SmidgenError(message))
 
+    def _best_step(self) -> int | None:
+        return int(self._state.best["step"]) if self._state.best else None
+
+    def _file(self, step: int) -> Path:
+        return self._folder / "deltas" / f"step-{step}.safetensors"
+
+    def _kept(self) -> Delta:
+        """What the run would end with now: the average, or the best one before."""
+        best = self._best_step()
+        if self._config.keep == "last" or best in (None, self._state.step):
+            return self._average()
+        return Delta.load(self._file(best))
+
     def _average(self) -> Delta:
         """The average with where it stands in its provenance, which holds no time and no place: a
         resumed run writes the same bytes.
@@ -143,6 +172,7 @@ class Saver:
             self._state,
             num_checkpoints=self._config.keep_checkpoints,
             num_deltas=self._config.keep_deltas,
+            promised=self._promised,
         )
 
 

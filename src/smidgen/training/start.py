@@ -60,6 +60,7 @@ def begun_with(fresh: Delta, other: Delta) -> Delta:
             f"init was trained with other options ({', '.join(options)}); give the same ones"
         )
     _check_encoders(fresh, other)
+    _check_table(fresh, other)
     edits: dict[str, Edit] = dict(other.clone().edits)
     for name, edit in fresh.edits.items():
         if isinstance(edit, Table):
@@ -96,6 +97,16 @@ def _check_encoders(fresh: Delta, other: Delta) -> None:
         if isinstance(edit, Word) and isinstance(known, Word) and len(edit.rows) != len(known.rows):
             raise UsageError(
                 f"the word of init has {len(known.rows)} vectors; give num_vectors the same"
+            )
+
+
+def _check_table(fresh: Delta, other: Delta) -> None:
+    """Raises: UsageError if `other` has a label table and `fresh` keeps the base's."""
+    for name, edit in other.edits.items():
+        if isinstance(edit, Table) and name not in fresh.edits:
+            raise UsageError(
+                "init has a label table of its own and train_labels keeps that of the base; train "
+                "labels too, or give an init without"
             )
 
 

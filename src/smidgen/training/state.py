@@ -184,14 +184,21 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def keep_newest(
-    folder: Path, state: TrainingState, *, num_checkpoints: int, num_deltas: int
+    folder: Path,
+    state: TrainingState,
+    *,
+    num_checkpoints: int,
+    num_deltas: int,
+    promised: int | None = None,
 ) -> None:
-    """Remove all but the newest checkpoints, and all but the newest deltas and the best one."""
+    """Remove all but the newest checkpoints, and all but the newest deltas, the best one and that
+    of the step which is `promised`, the best one when the newest checkpoint was made.
+    """
     for path in checkpoints(folder)[:-num_checkpoints]:
         _remove(path)
-    best = state.best.get("step")
+    needed = {state.best.get("step"), promised}
     for path in _numbered((folder / "deltas").glob("step-*.safetensors"))[:-num_deltas]:
-        if step_of(path) != best:
+        if step_of(path) not in needed:
             _remove(path)
 
 
