@@ -73,11 +73,15 @@ def labels_of(
 
 def rows_of(names: Sequence[str], known: Sequence[str], base: str) -> list[int]:
     """The rows of these classes in the label table of the base of this name, whose classes are the
-    `known` ones.
+    `known` ones. A base that knows its classes by number alone, as a released `.pt` of DiT does,
+    has those of as many classes in their order: that of the ids of synsets for ImageNet.
 
     Raises: UsageError for a class that it has none for.
     """
     rows = {name: row for row, name in enumerate(known)}
+    unnamed = len(names) == len(known) and list(known) == list(map(str, range(len(known))))
+    if tuple(names) == tuple(known) or (unnamed and not rows.keys() & set(names)):
+        return list(range(len(names)))  # by name, of ImageNet's two called crane one would be both
     missing = [name for name in names if name not in rows]
     if missing:
         more = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
