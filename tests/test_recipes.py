@@ -81,6 +81,7 @@ def counted(config: RunConfig, base: str) -> int:
         num_classes=classes if of_classes else None,
         method=config.method,
         method_config=dataclasses.asdict(config.method_config),
+        train_labels=config.training.train_labels,
     )
     return found["trainable"]
 

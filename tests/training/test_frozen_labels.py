@@ -11,7 +11,7 @@ from smidgen.core.delta import Delta
 from smidgen.core.file import read_header
 from smidgen.errors import UsageError
 from smidgen.models.dit import DiT
-from smidgen.models.labels import labels_of
+from smidgen.models.labels import labels_of, rows_of
 from smidgen.sampling.config import SamplingConfig
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.recipe import RECIPE
@@ -36,6 +36,24 @@ def told(network, shown):
         shown.append(arguments[2].clone())
 
     return network.register_forward_pre_hook(note)
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "rows"),
+    [
+        (("cat", "ant"), ("ant", "bee", "cat"), [2, 0]),
+        (("crane", "kite", "crane"), ("crane", "kite", "crane"), [0, 1, 2]),  # two have one name
+        (("tench", "goldfish"), ("0", "1"), [0, 1]),  # a base without names of its classes
+        (("1", "0"), ("0", "1"), [1, 0]),
+    ],
+)
+def test_a_class_has_the_row_of_its_name_or_of_its_place(names, known, rows):
+    assert rows_of(names, known, "base") == rows
+
+
+def test_fewer_classes_than_a_base_without_names_has_are_refused():
+    with pytest.raises(UsageError, match="tench"):
+        rows_of(("tench",), ("0", "1"), "base")
 
 
 @pytest.mark.parametrize("method", ["difffit", "full", "vpt", "difffit+lora"])

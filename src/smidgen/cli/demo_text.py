@@ -49,7 +49,7 @@ examples:
 class TextDemoOptions:
     """Which subject, and how the samples of the comparison are drawn, alike before and after."""
 
-    subject: str = "owl-ink"
+    subject: str = "dog-line"
     """One of the subjects that ship; its class is the first word."""
     num_images: int = 52
     """Samples of the subject, image i of prompt i mod 13."""
