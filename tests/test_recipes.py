@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smidgen import api
+from smidgen.api.weights import count_weights
 from smidgen.cli.arguments import read_request
 from smidgen.cli.train import parse_train
 from smidgen.errors import SmidgenError
@@ -76,11 +76,11 @@ def counted(config: RunConfig, base: str) -> int:
     """
     of_classes = "DiT-XL" in base
     classes = 1000 if config.layout == "imagenet" else 101
-    found = api.inspect(
+    found = count_weights(
         "DiT-XL/2" if of_classes else "sd-1.4",
         num_classes=classes if of_classes else None,
         method=config.method,
-        method_config=dataclasses.asdict(config.method_config),
+        method_config=config.method_config,
         train_labels=config.training.train_labels,
     )
     return found["trainable"]

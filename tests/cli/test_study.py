@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from smidgen.files.lock import held
 from smidgen.study.design import read_design
 from smidgen.study.queue import run_all
 from smidgen.study.runs import runs_of, tuning_of
@@ -259,6 +260,19 @@ def test_levels_that_differ_in_how_is_drawn_share_a_training(smidgen, base, phot
         assert one.training["seconds"] == three.training["seconds"]
         assert one.metrics["fd"] != three.metrics["fd"]
         assert (one.settings["sampling.guidance"], three.settings["sampling.guidance"]) == (1, 3)
+
+
+def test_what_another_process_trains_is_left_to_it_and_no_failure(smidgen, base, photos, tmp_path):
+    factor = '"sampling.guidance" = [1.0, 3.0]\n'
+    path = write_study(base, photos, tmp_path, seeds="[0]")
+    text = path.read_text().replace('against = "bitfit"\n', "")
+    path.write_text(text.replace("[study.factors]\n", f"[study.factors]\n{factor}"))
+    first = next(iter(runs_of(read_design(path))))
+    with held(first.trained):
+        states = smidgen("study", "run", path, "--json").document["states"]
+    assert states == {"begun": 2, "finished": 2}
+    assert not list((tmp_path / "study").rglob("failure.json"))
+    assert smidgen("study", "run", path, "--json").document["states"] == {"finished": 4}
 
 
 @pytest.mark.parametrize("how", [("--workers", "2"), ("--ray", "local")])

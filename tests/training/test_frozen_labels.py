@@ -51,6 +51,11 @@ def test_a_class_has_the_row_of_its_name_or_of_its_place(names, known, rows):
     assert rows_of(names, known, "base") == rows
 
 
+def test_a_name_that_two_classes_of_the_base_have_is_refused():
+    with pytest.raises(UsageError, match='several classes called "crane"'):
+        rows_of(("crane",), ("crane", "kite", "crane"), "base")
+
+
 def test_fewer_classes_than_a_base_without_names_has_are_refused():
     with pytest.raises(UsageError, match="tench"):
         rows_of(("tench",), ("0", "1"), "base")

@@ -122,6 +122,7 @@ def count_weights(
     reader: Reader | None = None,
     trains_encoders: bool = False,
     token: str | None = None,
+    train_labels: bool = True,
     base_precision: str | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def count_weights(
         if base_precision is not None:
             raise UsageError("base_precision is for a base that is not loaded yet; leave it out")
     count = _num_labels(shape)
-    train_labels = training is None or training.train_labels
+    train_labels = train_labels and (training is None or training.train_labels)
     classes = [f"class {number}" for number in range(count or 0)] if train_labels else []
     encoders = reader.encoders if reader is not None and trains_encoders else ()
     delta = build_delta(

@@ -27,7 +27,7 @@ from smidgen.files.writing import write_json, write_text
 from smidgen.verification.config import VerifiedBase, VerifyConfig
 
 DOCUMENT, PAGE = "verify.json", "verify.md"
-NOT_COMPARED = ("output", "device", "batch_size", "cache_dir", "weights")
+NOT_COMPARED = ("output", "batch_size", "cache_dir", "weights")
 
 DESCRIPTION = """Verify a base with its released weights, and write a report that can be sent.
 

@@ -82,6 +82,12 @@ def rows_of(names: Sequence[str], known: Sequence[str], base: str) -> list[int]:
     unnamed = len(names) == len(known) and list(known) == list(map(str, range(len(known))))
     if tuple(names) == tuple(known) or (unnamed and not rows.keys() & set(names)):
         return list(range(len(names)))  # by name, of ImageNet's two called crane one would be both
+    for name in names:
+        if known.count(name) > 1:
+            raise UsageError(
+                f'base "{base}" has several classes called "{excerpt(name)}", and its label table '
+                "is not trained (train_labels); give images of all of its classes, or train labels"
+            )
     missing = [name for name in names if name not in rows]
     if missing:
         more = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""

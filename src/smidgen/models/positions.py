@@ -63,7 +63,8 @@ def size_and_positions(delta: Delta | None) -> tuple[ImageSize | None, Positions
     the base's own size, of other networks, and of deltas that do not say it.
     """
     data: Any = {} if delta is None else delta.provenance.training.get("data")
-    if not isinstance(data, Mapping) or data.get("positions") not in ("extend", "stretch"):
+    known = isinstance(data, Mapping) and "image_size" in data
+    if not known or data.get("positions") not in ("extend", "stretch"):
         return None, None
     return ImageSize.of(data["image_size"]), cast(Positions, data["positions"])
 

@@ -22,6 +22,7 @@ from smidgen.errors import SmidgenError
 from smidgen.evaluation.contexts import prompts_of, subject_of, world_of
 from smidgen.evaluation.machine import machine
 from smidgen.evaluation.personalisation import NEARNESS, share_of_way
+from smidgen.files.lock import Held
 from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.writing import write_json, write_png
@@ -44,7 +45,8 @@ def perform(run: Run, *, force: bool = False) -> None:
     """Leaves result.json, or failure.json if the training or the measuring could not be done; what
     was trained already is not trained again, unless `force` starts over.
 
-    Raises: Interrupted; SmidgenError if not even the failure can be written.
+    Raises: Interrupted; Held, of a training that another process has; SmidgenError if not even the
+        failure can be written.
     """
     request = run.request
     assert request is not None, "a run waits until its arm is tuned"
@@ -52,7 +54,7 @@ def perform(run: Run, *, force: bool = False) -> None:
     facts |= {"machine": machine(), "date": date.today().isoformat()}
     try:
         found = measured(run, request, force=force)
-    except Interrupted:
+    except (Interrupted, Held):
         raise
     except SmidgenError as error:
         write_json(facts | {"error": str(error)}, run.folder / FAILURE)
@@ -80,15 +82,21 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
         "training": training,
         "metrics": metrics | way_of(metrics, baselines),
         "baselines": baselines,
-        "protocol": document["protocol"],
+        "protocol": document["protocol"] | places_of(run, request),
         "warnings": document["warnings"],
     }
     if run.design.table.curve:
-        found["curve"] = dict(curve(run, judge, request)) | {
-            request.config.training.steps: found["metrics"]
-        }
+        end = step_kept(delta) or request.config.training.steps
+        found["curve"] = dict(curve(run, judge, request, end)) | {end: found["metrics"]}
     write_samples(run.folder, judge, request, delta)
     return found
+
+
+def places_of(run: Run, request: Request) -> dict[str, str]:
+    """What an evaluation read, by names that are the same on every machine."""
+    reference = request.data if request.reference is None else request.shown
+    images = run.trained.relative_to(run.design.output).as_posix()
+    return {"images": images, "reference": reference}
 
 
 def provide(data: str) -> None:
@@ -112,11 +120,13 @@ def measure(source: Path, base: Base, request: Request) -> dict[str, Any]:
     return evaluation.measure(source, reference, evaluated, drawn, request.sampling)
 
 
-def curve(run: Run, base: Base, request: Request) -> Iterator[tuple[int, dict[str, float | None]]]:
-    """Step and metrics of each delta that the training kept before its end."""
+def curve(
+    run: Run, base: Base, request: Request, measured: int
+) -> Iterator[tuple[int, dict[str, float | None]]]:
+    """Step and metrics of each delta that the training kept, but of the one that is measured."""
     kept = {step_of(path): path for path in (run.trained / "deltas").glob("step-*.safetensors")}
     for step, path in sorted(kept.items()):
-        if step < request.config.training.steps:
+        if step != measured:
             yield step, numbers_of(measure(path, base, request), "metrics")
 
 
@@ -148,6 +158,11 @@ def _mean(value: Any) -> float | None:
     return value["mean"] if isinstance(value, Mapping) else value
 
 
+def step_kept(delta: Delta) -> int | None:
+    """The step that a run's delta is of."""
+    return delta.provenance.training.get("step")
+
+
 def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
     """What the training cost, by its run.json and its log."""
     try:
@@ -155,10 +170,12 @@ def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
         lines = [record for _, record in read_log(folder / "log.jsonl")]
     except Unreadable:
         report, lines = {}, []
-    losses = [record[VALIDATION_LOSS] for record in lines if VALIDATION_LOSS in record]
+    losses = {r["step"]: r[VALIDATION_LOSS] for r in lines if VALIDATION_LOSS in r}
+    last = losses[max(losses)] if losses else None
     kept = ("seconds", "images_per_second", "steps", "best_step", "trainable", "total")
     return {name: report.get(name) for name in kept} | {
-        VALIDATION_LOSS: losses[-1] if losses else None,
+        # of the delta that is measured, which with keep = "best" is not the last one
+        VALIDATION_LOSS: losses.get(step_kept(delta), last),
         "trainable": delta.num_parameters(),
         "delta_bytes": (folder / "delta.safetensors").stat().st_size,
         "num_threads": torch.get_num_threads(),

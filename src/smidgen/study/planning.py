@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from smidgen.api.planning import time_steps
@@ -56,14 +57,16 @@ def _counted(design: Design, cell: Cell) -> dict[str, Any]:
         base, config = request.base.base, request.config
         has_labels = find_host(meta_network(base)).has_labels
         reads = config.encodes_in_step and not has_labels
+        train_labels = config.training.train_labels
         found = count_weights(
             base,
-            num_classes=num_classes(request) if has_labels else None,
+            num_classes=num_classes(request) if has_labels and train_labels else None,
             method=config.method,
             method_config=config.method_config,
             reader=reader_without_weights(base, None) if reads else None,
             trains_encoders=reads and config.trains_encoders,
             token=config.token,
+            train_labels=train_labels,
         )
     except SmidgenError as error:
         return row | {"reason": str(error)}
@@ -93,6 +96,7 @@ def num_classes(request: Request) -> int:
 def _time(design: Design, runs: list[Run]) -> dict[str, float]:
     """Seconds: of a probe of each arm, times its runs that are still to be done."""
     probed: dict[tuple[str, ...], tuple[float, float]] = {}
+    counted: set[Path] = set()
     training = sampling = 0.0
     for run, state, _ in states(runs):
         if state in ("finished", "failed"):
@@ -101,7 +105,9 @@ def _time(design: Design, runs: list[Run]) -> dict[str, float]:
         if arm not in probed:
             probed[arm] = _probe(first_request(design, run.cell))
         steps, drawing = probed[arm]
-        training += steps
+        if run.trained not in counted:  # runs that differ in how is drawn share a training
+            training += steps
+            counted.add(run.trained)
         tune = design.table.tune
         judged = run.tried is None or (tune is not None and tune.metric != VALIDATION_LOSS)
         sampling += drawing if judged else 0.0

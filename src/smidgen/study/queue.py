@@ -139,26 +139,28 @@ def do(task: Task) -> list[str]:
     """The runs, but those that another process has or has done meanwhile; their names. What is
     finished keeps its deltas and not its checkpoints.
     """
-    design = read_design(Path(task.source), Path(task.output))
-    runs = {run.place: run for run in (*tuning_of(design), *runs_of(design))}
-    names = [_do(design, runs[place], task) for place in task.places]
-    # a study has many runs, and a checkpoint of `full` holds the network three times
-    last = runs[task.places[-1]]
-    if last.standing[0] == "finished":
-        shutil.rmtree(last.trained / "checkpoints", ignore_errors=True)
-    return names
-
-
-def _do(design: Design, run: Run, task: Task) -> str:
     from smidgen.study.execute import perform
 
+    design = read_design(Path(task.source), Path(task.output))
+    runs = {run.place: run for run in (*tuning_of(design), *runs_of(design))}
+    mine = [runs[place] for place in task.places]
+    trained, names = mine[0].trained, []
     try:
-        with held(design.output / "claims" / run.place):
-            if task.retry:
-                (run.folder / FAILURE).unlink(missing_ok=True)
-            if (state := run.standing[0]) in TO_DO:
-                perform(run, force=task.force and state == "other settings")
+        with held(design.output / "claims" / trained.relative_to(design.output)):
+            # of a training that is to be done again, once for all that share it
+            force = task.force and any(run.standing[0] == "other settings" for run in mine)
+            for run in mine:
+                if task.retry:
+                    (run.folder / FAILURE).unlink(missing_ok=True)
+                if run.standing[0] in TO_DO:
+                    perform(run, force=force)
+                    force = False
+                state, why = run.standing
+                names.append(run.name if state == "finished" else f"{run.name}: {state}, {why}")
+            # a study has many runs, and a checkpoint of `full` holds the network three times
+            together = [run for run in runs.values() if run.trained == trained]
+            if all(run.standing[0] == "finished" for run in together):
+                shutil.rmtree(trained / "checkpoints", ignore_errors=True)
     except Held:
-        return f"{run.name} (another process has it)"
-    state, why = run.standing
-    return run.name if state == "finished" else f"{run.name}: {state}, {why}"
+        names += [f"{run.name} (another process has it)" for run in mine[len(names) :]]
+    return names

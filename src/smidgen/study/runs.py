@@ -182,7 +182,8 @@ class Run:
             if changes := differences(found, self.request):
                 return "other settings", ", ".join(changes)
             return state, found.error or ""
-        return ("begun" if self.folder.exists() else "missing"), ""
+        begun = self.folder.exists() or self.trained.exists()
+        return ("begun" if begun else "missing"), ""
 
 
 def differences(found: Kept, request: Request) -> list[str]:

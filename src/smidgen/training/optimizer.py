@@ -7,7 +7,7 @@ things are otherwise than there. There are eight levels in every octave, so that
 to a number is the same from the largest of a block to one that is four orders of magnitude smaller
 (nine, of v). And numbers go to one of the two levels beside them by chance, such that their mean is
 right: v changes by a thousandth a step, far less than half of the way to the next level, and would
-never change if it went to the nearest.
+never change if it went to the nearest. What is smaller than all levels is 0.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class AdamW8bit(torch.optim.Optimizer):
                 if not state:
                     state |= fresh_moments(parameter, eight_bit=True)
                 state["step"] += 1
+                state["step"] = state["step"].cpu()  # where reading it waits for nothing
                 done = int(state["step"])
                 generator = torch.Generator(parameter.device)
                 generator.manual_seed(derived_seed(self._seed, "rounding", number, done))

@@ -130,7 +130,9 @@ def fine_tune(
         delta = fresh_delta(base, config, latents, reader)
         if config.init is not None:
             # whatever became of it since: a run that goes on has the edits of its own last delta
-            goes_on = standing == "begun" and (folder / DELTA).is_file()
+            goes_on = (
+                standing == "begun" and bool(checkpoints(folder)) and (folder / DELTA).is_file()
+            )
             init = read_delta(folder / DELTA, base) if goes_on else read_init(config.init, base)
             check_positions(init, base)
             delta = begun_with(delta, init)

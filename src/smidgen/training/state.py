@@ -252,7 +252,7 @@ def _check_tensors(checkpoint: Path, state: TrainingState, tensors: Mapping[str,
     for name, parameter in state.delta.named_parameters():
         values = parameter.detach()
         expected |= {f"delta/{name}": values, f"ema/{name}": values}
-        fresh = fresh_moments(values, eight_bit=eight_bit)
+        fresh = fresh_moments(torch.empty_like(values, device="meta"), eight_bit=eight_bit)
         moments[name] = {f"{key}/{name}": value for key, value in fresh.items()}
     known = {**expected, **{key: one for kept in moments.values() for key, one in kept.items()}}
     odd = [name for name in expected if name not in tensors]
@@ -282,7 +282,8 @@ def _restore_tensors(state: TrainingState, tensors: Mapping[str, Tensor]) -> Non
     for name, parameter in state.delta.named_parameters():
         parameter.copy_(tensors[f"delta/{name}"])
         # copies: a file's tensors lie at other alignments, on which last bits may depend
-        fresh = fresh_moments(parameter, eight_bit=isinstance(state.optimizer, AdamW8bit))
+        like = torch.empty_like(parameter, device="meta")
+        fresh = fresh_moments(like, eight_bit=isinstance(state.optimizer, AdamW8bit))
         if f"step/{name}" in tensors:
             state.optimizer.state[parameter] = {
                 key: tensors[f"{key}/{name}"].clone().to(parameter.device) for key in fresh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from smidgen.data.folder import Progress
@@ -84,6 +85,8 @@ def published_of(base: Base) -> Published | None:
     """What was published of a base: of a shipped one by its name, of a DiT by its architecture, as
     nobody publishes what tells released weights from others. None: nothing that is known here.
     """
+    if base.positions is not None:
+        return None  # at another size than it was published at
     if base.name == "glyphs":
         return GLYPHS
     if not isinstance(base.denoiser, DiT):
@@ -129,6 +132,7 @@ def check_published(
         progress=progress,
     )
     metrics, protocol = document["metrics"], document["protocol"]
+    protocol |= {"reference": Path(str(protocol["reference"])).name}  # where that lies is left out
     facts |= {"metrics": metrics, "protocol": protocol}
     return judged(published, metrics["fd"], metrics["fd_infinity"], protocol, facts)
 

@@ -64,6 +64,11 @@ def _of_dit(base: Base) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """By DiTTransformer2DModel, whose timestep frequencies have a shift of their own: ours is given
     that shift, and what the shift changes is noted.
     """
+    if base.positions is not None:
+        raise SmidgenError(
+            f"diffusers has positions of its own at {base.image_size} pixels; verify the base at "
+            "the size that it was trained at"
+        )
     denoiser: Any = base.denoiser
     config, state = denoiser.config, denoiser.state_dict()
     stock = _stock_dit(base).to(base.device)
