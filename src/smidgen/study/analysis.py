@@ -169,6 +169,7 @@ def sentences(
         first, second = one.methods
         low, high = one.difference_interval
         told = f"difference {one.difference:+.3g}, 95 % {low:+.3g} to {high:+.3g}"
+        told += f", p = {one.p_holm:.2g} by Holm"
         if one.verdict == "no difference shown":
             yield f"No difference in {metric} is shown between {first} and {second} ({told})."
         else:
