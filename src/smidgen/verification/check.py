@@ -21,8 +21,8 @@ class Check:
 
 
 def verdict_of(checks: list[Check]) -> Verdict:
-    """fail if one failed, incomplete if one was not possible, else pass. Hashes that nobody
-    published are no reason to doubt: the files count where they fail.
+    """fail if one failed, incomplete if one was not possible, else pass. Files are recorded and not
+    judged: that nobody published their hashes is no reason to doubt.
     """
     statuses = {check.status for check in checks}
     if "fail" in statuses:
