@@ -56,12 +56,12 @@ def test_nothing_but_zeros_stays_so(name):
     assert not coded(name, torch.zeros(700)).any()
 
 
-def trained(eight_bit, size, steps=300):
+def trained(eight_bit, size, steps=300, seed=3):
     """A weight that should become a target, after gradients with noise; the target."""
     generator = torch.Generator().manual_seed(1)
     target = torch.randn(size, generator=generator)
     weight = nn.Parameter(torch.zeros(size))
-    optimizer = make_optimizer([weight], eight_bit=eight_bit, weight_decay=0.0, seed=3)
+    optimizer = make_optimizer([weight], eight_bit=eight_bit, weight_decay=0.0, seed=seed)
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     for _ in range(steps):
@@ -84,7 +84,9 @@ def test_small_tensors_are_trained_as_by_pytorch():
 
 
 def test_steps_depend_on_the_seed_and_nothing_else():
-    assert torch.equal(trained(True, SMALLEST, 5)[0], trained(True, SMALLEST, 5)[0])
+    found = trained(True, SMALLEST, 5)[0]
+    assert torch.equal(trained(True, SMALLEST, 5)[0], found)
+    assert not torch.equal(trained(True, SMALLEST, 5, seed=4)[0], found)
 
 
 def test_weight_decay_is_that_of_pytorch():

@@ -32,14 +32,18 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # PyTorch's own
 def make_optimizer(
     parameters: Iterable[nn.Parameter], *, eight_bit: bool, weight_decay: float, seed: int
 ) -> torch.optim.Optimizer:
-    """Of a training, at a rate of 0."""
+    """Of a training, at a rate of 0, which the loop sets in each step; `seed` is that of the
+    chances, of which PyTorch's AdamW needs none.
+    """
     if eight_bit:
         return AdamW8bit(parameters, weight_decay=weight_decay, seed=seed)
     return torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay, fused=True)
 
 
 def fresh_moments(parameter: Tensor, *, eight_bit: bool) -> dict[str, Tensor]:
-    """What an optimizer keeps for a tensor, before its first step, on any device."""
+    """What an optimizer keeps for a tensor of N numbers, before its first step, on its device: two
+    of its own shape, or two of codes (N,) and two of scales (N / 256,); and the number of steps ().
+    """
     size, device = parameter.numel(), parameter.device
     if not eight_bit or size < SMALLEST:
         exact = ("exp_avg", "exp_avg_sq")
