@@ -18,8 +18,8 @@ def verify(base: str | Path, *, progress: bool = False, **settings: Any) -> dict
     of the base if there is one that is known. `verdict` is pass, fail or incomplete, and each of
     `checks` has a `status` (pass, fail, not possible), what was `found`, and its `facts`.
 
-    `settings`: those of VerifiedBase (codec, image_size, positions, frequency_shift, device) and VerifyConfig
-    (checks, reference, num_images, precision, weights, batch_size, seed, cache_dir).
+    `settings`: those of VerifiedBase (codec, image_size, positions, frequency_shift, device) and
+    VerifyConfig (checks, reference, num_images, precision, weights, batch_size, seed, cache_dir).
 
     Raises: UsageError for a setting that makes no sense; SmidgenError if the base cannot be loaded.
     """
