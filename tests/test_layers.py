@@ -47,8 +47,19 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "__init__": ("errors", "api"),
     # L5
     "study": (*L1, "methods", *L3, "api", "processes", "progress"),
+    "serving": (*MODELS, "models", "fast", "sampling", "processes"),
     # L6
-    "cli": (*L1, "methods", *L3, "verification", "api", "study", "processes", "progress"),
+    "cli": (
+        *L1,
+        "methods",
+        *L3,
+        "verification",
+        "api",
+        "study",
+        "serving",
+        "processes",
+        "progress",
+    ),
     "__main__": ("cli",),
 }
 
@@ -59,6 +70,8 @@ ONE_DOOR = {
     "datasets": "data/hub_images.py",
     "jinja2": "study/report.py",
     "ray": "study/queue.py",
+    "greenlet": "serving/engine.py",
+    "uvicorn": "serving/run.py",
 }
 
 

@@ -29,6 +29,7 @@ VERBS = {
     "anova": "say which factors of a table of measurements make a difference",
     "inspect": "count what a method would train, without weights",
     "verify": "check a base with its released weights: files, network, training, published number",
+    "serve": "serve a base and a folder of deltas behind OpenAI's image API",
     "fold": "write a delta into a copy of the base's weights",
     "convert": "write LoRA for other programs, or read theirs",
     "unpack": "write a shipped set of letters as a folder of images",

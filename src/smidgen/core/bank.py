@@ -94,9 +94,16 @@ class Bank(nn.Module):
     def replace(self, slot: int, delta: Delta) -> None:
         """Put another delta into a slot, in place: compiled code goes on with it.
 
-        Raises: SmidgenError if there is no such slot, or the delta does not fit into the stacks.
+        Raises: SmidgenError if there is no such slot, or as `check`.
         """
         self._checked(torch.tensor([slot]), lowest=0)
+        self.check(delta, slot)
+        for name, mixed in self.edits.items():
+            mixed.fill(slot, delta.edits[name])
+        self.provenances[slot], self._num_rows[slot] = delta.provenance, _num_rows(delta)
+
+    def check(self, delta: Delta, slot: int = 0) -> None:
+        """Raises: SmidgenError if the delta does not fit into the stacks."""
         shapes = {name: shape_of(mixed.template, rows=False) for name, mixed in self.edits.items()}
         _check_alike(shapes, self.provenances[0], delta, slot)
         for name, mixed in self.edits.items():
@@ -106,9 +113,6 @@ class Bank(nn.Module):
                     f'"{name}" of the new delta is {needed} wide or long, and the bank has room '
                     f"for {room}; make a new bank"
                 )
-        for name, mixed in self.edits.items():
-            mixed.fill(slot, delta.edits[name])
-        self.provenances[slot], self._num_rows[slot] = delta.provenance, _num_rows(delta)
 
     def _checked(self, slots: Int[Tensor, " B"], lowest: int = -1) -> Int[Tensor, " B"]:
         wrong = [slot for slot in slots.tolist() if not lowest <= slot < len(self)]

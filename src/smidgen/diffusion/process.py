@@ -25,7 +25,14 @@ from smidgen.diffusion.flow import (
     sigmas_at,
 )
 from smidgen.diffusion.names import Sampler
-from smidgen.diffusion.objective import add_noise, epsilon_from_v, hybrid_loss, v_loss
+from smidgen.diffusion.objective import (
+    add_noise,
+    epsilon_from_v,
+    hybrid_loss,
+    predict_x0,
+    split_output,
+    v_loss,
+)
 from smidgen.diffusion.sampler import SAMPLERS, Denoise
 from smidgen.diffusion.schedule import Images, Output, PerImage, Schedule, Spacing
 
@@ -125,6 +132,11 @@ class Diffusion:
             return output
         return epsilon_from_v(output.to(x_t.dtype), x_t, t, self.schedule)
 
+    def x0(self, predicted: Output, x_t: Images, t: Tensor) -> Images:
+        """What x_t would be without the predicted noise."""
+        epsilon, _ = split_output(predicted, x_t.shape[1])
+        return predict_x0(epsilon, x_t, t, self.schedule)
+
     def sampled_times(self, sampler: str, steps: int) -> Int64[Tensor, " n"]:
         """t at which `sample` calls the network, in that order."""
         return self.schedule.respace(steps, _spacing(sampler)).timesteps.flip(0)
@@ -216,6 +228,10 @@ class Flow:
     def predicted(self, output: Output, x_t: Images, t: Tensor) -> Images:
         """The velocity as the sampler reads it."""
         return without_variance(output, x_t)
+
+    def x0(self, predicted: Output, x_t: Images, t: Tensor) -> Images:
+        """Where the velocity leads from x_t at sigma 0."""
+        return x_t - t.to(x_t.dtype).reshape(-1, 1, 1, 1) * predicted
 
     def sampled_times(self, sampler: str, steps: int) -> Float[Tensor, " n"]:
         """t at which `sample` calls the network, in that order."""

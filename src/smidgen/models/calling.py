@@ -17,15 +17,27 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Network = Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t, t, condition) -> output
 
 
-def calling(family: Family, denoiser: nn.Module, guidance: float | None = None) -> Network:
-    """The denoiser as its family calls it; a guidance that it has as an input is 1 or this."""
+def calling(
+    family: Family,
+    denoiser: nn.Module,
+    guidance: float | None = None,
+    predict: Network | None = None,
+) -> Network:
+    """The denoiser as its family calls it, or what `predict` is in its place; a guidance that it
+    has as an input is 1 or this.
+    """
+
+    def plain(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return family.predict(denoiser, x, t, condition)
+
+    call = predict or plain
     if family.guidance != "embedded":
-        return lambda x, t, condition: family.predict(denoiser, x, t, condition)
+        return call
     scale = 1.0 if guidance is None else guidance
 
     def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         told = torch.full((len(x),), scale, dtype=torch.float32, device=x.device)
-        return family.predict(denoiser, x, t, {**condition, "guidance": told})
+        return call(x, t, {**condition, "guidance": told})
 
     return network
 

@@ -7,6 +7,7 @@ A DiT draws it alike in any batch (fast/network.py); in other networks products 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.errors import UsageError
 from smidgen.fast.acting import acting, scheduled
 from smidgen.models.base import Base
-from smidgen.models.calling import calling, dtype_of
+from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import Labels, labels_of
 from smidgen.models.positions import check_positions
 from smidgen.sampling.config import SamplingConfig
@@ -144,13 +145,17 @@ def _pair(base: Base, config: SamplingConfig, delta: Delta | None, labels: Label
     return Pair(base, (delta, labels), (weaker, known), None)
 
 
-def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
+def draw_batch(
+    drawing: Drawing, numbers: Sequence[int], predict: Network | None = None
+) -> Tensor:
     """uint8 images (B, 3, H, W) of these numbers, of the base as it is now, with whatever is
-    attached to it.
+    attached to it; `predict` is called in place of its network, by one that calls it for many
+    drawings at once.
     """
     base, config, labels = drawing.base, drawing.config, drawing.labels
     embedded = base.family.guidance == "embedded"
-    called = calling(base.family, base.denoiser, config.guidance if embedded else None)
+    told = config.guidance if embedded else None
+    called = calling(base.family, base.denoiser, told, predict)
     dtype = dtype_of(base.denoiser)
 
     def call(x: Tensor, t: Tensor, shown: Tensor, labels: Labels) -> Tensor:
@@ -171,7 +176,8 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int]) -> Tensor:
     noise = draw_noise(base.latent_shape, generators, base.device)
     assert config.sampler is not None, "the configuration of a drawing is resolved"
     how = {"sampler": config.sampler, "steps": config.steps}
-    with scheduled(base.denoiser, base.process.sampled_times(**how)):
+    times = base.process.sampled_times(**how)
+    with scheduled(base.denoiser, times) if predict is None else nullcontext():
         latents = base.process.sample(denoise, noise, generators, **how)
     pixels = base.codec.decode(latents)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

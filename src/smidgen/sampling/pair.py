@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,7 +43,12 @@ class Pair:
         null: int | None,
     ) -> None:
         self.base, self.both, self.null = base, (delta, other), null
-        self.bank = _bank_of(delta[0], other[0])
+
+    @cached_property
+    def bank(self) -> Bank | None:
+        """Both in one network; None where one batch cannot have them."""
+        (delta, _), (other, _) = self.both
+        return _bank_of(delta, other)
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -75,7 +81,6 @@ class Pair:
 
 
 def _bank_of(delta: Delta, other: Delta | None) -> Bank | None:
-    """Both in one network; None where one batch cannot have them."""
     edits = delta.edits.values()
     if any(isinstance(edit, Weight) or edit.component for edit in edits):
         return None

@@ -1,0 +1,280 @@
+"""The server's answers: OpenAI's image API, health, readiness, Prometheus' numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.models.base import Base
+from smidgen.serving.config import ServeConfig
+from smidgen.serving.engine import Engine, Full, Image, Job, Late
+from smidgen.serving.guard import LOCAL, Guard
+from smidgen.serving.images import encoded, jobs_of
+from smidgen.serving.library import Library, UnknownModel
+from smidgen.serving.measures import Measures
+from smidgen.serving.schemas import Failed, Generated, Generation, Model, Models, Picture
+
+GENERATIONS = "/v1/images/generations"
+FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"model": Failed, "description": "The request makes no sense."},
+    401: {"model": Failed, "description": "The API key is missing or wrong."},
+    404: {"model": Failed, "description": "No such model."},
+    413: {"model": Failed, "description": "The request is too large."},
+    421: {"model": Failed, "description": "The host is none of this server's."},
+    429: {"model": Failed, "description": "Too many images wait; see Retry-After."},
+    500: {"model": Failed, "description": "The images could not be drawn."},
+    503: {"model": Failed, "description": "The server is stopping."},
+    504: {"model": Failed, "description": "The images took too long."},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What the answers are made of."""
+
+    base: Base
+    library: Library
+    engine: Engine
+    config: ServeConfig
+    measures: Measures
+    began: int
+
+
+def create_app(base: Base, config: ServeConfig, key: str | None = None) -> FastAPI:
+    """The server as an ASGI application. `key` is what clients must know; None: nothing.
+
+    Raises: UsageError if others can reach it and there is no key; SmidgenError if the folder of
+        deltas cannot be read.
+    """
+    config.check_key(key)
+    library = Library(config.deltas, base, config.slots)
+    engine = Engine(base, slots=config.slots, batch=config.batch_size, waiting=config.waiting)
+    served = Served(base, library, engine, config, Measures(engine), int(time.time()))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(engine.stop)
+
+    app = FastAPI(title="smidgen", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.served = served
+    hosts = LOCAL if config.is_local else None
+    app.add_middleware(Guard, key=key, hosts=hosts, most=config.most_body)
+    _add_answers(app, served)
+    _add_failures(app)
+    return app
+
+
+def _add_answers(app: FastAPI, served: Served) -> None:
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        """Whether the server runs."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses={503: FAILURES[503]})
+    def ready() -> dict[str, str]:
+        """Whether images can be asked for."""
+        if not served.engine.is_alive:
+            raise HTTPException(503, "the server is stopping")
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(generate_latest(served.measures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models", responses=_failures(401, 421))
+    def models() -> Models:
+        """The base, and each delta that fits it."""
+        base = served.base
+        own = Model(id=base.name, created=served.began, classes=list(base.class_names))
+        return Models(data=[own, *(_model(entry) for entry in served.library.entries())])
+
+    @app.post(GENERATIONS, responses=_failures(400, 401, 404, 413, 421, 429, 500, 503, 504))
+    async def generations(asked: Generation, request: Request) -> Generated:
+        """Images of a delta, of a sum of deltas, or of the base."""
+        began = time.monotonic()
+        jobs, seed = await run_in_threadpool(
+            jobs_of, asked, served.base, served.library, served.config
+        )
+        if asked.stream:
+            return _streamed(asked, jobs, seed, served)  # type: ignore[return-value]
+        served.engine.submit(jobs)
+        images = await _waited(jobs, request, served.engine)
+        kind = asked.output_format
+        pictures = [
+            _picture(await run_in_threadpool(encoded, image, kind), asked, seed, number)
+            for number, image in enumerate(images)
+        ]
+        served.measures.seconds.observe(time.monotonic() - began)
+        return Generated(
+            created=int(time.time()),
+            data=pictures,
+            model=asked.model,
+            output_format=kind,
+            size=str(served.base.image_size),
+        )
+
+
+def _model(entry: Any) -> Model:
+    header = entry.header
+    classes = list(header["classes"]) or header["training"].get("prompts", {}).get("classes", [])
+    return Model(
+        id=entry.name,
+        created=entry.created,
+        method=header["method"],
+        classes=classes,
+        bytes=entry.state[1],
+    )
+
+
+def _picture(data: str, asked: Generation, seed: int, number: int) -> Picture:
+    if asked.response_format == "url":
+        url = f"data:image/{asked.output_format};base64,{data}"
+        return Picture(url=url, seed=seed, index=number)
+    return Picture(b64_json=data, seed=seed, index=number)
+
+
+async def _waited(jobs: Sequence[Job], request: Request, engine: Engine) -> list[Image]:
+    """The images when all are there; a client that leaves is not drawn for any longer."""
+    images = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({images, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not images.done():
+            raise HTTPException(499, "the client has gone")
+        return await images
+    finally:
+        engine.cancel([job for job in jobs if not job.result.done()])
+        for waiting in (images, left):
+            waiting.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await waiting
+
+
+async def _left(request: Request) -> None:
+    """Comes back when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _streamed(
+    asked: Generation, jobs: Sequence[Job], seed: int, served: Served
+) -> StreamingResponse:
+    """The images as server-sent events, those on the way too."""
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, dict[str, Any]]]()
+
+    def put(kind: str, number: int, image: Image, **more: int) -> None:
+        data = encoded(image, asked.output_format)
+        event = {"b64_json": data, "seed": seed, "index": number, **more}
+        loop.call_soon_threadsafe(events.put_nowait, (kind, event))
+
+    def watch(job: Job) -> None:
+        def show(count: int, image: Image) -> None:
+            put("partial_image", job.number, image, partial_image_index=count)
+
+        def done(future: Any) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                put("completed", job.number, future.result())
+            else:
+                problem = _problem_of(error)[1]
+                loop.call_soon_threadsafe(events.put_nowait, ("error", {"error": problem}))
+
+        job.show = show if job.partials else None
+        job.result.add_done_callback(done)
+
+    for job in jobs:
+        watch(job)
+    served.engine.submit(jobs)
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            ended = 0
+            while ended < len(jobs):
+                kind, event = await events.get()
+                ended += kind != "partial_image"
+                name = "error" if kind == "error" else f"image_generation.{kind}"
+                facts = {"type": name, "created_at": int(time.time()), **event}
+                facts |= {"output_format": asked.output_format, "size": str(served.base.image_size)}
+                yield f"event: {name}\ndata: {json.dumps(facts)}\n\n"
+        finally:
+            served.engine.cancel([job for job in jobs if not job.result.done()])
+
+    return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: FAILURES[status] for status in statuses}
+
+
+def _problem_of(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """The status of an error and what is said of it."""
+    status, kind, code = 500, "server_error", None
+    message = str(error)
+    match error:
+        case UnknownModel():
+            status, kind, code = 404, "invalid_request_error", "model_not_found"
+        case UsageError():
+            status, kind = 400, "invalid_request_error"
+        case Full():
+            status, kind, code = 429, "rate_limit_error", "queue_full"
+        case Late():
+            status, kind = 504, "timeout_error"
+        case SmidgenError():
+            status, kind = 400, "invalid_request_error"
+        case HTTPException():
+            status, message = error.status_code, str(error.detail)
+            kind = "invalid_request_error" if status < 500 else kind
+        case _:
+            message = "the images could not be drawn; the server's log says why"
+    return status, {"message": message, "type": kind, "param": None, "code": code}
+
+
+def _add_failures(app: FastAPI) -> None:
+    """All errors in OpenAI's form."""
+
+    @app.exception_handler(SmidgenError)
+    @app.exception_handler(HTTPException)
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        status, problem = _problem_of(error)
+        headers = {"Retry-After": str(error.seconds)} if isinstance(error, Full) else None
+        return JSONResponse({"error": problem}, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        message = f"{where or 'the body'}: {first['msg']}"
+        problem = {"message": message, "type": "invalid_request_error"}
+        return JSONResponse({"error": {**problem, "param": where or None, "code": None}}, 400)
+
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """Without the form of errors that FastAPI would give."""
+        document = plain()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document.get("components", {}).get("schemas", {}).pop(name, None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

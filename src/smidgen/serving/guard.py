@@ -1,0 +1,78 @@
+"""What a request must pass before anything reads it: its size, the host it names, the key.
+
+Plain ASGI, so that a body is counted as it comes and streams pass through.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/health", "/ready")  # told to everyone
+LOCAL = ("127.0.0.1", "localhost", "[::1]")  # what a page from elsewhere cannot be called
+
+
+class Guard:
+    """Lets through what may be; `key` None: everyone who can reach the server. `hosts` None: any
+    name of the server's is good.
+    """
+
+    def __init__(self, app: App, *, key: str | None, hosts: tuple[str, ...] | None, most: int):
+        self._app, self._key, self._hosts, self._most = app, key, hosts, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        problem = self._problem(scope["path"], headers)
+        if problem is not None:
+            await _answer(send, *problem)
+            return
+        await self._app(scope, _Counted(receive, self._most), send)
+
+    def _problem(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if self._hosts is not None and name not in self._hosts:
+            return 421, "invalid_request_error", "this server answers on this machine's names only"
+        if self._key is not None and path not in OPEN:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            good = scheme.lower() == b"bearer"
+            if not (good and secrets.compare_digest(given.strip(), self._key.encode())):
+                return 401, "authentication_error", "expected Authorization: Bearer and the API key"
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            return 400, "invalid_request_error", "content-length is no number"
+        if len(length) > 18 or int(length) > self._most:
+            return 413, "invalid_request_error", f"a request may have {self._most:,} bytes"
+        return None
+
+
+class _Counted:
+    """What is received, up to so many bytes; beyond them the client counts as gone."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._left = receive, most
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        return message if self._left >= 0 else {"type": "http.disconnect"}
+
+
+async def _answer(send: Send, status: int, kind: str, message: str) -> None:
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode()})

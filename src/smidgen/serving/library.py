@@ -1,0 +1,217 @@
+"""The deltas of a folder by name, and what a request means by `model`.
+
+    greek                 a delta
+    greek:0.7             at strength 0.7
+    greek:0.7+thai:0.3    a weighted sum of what they do
+
+A name is looked up among those that the folder was found to hold; it never becomes a path.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smidgen.core.arithmetic import base_rows_of, combine, scaled
+from smidgen.core.delta import Delta, read_header
+from smidgen.core.fingerprint import fingerprints_match
+from smidgen.errors import SmidgenError, UsageError, closest, shown
+from smidgen.models.base import Base
+from smidgen.serving.pools import Key
+
+SUFFIX = ".safetensors"
+MARKS = "+:"  # between the parts of a model's name
+MOST_PARTS = 8
+MOST_BYTES = 2**32  # of one file; the largest deltas, copies of all weights, are a base's size
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownModel(SmidgenError):
+    """No delta of this name is here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A delta file that can be served; `state` tells when the file becomes another one."""
+
+    name: str
+    path: Path
+    state: tuple[int, int, int]
+    header: dict[str, Any]
+
+    @property
+    def created(self) -> int:
+        """When the file was written, in seconds since 1970."""
+        return self.state[0] // 10**9
+
+
+class Library:
+    """The deltas of `folder` that fit `base`; the last `kept` that were read stay in memory."""
+
+    def __init__(self, folder: Path, base: Base, kept: int) -> None:
+        self._folder, self._base, self._kept = folder, base, kept
+        self._entries: dict[str, Entry] = {}
+        self._refused: dict[Path, tuple[int, int, int]] = {}
+        self._deltas: OrderedDict[Key, Delta] = OrderedDict()
+        self._lock = threading.Lock()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the folder again."""
+        with self._lock:
+            found: dict[str, Entry] = {}
+            for name, path in _files(self._folder):
+                entry = self._entry(name, path)
+                if entry is not None and name in found:
+                    logger.warning("%s: %s is the name of another delta", path, name)
+                elif entry is not None:
+                    found[name] = entry
+            self._entries = found
+
+    def entries(self) -> list[Entry]:
+        """All that can be served, by name."""
+        self.refresh()
+        return [self._entries[name] for name in sorted(self._entries)]
+
+    def find(self, model: str) -> tuple[Key | None, Delta | None]:
+        """The delta that a request names, and its key; None twice for the base.
+
+        Raises: UnknownModel for a name that is not here; UsageError for a weight that is no number;
+            SmidgenError for deltas that have no sum, or no strength, or a file that is damaged.
+        """
+        if model == self._base.name:
+            return None, None
+        parts = parsed(model)
+        if any(name not in self._entries for name, _ in parts):
+            self.refresh()
+        entries = []
+        for name, _ in parts:
+            entry = self._entries.get(name)
+            if entry is None:
+                known = [self._base.name, *self._entries]
+                raise UnknownModel(f'no model "{shown(name)}"{closest(name, known)}')
+            entries.append(self._current(entry))
+        weights = [weight for _, weight in parts]
+        key = tuple((e.name, e.state, w) for e, w in zip(entries, weights, strict=True))
+        with self._lock:
+            known = self._deltas.get(key)
+            if known is not None:
+                self._deltas.move_to_end(key)
+                return key, known
+        delta = self._made(entries, weights)
+        with self._lock:
+            self._deltas[key] = delta
+            while len(self._deltas) > self._kept:
+                self._deltas.popitem(last=False)
+        return key, delta
+
+    def path_of(self, name: str) -> Path:
+        """The file of one delta. Raises: UnknownModel."""
+        if name not in self._entries:
+            self.refresh()
+        if name not in self._entries:
+            raise UnknownModel(f'no model "{shown(name)}"{closest(name, self._entries)}')
+        return self._entries[name].path
+
+    def _made(self, entries: list[Entry], weights: list[float]) -> Delta:
+        deltas = [self._read(entry) for entry in entries]
+        if weights == [1.0]:
+            return deltas[0]
+        rows = base_rows_of(deltas[0], self._base.denoiser)
+        rows = None if rows is None else rows.to(next(deltas[0].parameters()))
+        if len(deltas) == 1:
+            return scaled(deltas[0], weights[0], rows)
+        return combine(deltas, weights, rows)
+
+    def _read(self, entry: Entry) -> Delta:
+        delta = Delta.load(entry.path)
+        delta.check_base(self._base.fingerprint, self._base.name)
+        return delta
+
+    def _current(self, entry: Entry) -> Entry:
+        """This one, or what its file has become."""
+        try:
+            same = _state(entry.path) == entry.state
+        except OSError as error:
+            self.refresh()
+            raise UnknownModel(f'no model "{entry.name}" any more: its file is gone') from error
+        if same:
+            return entry
+        self.refresh()
+        if entry.name not in self._entries:
+            raise UnknownModel(f'no model "{entry.name}" any more: its file cannot be served')
+        return self._entries[entry.name]
+
+    def _entry(self, name: str, path: Path) -> Entry | None:
+        """None for a file that cannot be served; why is logged once."""
+        try:
+            state = _state(path)
+        except OSError:
+            return None  # gone meanwhile
+        known = self._entries.get(name)
+        if known is not None and (known.path, known.state) == (path, state):
+            return known
+        if self._refused.get(path) == state:
+            return None
+        try:
+            if set(name) & set(MARKS) or name == self._base.name:
+                raise SmidgenError(
+                    f'"{name}" cannot be the name of a delta here; rename the file, without '
+                    f"{' or '.join(MARKS)} and other than the base"
+                )
+            if state[1] > MOST_BYTES:
+                raise SmidgenError(f"{state[1]:,} bytes are too many")
+            header = read_header(path)
+            if not fingerprints_match(header["fingerprint"], self._base.fingerprint):
+                raise SmidgenError(f'made for base "{header["base"]}", whose weights are others')
+        except SmidgenError as error:
+            logger.warning("%s is not served: %s", shown(str(path)), shown(str(error)))
+            self._refused[path] = state
+            return None
+        return Entry(name=name, path=path, state=state, header=header)
+
+
+def parsed(model: str) -> list[tuple[str, float]]:
+    """The names in a model's name, each with its weight.
+
+    Raises: UsageError for a weight that is no finite number, or too many parts.
+    """
+    parts = model.split("+")
+    if len(parts) > MOST_PARTS:
+        raise UsageError(f"model sums {len(parts)} deltas; expected at most {MOST_PARTS}")
+    found = []
+    for part in parts:
+        name, mark, text = part.strip().partition(":")
+        try:
+            weight = float(text) if mark else 1.0
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise UsageError(
+                f'model "{shown(model[:80])}": "{shown(text[:20])}" is no finite number; expected '
+                "NAME, NAME:STRENGTH or a sum of such with + between them"
+            )
+        found.append((name, weight))
+    return found
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """Names and paths of what may be deltas."""
+    try:
+        listed = sorted(folder.iterdir())
+    except OSError as error:
+        raise SmidgenError(f"cannot read the folder {folder}: {error.strerror}") from error
+    runs = [(path.name, path / f"delta{SUFFIX}") for path in listed]
+    plain = [(p.stem, p) for p in listed if p.suffix == SUFFIX]
+    return [(name, path) for name, path in (*plain, *runs) if path.is_file()]
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
