@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import smidgen
+from smidgen.core.arithmetic import combine
 from smidgen.errors import UsageError
 from smidgen.serving.app import create_app
 from smidgen.serving.config import ServeConfig
@@ -87,7 +88,7 @@ def test_the_base_a_strength_and_a_sum_are_models_too(base, folder, client):
         smidgen.Delta.load(p)
         for p in (folder / "greek" / "delta.safetensors", folder / "thai.safetensors")
     )
-    summed = smidgen.combine([one, two], [0.7, 0.3])
+    summed = combine([one, two], [0.7, 0.3])
     data = ask(client, model="greek:0.7+thai:0.3").json()["data"]
     assert np.abs(image_of(data[0]["b64_json"]) - drawn(base, summed)[0]).max() <= 1
     data = ask(client, model=base.name, prompt="cat").json()["data"]

@@ -22,7 +22,7 @@ from smidgen.models.base import Base
 from smidgen.serving.config import ServeConfig
 from smidgen.serving.engine import Engine, Full, Image, Job, Late
 from smidgen.serving.guard import LOCAL, Guard
-from smidgen.serving.images import encoded, jobs_of
+from smidgen.serving.images import encoded, jobs_of, size_of
 from smidgen.serving.library import Library, UnknownModel
 from smidgen.serving.measures import Measures
 from smidgen.serving.schemas import Failed, Generated, Generation, Model, Models, Picture
@@ -125,7 +125,7 @@ def _add_answers(app: FastAPI, served: Served) -> None:
             data=pictures,
             model=asked.model,
             output_format=kind,
-            size=str(served.base.image_size),
+            size=size_of(served.base),
         )
 
 
@@ -211,7 +211,7 @@ def _streamed(
                 ended += kind != "partial_image"
                 name = "error" if kind == "error" else f"image_generation.{kind}"
                 facts = {"type": name, "created_at": int(time.time()), **event}
-                facts |= {"output_format": asked.output_format, "size": str(served.base.image_size)}
+                facts |= {"output_format": asked.output_format, "size": size_of(served.base)}
                 yield f"event: {name}\ndata: {json.dumps(facts)}\n\n"
         finally:
             served.engine.cancel([job for job in jobs if not job.result.done()])

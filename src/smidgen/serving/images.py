@@ -35,10 +35,9 @@ def jobs_of(
     for name, most in (("n", config.most_images), ("steps", config.most_steps)):
         if getattr(asked, name) > most:
             raise UsageError(f"{name} is {getattr(asked, name)}; this server takes at most {most}")
-    if asked.size not in ("auto", str(base.image_size)):
+    if asked.size not in ("auto", size_of(base)):
         raise UsageError(
-            f'size is "{asked.size[:40]}"; this server draws {base.image_size}, expected that or '
-            "auto"
+            f'size is "{asked.size[:40]}"; this server draws {size_of(base)}, expected that or auto'
         )
     key, delta = library.find(asked.model)
     other = None if asked.guidance_model is None else library.find(asked.guidance_model)[0]
@@ -71,6 +70,12 @@ def _settings(asked: Generation, base: Base, library: Library, seed: int) -> dic
     if asked.guidance_model is not None:
         settings["guidance_delta"] = library.path_of(asked.guidance_model)
     return settings
+
+
+def size_of(base: Base) -> str:
+    """WIDTHxHEIGHT of its images."""
+    width, height = base.image_size
+    return f"{width}x{height}"
 
 
 def encoded(image: NDArray[np.uint8], kind: str) -> str:
