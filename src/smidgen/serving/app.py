@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,15 +20,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from smidgen.errors import SmidgenError, UsageError
+from smidgen.errors import SmidgenError, UsageError, closest, shown
 from smidgen.models.base import Base
 from smidgen.serving.config import ServeConfig
 from smidgen.serving.engine import Engine, Full, Image, Job, Late
 from smidgen.serving.guard import LOCAL, Guard
 from smidgen.serving.images import encoded, jobs_of, size_of
-from smidgen.serving.library import Library, UnknownModel
+from smidgen.serving.library import Entry, Library, UnknownModel
 from smidgen.serving.measures import Measures
-from smidgen.serving.schemas import Failed, Generated, Generation, Model, Models, Picture
+from smidgen.serving.schemas import About, Failed, Generated, Generation, Model, Models, Picture
 
 GENERATIONS = "/v1/images/generations"
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -39,6 +42,12 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     503: {"model": Failed, "description": "The server is stopping."},
     504: {"model": Failed, "description": "The images took too long."},
 }
+
+
+PAGE = Path(__file__).with_name("page.html")
+REPORT = "report.html"
+# what a report of a study may do: show what it holds
+STILL = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +82,77 @@ def create_app(base: Base, config: ServeConfig, key: str | None = None) -> FastA
     app.state.served = served
     hosts = LOCAL if config.is_local else None
     app.add_middleware(Guard, key=key, hosts=hosts, most=config.most_body)
+    _add_page(app, served)
     _add_answers(app, served)
     _add_failures(app)
     return app
+
+
+def _add_page(app: FastAPI, served: Served) -> None:
+    page = PAGE.read_bytes()
+    script = page.partition(b"<script>")[2].partition(b"</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+    @app.get("/", include_in_schema=False)
+    def index() -> Response:
+        """The page."""
+        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+    @app.get("/v1/about", responses=_failures(401, 421))
+    def about() -> About:
+        """What is drawn here, and how much of it at once."""
+        base, config = served.base, served.config
+        return About(
+            base=base.name,
+            size=size_of(base),
+            prompts=base.conditioner is not None,
+            samplers=list(base.process.samplers),
+            most_images=config.most_images,
+            most_steps=config.most_steps,
+            studies=sorted(_reports(config)),
+        )
+
+    @app.get(
+        "/v1/models/{name}/grid",
+        responses=_failures(401, 404, 421) | {200: {"content": {"image/png": {}}}},
+        response_class=Response,
+    )
+    def grid(name: str) -> Response:
+        """A picture of a delta's samples, where its run has one."""
+        found = served.library.entry(name).grid
+        if found is None:
+            raise HTTPException(404, f'the run of "{name}" has no picture of its samples')
+        return Response(found.read_bytes(), media_type="image/png")
+
+    @app.get(
+        "/v1/studies/{name}",
+        responses=_failures(401, 404, 421) | {200: {"content": {"text/html": {}}}},
+        response_class=Response,
+    )
+    def study(name: str) -> Response:
+        """The report of a study."""
+        found = _reports(served.config)
+        if name not in found:
+            raise HTTPException(404, f'no study "{shown(name[:80])}"{closest(name, found)}')
+        return Response(
+            found[name].read_bytes(),
+            media_type="text/html",
+            headers={"Content-Security-Policy": STILL},
+        )
+
+
+def _reports(config: ServeConfig) -> dict[str, Path]:
+    """The reports of all studies, by name."""
+    folder = config.studies
+    if folder is None or not folder.is_dir():
+        return {}
+    pages = {path.name: path / REPORT for path in folder.iterdir()}
+    return {name: page for name, page in pages.items() if page.is_file()}
 
 
 def _add_answers(app: FastAPI, served: Served) -> None:
@@ -129,7 +206,7 @@ def _add_answers(app: FastAPI, served: Served) -> None:
         )
 
 
-def _model(entry: Any) -> Model:
+def _model(entry: Entry) -> Model:
     header = entry.header
     classes = list(header["classes"]) or header["training"].get("prompts", {}).get("classes", [])
     return Model(
@@ -138,6 +215,8 @@ def _model(entry: Any) -> Model:
         method=header["method"],
         classes=classes,
         bytes=entry.state[1],
+        numbers=entry.numbers(),
+        has_grid=entry.grid is not None,
     )
 
 

@@ -19,6 +19,8 @@ class ServeConfig:
     deltas: Path
     """Folder of deltas: NAME.safetensors, or NAME/delta.safetensors as trainings leave them. New
     files are served without a restart."""
+    studies: Path | None = None
+    """Folder of studies whose reports the page links to."""
     host: str = "127.0.0.1"
     """Address to listen at; any but this machine's own needs an API key, in the environment
     variable SMIDGEN_API_KEY."""

@@ -15,7 +15,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health", "/ready")  # told to everyone
+OPEN = ("/", "/health", "/ready")  # told to everyone: the page holds no data
 LOCAL = ("127.0.0.1", "localhost", "[::1]")  # what a page from elsewhere cannot be called
 
 

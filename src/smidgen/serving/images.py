@@ -68,7 +68,7 @@ def _settings(asked: Generation, base: Base, library: Library, seed: int) -> dic
     shown = "classes" if base.conditioner is None else "prompt"
     settings[shown] = [asked.prompt]
     if asked.guidance_model is not None:
-        settings["guidance_delta"] = library.path_of(asked.guidance_model)
+        settings["guidance_delta"] = library.entry(asked.guidance_model).path
     return settings
 
 

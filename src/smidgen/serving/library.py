@@ -17,19 +17,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from smidgen.core.arithmetic import base_rows_of, combine, scaled
 from smidgen.core.delta import Delta, read_header
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.errors import SmidgenError, UsageError, closest, shown
+from smidgen.files.reading import Unreadable, read_json
 from smidgen.models.base import Base
 from smidgen.serving.pools import Key
 
 SUFFIX = ".safetensors"
 MARKS = "+:"  # between the parts of a model's name
 MOST_PARTS = 8
+GRIDS = ("grid.png", "samples.png")
+MOST_RESULT_BYTES = 2**20
 MOST_BYTES = 2**32  # of one file; the largest deltas, copies of all weights, are a base's size
 
 logger = logging.getLogger(__name__)
+
+
+class _Result(msgspec.Struct):
+    """What is read of a result.json."""
+
+    metrics: dict[str, Any] = {}
 
 
 class UnknownModel(SmidgenError):
@@ -44,6 +55,24 @@ class Entry:
     path: Path
     state: tuple[int, int, int]
     header: dict[str, Any]
+
+    @property
+    def grid(self) -> Path | None:
+        """A picture of its samples, beside it in its run."""
+        run = self.path.parent if self.path.parent.name == self.name else None
+        found = [] if run is None else [run / name for name in GRIDS if (run / name).is_file()]
+        return found[0] if found else None
+
+    def numbers(self) -> dict[str, float]:
+        """What its run's result.json has measured; nothing of a file that is none."""
+        run = self.path.parent
+        if run.name != self.name:
+            return {}
+        try:
+            metrics = read_json(run / "result.json", _Result, MOST_RESULT_BYTES).metrics
+        except Unreadable:
+            return {}
+        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
     @property
     def created(self) -> int:
@@ -88,15 +117,7 @@ class Library:
         if model == self._base.name:
             return None, None
         parts = parsed(model)
-        if any(name not in self._entries for name, _ in parts):
-            self.refresh()
-        entries = []
-        for name, _ in parts:
-            entry = self._entries.get(name)
-            if entry is None:
-                known = [self._base.name, *self._entries]
-                raise UnknownModel(f'no model "{shown(name)}"{closest(name, known)}')
-            entries.append(self._current(entry))
+        entries = [self.entry(name) for name, _ in parts]
         weights = [weight for _, weight in parts]
         key = tuple((e.name, e.state, w) for e, w in zip(entries, weights, strict=True))
         with self._lock:
@@ -111,13 +132,15 @@ class Library:
                 self._deltas.popitem(last=False)
         return key, delta
 
-    def path_of(self, name: str) -> Path:
-        """The file of one delta. Raises: UnknownModel."""
+    def entry(self, name: str) -> Entry:
+        """The delta of this name as it is now. Raises: UnknownModel."""
         if name not in self._entries:
             self.refresh()
-        if name not in self._entries:
-            raise UnknownModel(f'no model "{shown(name)}"{closest(name, self._entries)}')
-        return self._entries[name].path
+        found = self._entries.get(name)
+        if found is None:
+            known = [self._base.name, *self._entries]
+            raise UnknownModel(f'no model "{shown(name)}"{closest(name, known)}')
+        return self._current(found)
 
     def _made(self, entries: list[Entry], weights: list[float]) -> Delta:
         deltas = [self._read(entry) for entry in entries]

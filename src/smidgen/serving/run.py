@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 
@@ -23,9 +24,6 @@ def serve(base: Base, config: ServeConfig, key: str | None, log: Callable[[str],
     listening = _listening(config)
     app = create_app(base, config, key)
     names = [entry.name for entry in app.state.served.library.entries()]
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    log(f"serving {base.name} and {len(names)} deltas at http://{shown}:{port}")
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -34,6 +32,14 @@ def serve(base: Base, config: ServeConfig, key: str | None, log: Callable[[str],
             timeout_keep_alive=5,
         )
     )
+
+    def leave(*_: object) -> None:
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, leave)  # uvicorn sends itself the signal again at its end
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log(f"serving {base.name} and {len(names)} deltas at http://{shown}:{port}")
     server.run(sockets=[listening])
 
 

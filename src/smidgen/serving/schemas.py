@@ -77,6 +77,8 @@ class Model(BaseModel):
     method: str | None = None
     classes: list[str] = []
     bytes: int | None = None
+    numbers: Annotated[dict[str, float], Field(description="what its run measured last")] = {}
+    has_grid: bool = False
 
 
 class Models(BaseModel):
@@ -84,6 +86,18 @@ class Models(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class About(BaseModel):
+    """What the server draws, and how much of it at once."""
+
+    base: str
+    size: str
+    prompts: bool
+    samplers: list[str]
+    most_images: int
+    most_steps: int
+    studies: list[str]
 
 
 class Problem(BaseModel):
