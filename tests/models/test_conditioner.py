@@ -98,3 +98,27 @@ def test_a_store_is_of_one_precision_and_image_size(tmp_path):
             ("a",), tmp_path, dtype
         )
     assert asked == [("a", 64), ("a", 32), ("a", 64)]
+
+
+class Encoders(list):
+    """What a reader finds to close: no encoders, and who was asked."""
+
+
+def test_encoders_that_are_kept_are_loaded_once_and_the_oldest_texts_go(monkeypatch):
+    loads = []
+
+    def load():
+        loads.append(Encoders())
+        return loads[-1]
+
+    monkeypatch.setattr("smidgen.models.conditioner.KEPT_TEXTS", 2)
+    conditioner = Conditioner(load, by_letters, SIZE)
+    with conditioner.keeping():
+        for prompt in ("a", "b", "a", "c", "a", "b"):
+            conditioner.encode([prompt])
+        assert len(loads) == 1
+        assert [asked for asked, _ in loads[0]] == ["a", "b", "c", "b"]
+    conditioner.encode(["a"])
+    assert len(loads) == 1  # it is known still
+    assert len(conditioner.encode(["x", "y", "z"])["text"]) == 3  # more at once than are kept
+    assert len(loads) == 2

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ Conditions = Callable[[Tensor], Condition]
 STORE_FORMAT = 1
 STORED_BYTES = 2**28  # of the conditions of one file of a store
 STORED_TEXTS = 1024
+KEPT_TEXTS = 4096  # in memory: a gigabyte of those of Stable Diffusion 1.x
 
 LENGTHS = ("text", "mask")  # their second axis counts tokens, and may differ between prompts
 
@@ -60,7 +63,22 @@ class Conditioner:
         self.files = files
         self._encode = encode
         self._image_size = image_size
-        self._known: dict[str, Condition] = {}
+        self._known: OrderedDict[str, Condition] = OrderedDict()  # the latest last
+        self._reader: Reader | None = None  # while the encoders are kept
+        self._lock = threading.RLock()  # encoders are changed while a delta acts in them
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """The encoders stay loaded until the end, for whoever is asked for prompts again and again.
+
+        Raises: SmidgenError if they cannot be loaded.
+        """
+        with self.open() as reader:
+            self._reader = reader
+            try:
+                yield
+            finally:
+                self._reader = None
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], delta: Delta | None = None) -> Condition:
@@ -81,12 +99,18 @@ class Conditioner:
             with self._loaded(delta) as read:
                 changed = {prompt: read(prompt) for prompt in dict.fromkeys(prompts)}
             return rows_of([changed[prompt] for prompt in prompts])
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-        if missing:
-            with self._loaded() as read:
-                for prompt in missing:
-                    self._known[prompt] = read(prompt)
-        return rows_of([self._known[prompt] for prompt in prompts])
+        with self._lock:
+            missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+            if missing:
+                with self._loaded() as read:
+                    for prompt in missing:
+                        self._known[prompt] = read(prompt)
+            for prompt in prompts:
+                self._known.move_to_end(prompt)
+            found = rows_of([self._known[prompt] for prompt in prompts])
+            while len(self._known) > KEPT_TEXTS:
+                self._known.popitem(last=False)
+        return found
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
@@ -116,7 +140,10 @@ class Conditioner:
             check_finite(condition, f'what the encoders make of "{prompt}"', remedy)
             return condition
 
-        with self.open() as reader, nullcontext() if delta is None else reader.attached(delta):
+        with self._lock, ExitStack() as stack:
+            reader = self._reader or stack.enter_context(self.open())
+            if delta is not None:
+                stack.enter_context(reader.attached(delta))
             yield read
 
     def conditions(

@@ -145,9 +145,7 @@ def _pair(base: Base, config: SamplingConfig, delta: Delta | None, labels: Label
     return Pair(base, (delta, labels), (weaker, known), None)
 
 
-def draw_batch(
-    drawing: Drawing, numbers: Sequence[int], predict: Network | None = None
-) -> Tensor:
+def draw_batch(drawing: Drawing, numbers: Sequence[int], predict: Network | None = None) -> Tensor:
     """uint8 images (B, 3, H, W) of these numbers, of the base as it is now, with whatever is
     attached to it; `predict` is called in place of its network, by one that calls it for many
     drawings at once.

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,9 @@ def create_app(base: Base, config: ServeConfig, key: str | None = None) -> FastA
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await run_in_threadpool(engine.stop)
+        with nullcontext() if base.conditioner is None else base.conditioner.keeping():
+            yield
+            await run_in_threadpool(engine.stop)
 
     app = FastAPI(title="smidgen", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = served
@@ -108,7 +109,7 @@ def _add_page(app: FastAPI, served: Served) -> None:
         """What is drawn here, and how much of it at once."""
         base, config = served.base, served.config
         return About(
-            base=base.name,
+            base=served.library.base_name,
             size=size_of(base),
             prompts=base.conditioner is not None,
             samplers=list(base.process.samplers),
@@ -177,7 +178,9 @@ def _add_answers(app: FastAPI, served: Served) -> None:
     def models() -> Models:
         """The base, and each delta that fits it."""
         base = served.base
-        own = Model(id=base.name, created=served.began, classes=list(base.class_names))
+        own = Model(
+            id=served.library.base_name, created=served.began, classes=list(base.class_names)
+        )
         return Models(data=[own, *(_model(entry) for entry in served.library.entries())])
 
     @app.post(GENERATIONS, responses=_failures(400, 401, 404, 413, 421, 429, 500, 503, 504))

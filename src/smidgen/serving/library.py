@@ -85,6 +85,8 @@ class Library:
 
     def __init__(self, folder: Path, base: Base, kept: int) -> None:
         self._folder, self._base, self._kept = folder, base, kept
+        # of a local file or folder its path is nobody's business
+        self.base_name = Path(base.name).name if Path(base.name).exists() else base.name
         self._entries: dict[str, Entry] = {}
         self._refused: dict[Path, tuple[int, int, int]] = {}
         self._deltas: OrderedDict[Key, Delta] = OrderedDict()
@@ -114,7 +116,7 @@ class Library:
         Raises: UnknownModel for a name that is not here; UsageError for a weight that is no number;
             SmidgenError for deltas that have no sum, or no strength, or a file that is damaged.
         """
-        if model == self._base.name:
+        if model == self.base_name:
             return None, None
         parts = parsed(model)
         entries = [self.entry(name) for name, _ in parts]
@@ -138,7 +140,7 @@ class Library:
             self.refresh()
         found = self._entries.get(name)
         if found is None:
-            known = [self._base.name, *self._entries]
+            known = [self.base_name, *self._entries]
             raise UnknownModel(f'no model "{shown(name)}"{closest(name, known)}')
         return self._current(found)
 
@@ -183,7 +185,7 @@ class Library:
         if self._refused.get(path) == state:
             return None
         try:
-            if set(name) & set(MARKS) or name == self._base.name:
+            if set(name) & set(MARKS) or name == self.base_name:
                 raise SmidgenError(
                     f'"{name}" cannot be the name of a delta here; rename the file, without '
                     f"{' or '.join(MARKS)} and other than the base"
