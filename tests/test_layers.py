@@ -70,7 +70,6 @@ ONE_DOOR = {
     "datasets": "data/hub_images.py",
     "jinja2": "study/report.py",
     "ray": "study/queue.py",
-    "greenlet": "serving/engine.py",
     "uvicorn": "serving/run.py",
 }
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smidgen.core.delta import Delta
 from smidgen.core.file import is_delta
 from smidgen.errors import UsageError
+from smidgen.files.checks import check_integer
 from smidgen.files.names import file_part
 from smidgen.files.settings import check_values, fill
 from smidgen.interop.embeddings import is_embeddings, read_embeddings
@@ -21,10 +24,14 @@ from smidgen.models.positions import Positions
 from smidgen.models.pretrained import load_base
 from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.interrupt import Interrupted
+from smidgen.training.mixed import Place, not_mixable, train_mixed
 from smidgen.training.recipe import check_recipe, read_recipe
 from smidgen.training.run import defaults_of, fine_tune, read_delta, recipe_of, settled
 
 RUNS = Path("runs")
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -83,7 +90,61 @@ def train(
     return run(base, config, force=force, progress=progress)
 
 
-def run(base: Base, config: RunConfig, *, force: bool = False, progress: bool = False) -> Delta:
+def train_many(
+    base: Base, config: RunConfig, *, together: int = 8, force: bool = False
+) -> dict[str, Delta | Exception]:
+    """A delta for each folder in the folder `config.data`, a data set each, below `config.output`
+    under its name: `together` of them at once, in mixed batches of the one base, each with its own
+    optimizer, average, validation and checkpoints. What cannot be mixed is trained one after the
+    other. The error of one is its result, and the others go on.
+
+    Raises: UsageError for a folder without folders, or fewer than one at once; Interrupted after
+        Ctrl-C, when all that were under way are saved.
+    """
+    check_integer("together", together)
+    if not config.data.is_dir():
+        raise UsageError(f"no such folder of data sets: {config.data}")
+    found = sorted(path for path in config.data.iterdir() if path.is_dir())
+    if not found:
+        raise UsageError(f"{config.data} has no folders; expected one for each delta")
+    each = [replace(config, data=path, output=config.output / path.name) for path in found]
+    why = "together is 1" if together == 1 else not_mixable(config.resolved())
+    if why is not None:
+        logger.info("one after the other: %s", why)
+    results: dict[str, Delta | Exception] = {}
+    size = together if why is None else 1
+    for start in range(0, len(each), size):
+        part = each[start : start + size]
+        if why is None:
+            shared = replace(config, training=settled(base, part[0].resolved()).training)
+            runs = [partial(run, base, one, force=force) for one in part]
+            trained = train_mixed(
+                base, shared, [lambda place, go=go: go(place=place) for go in runs]
+            )
+        else:
+            trained = [_tried(base, one, force) for one in part]
+        results |= {one.data.name: result for one, result in zip(part, trained, strict=True)}
+        for result in trained:
+            if isinstance(result, Interrupted):
+                raise result
+    return results
+
+
+def _tried(base: Base, config: RunConfig, force: bool) -> Delta | Exception:
+    try:
+        return run(base, config, force=force)
+    except Exception as error:
+        return error
+
+
+def run(
+    base: Base,
+    config: RunConfig,
+    *,
+    force: bool = False,
+    progress: bool = False,
+    place: Place | None = None,
+) -> Delta:
     """`fine_tune`, which may begin from a LoRA or a word of other programs too."""
 
     def read(path: Path, base: Base) -> Delta:
@@ -91,7 +152,7 @@ def run(base: Base, config: RunConfig, *, force: bool = False, progress: bool = 
             return read_delta(path, base)
         return read_embeddings(path, base) if is_embeddings(path) else read_lora(path, base)
 
-    return fine_tune(base, config, read_init=read, force=force, progress=progress)
+    return fine_tune(base, config, read_init=read, force=force, progress=progress, place=place)
 
 
 def _with_free_folder(base: Base, config: RunConfig) -> RunConfig:

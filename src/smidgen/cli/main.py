@@ -22,6 +22,7 @@ from smidgen.processes import is_main, speaks
 
 VERBS = {
     "train": "fine-tune a base to a folder of images; writes RUN/delta.safetensors",
+    "train-many": "fine-tune a base to each of many folders, in mixed batches",
     "sample": "draw images from a base, with or without a delta",
     "evaluate": "measure a run, a delta or a folder of images against a reference",
     "study": "compare methods, options and data sets by a recipe: plan, run, analyse, report",
@@ -80,7 +81,7 @@ def _dispatch(argv: list[str]) -> int:
         raise UsageError(f"no verb given; choose from: {', '.join(VERBS)} (smidgen --help)")
     verb, *rest = argv
     if verb in ("-h", "--help", "help"):
-        listing = "\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items())
+        listing = "\n".join(f"  {name:<12}{summary}" for name, summary in VERBS.items())
         print(HELP.format(verbs=listing), end="")
         return 0
     if verb in ("-V", "--version"):
@@ -91,7 +92,7 @@ def _dispatch(argv: list[str]) -> int:
         hint = f'did you mean "{near[0]}"? ' if near else ""
         raise UsageError(f'unknown verb "{verb}"; {hint}choose from: {", ".join(VERBS)}')
     with _log_to_stderr():
-        import_module(f"smidgen.cli.{verb}").run(rest)
+        import_module(f"smidgen.cli.{verb.replace('-', '_')}").run(rest)
     return 0
 
 

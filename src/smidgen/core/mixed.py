@@ -4,7 +4,7 @@ B images, C channels at a site, W the width in the middle of a bypass, P tokens.
 its last, changes nothing. What a bank is and how it is filled is in bank.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -91,6 +91,22 @@ class Mixed(Acting):
             place = self.get_parameter(_key(name))[slot]
             place.fill_(self.padding)
             place[tuple(slice(length) for length in value.shape)] = value.to(place)
+
+    def give_gradients(self, edits: Sequence[Edit]) -> None:
+        """What gradients have come to the stacks go on to the tensors of the edits that slots 0, 1,
+        ... were filled with, as though these had acted themselves.
+        """
+        tensors, gradients = [], []
+        for slot, edit in enumerate(edits):
+            for name, value in self.values(edit).items():
+                found = self.get_parameter(_key(name)).grad
+                if found is not None:
+                    tensors.append(value)
+                    gradients.append(found[slot][tuple(map(slice, value.shape))].to(value))
+        if tensors:
+            torch.autograd.backward(tensors, gradients)
+        for parameter in self.parameters():
+            parameter.grad = None
 
     def train_slots(self) -> None:
         """Let gradients flow to the stacks, except to slot K."""

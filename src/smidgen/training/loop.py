@@ -33,6 +33,7 @@ from smidgen.training.ema import decay_after, update_average
 from smidgen.training.frozen import check_frozen_errors, first_batch, frozen_errors
 from smidgen.training.interrupt import Interrupted, StopRequest, stop_requests
 from smidgen.training.journal import Journal, open_journal
+from smidgen.training.mixed import MIXED, Place
 from smidgen.training.network import averaged, training_network
 from smidgen.training.objective import Task, batch_loss, draw_batch, total_loss
 from smidgen.training.optimizer import make_optimizer
@@ -81,7 +82,7 @@ class TrainingResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What the loop works with; only `state` changes."""
+    """What the loop works with; only `state` changes. `plain` is the network as it is validated."""
 
     base: Base
     latents: LatentSet
@@ -89,6 +90,7 @@ class Session:
     state: TrainingState
     task: Task
     network: Network
+    plain: Network
     accelerator: runtime.Accelerator
     journal: Journal
     saver: Saver
@@ -166,6 +168,7 @@ def train_delta(
     on_step: Callable[[int, float], None] | None = None,
     evaluators: Sequence[Evaluator] = (),
     task: Task | None = None,
+    place: Place | None = None,
 ) -> TrainingResult:
     """Train `delta`, which changes, on `latents`, whose labels count its classes; the base stays as
     it is. `config` is resolved, but for a precision that is "auto", and fits this machine
@@ -173,7 +176,8 @@ def train_delta(
     mean with this delta. Of images that are told apart by their captions, any may be held out;
     those of a subject's class never are.
     Files are written below `run_folder`, where the newest checkpoint is gone on from if `resume`.
-    `on_step(step, loss)` is called after each step.
+    `on_step(step, loss)` is called after each step. `place` is where it shares the network with
+    other trainings (mixed.py).
 
     Raises: UsageError for settings that this base cannot serve, or a checkpoint of other data;
         SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after a
@@ -209,7 +213,7 @@ def train_delta(
     start = delta.provenance.training.get(INIT)
     identity = identity_of(base, latents, start)
     fast = config.fast and takes_fast_path(delta, base.denoiser)
-    identity[PATH] = FAST if fast else HOOKS
+    identity[PATH] = MIXED if place is not None else FAST if fast else HOOKS
     reduced = config.frozen_precision != "exact"
     if reduced and not fast:
         raise UsageError(
@@ -229,7 +233,12 @@ def train_delta(
             runtime.open_runtime(config, base.device, run_folder, first_step)
         )
         runtime.restore_scaler(accelerator, scaler)
-        network = stack.enter_context(training_network(base, delta, task, config))
+        plain = calling(base.family, base.denoiser, config.embedded_guidance)
+        if place is None:
+            network = stack.enter_context(training_network(base, delta, task, config))
+        else:
+            accelerator = place.waiting(accelerator)
+            network = plain = place.network(delta)
         frozen_error = None
         if reduced:
             first = first_batch(latents, trained, task, config).to(base.device)
@@ -254,10 +263,11 @@ def train_delta(
                 state=state,
                 task=task,
                 network=network,
+                plain=plain,
                 accelerator=accelerator,
                 journal=journal,
                 saver=saver,
-                stop=stack.enter_context(stop_requests()),
+                stop=stack.enter_context(stop_requests()) if place is None else place.stop,
                 validation=Validation(latents, held_out, task, config) if len(held_out) else None,
                 evaluators=evaluators,
                 on_step=on_step,
@@ -335,9 +345,8 @@ def _validate(session: Session) -> None:
     state, base = session.state, session.base
     if session.validation is not None:
         dtype = dtype_of(base.denoiser)
-        network = calling(base.family, base.denoiser, session.config.embedded_guidance)
         with averaged(state), session.accelerator.autocast():
-            loss = session.validation.loss(network, base.device, dtype)
+            loss = session.validation.loss(session.plain, base.device, dtype)
         session.journal.note(state.step, {"validation_loss": loss})
         if not judged_by_kid(session.config) and is_better({LOSS: loss}, state.best):
             state.best = {"step": state.step, LOSS: loss}

@@ -44,6 +44,7 @@ from smidgen.training.captions import (
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.images import read_latents
 from smidgen.training.loop import TrainingResult, train_delta
+from smidgen.training.mixed import Place
 from smidgen.training.precision import with_precision
 from smidgen.training.previews import evaluators_of
 from smidgen.training.randomness import generator_for
@@ -100,12 +101,13 @@ def fine_tune(
     read_init: Callable[[Path, Base], Delta] = read_delta,
     force: bool = False,
     progress: bool = False,
+    place: Place | None = None,
 ) -> Delta:
     """Train a delta of `base` on a folder of images and return its average.
 
     A run that is finished already only returns it. With `force` an earlier run in the output is
     removed, once everything that can be checked has been. `read_init` reads the delta that
-    `config.init` names.
+    `config.init` names; `place` is where the network is shared with other trainings.
 
     Raises: UsageError, SmidgenError as everything that this calls; Interrupted.
     """
@@ -148,6 +150,7 @@ def fine_tune(
             progress=progress,
             evaluators=evaluators_of(base, config, task),
             task=task,
+            place=place,
         )
         if is_main():
             encoders = () if reader is None or not config.trains_encoders else reader.encoders
