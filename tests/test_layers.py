@@ -68,7 +68,7 @@ ONE_DOOR = {
     "transformers": "models/vision.py",
     "accelerate": "training/runtime.py",
     "datasets": "data/hub_images.py",
-    "jinja2": "study/report.py",
+    "jinja2": "files/pages.py",
     "ray": "study/queue.py",
     "greenlet": "serving/engine.py",
     "uvicorn": "serving/run.py",
