@@ -240,17 +240,6 @@ def test_a_noisy_picture_is_drawn_on_from_the_noise_that_it_has(small):
     assert len(seen) == min(config.steps, first + 1)
 
 
-def test_a_flow_denoises_from_the_share_of_noise_that_is_asked_for():
-    from smidgen.diffusion.flow import FlowSchedule
-    from smidgen.diffusion.process import Flow
-
-    process = Flow(schedule=FlowSchedule(shift=3.0), num_tokens=16)
-    times = process.below(0.3, 5).sampled_times("euler", 5)
-    assert len(times) == 5
-    assert float(times[0]) == pytest.approx(0.3)
-    assert (times.diff() < 0).all()
-
-
 def test_a_delta_changes_and_restores_with_its_own_classes(small):
     delta = tiny_delta(BASE, "difffit", std=0.1)
     given = {"image": small / "picture.png", "mask": small / "mask.png"}

@@ -25,7 +25,7 @@ from smidgen.cli.options import (
 )
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import Unreadable, in_one_line, read_bytes, read_json, sha256_of
-from smidgen.files.settings import SWITCH, flatten
+from smidgen.files.settings import SWITCH, flatten, settings_of
 from smidgen.models.chosen import BaseOnDevice
 from smidgen.models.names import EMBEDDED, shipped_names
 from smidgen.sampling.config import FILES, LoadedSampling
@@ -82,7 +82,12 @@ def run(argv: Sequence[str]) -> None:
     )
     base_options, options, switches = parsed["base"], parsed["place"], parsed["switches"]
     config = with_prompts(parsed["sampling"], options.prompt_file)
-    check_files(config, options, own)
+    if options.delta is not None:
+        check_file(options.delta, "delta")
+    if config.image is not None:
+        from smidgen.sampling.pictures import read_pictures
+
+        read_pictures(config)
     check_output_folder(options.output)
     if not config.prompt and (known := known_early(base_options.base, options.delta)):
         config.chosen(known)
@@ -111,12 +116,17 @@ def run(argv: Sequence[str]) -> None:
 def like_of(request: Request) -> tuple[Request, OwnSettings | None]:
     """With the settings of the picture that --like names, if it is there, as those of a recipe.
 
-    Raises: UsageError for a picture that has none.
+    Raises: UsageError for a picture that has none, or whose files are not given again.
     """
     like = request.peek("like")
     if not isinstance(like, str) or {"-h", "--help"} & set(request.arguments):
         return request, None
     own = read_own_settings(Path(like))
+    for name in (*settings_of(SampleOptions), *FILES, "device"):
+        if name in own.settings:
+            raise UsageError(f"{like} names {name}, which no picture may; leave it alone")
+    peeked = {name: request.peek(name) for name in ("delta", *FILES)}  # nothing is parsed yet
+    own.check_files({n: v if isinstance(v, str) else None for n, v in peeked.items()}, Path(like))
     values = {**own.settings, "numbers": [own.number], **request.values}
     recipe = request.recipe or Path(like)
     return dataclasses.replace(request, recipe=recipe, values=values), own
@@ -138,21 +148,6 @@ def with_prompts(config: LoadedSampling, file: Path | None) -> LoadedSampling:
     if not prompts:
         raise UsageError(f"{file} has no prompts; give a text file with one a line")
     return dataclasses.replace(config, prompt=(*config.prompt, *prompts))
-
-
-def check_files(config: LoadedSampling, options: SampleOptions, own: OwnSettings | None) -> None:
-    """Raises: UsageError for a file that is not there, a picture that cannot be used, or one that
-    is not that of the picture which is drawn again.
-    """
-    if options.delta is not None:
-        check_file(options.delta, "delta")
-    if config.image is not None:
-        from smidgen.sampling.pictures import read_pictures
-
-        read_pictures(config)
-    if own is not None and options.like is not None:
-        given = {"delta": options.delta, **{name: getattr(config, name) for name in FILES}}
-        own.check_files(given, options.like)
 
 
 def known_early(base: str, delta: Path | None) -> list[str]:

@@ -94,13 +94,13 @@ class Drawing:
         `numbers` are asked for, the batches that hold them are drawn whole, to the same bits, and
         these images come one by one.
         """
-        size, total = self.config.batch_size, self.num_images
-        asked, done = self.numbers, 0
-        for start in range(0, total, size)[part[0] :: part[1]]:
+        size, total, asked = self.config.batch_size, self.num_images, self.numbers
+        starts, done = range(0, total, size), 0
+        if not isinstance(asked, range):
+            starts = sorted({number // size * size for number in asked})
+        for start in starts[part[0] :: part[1]]:
             numbers = range(start, min(start + size, total))
             wanted = numbers if isinstance(asked, range) else [n for n in asked if n in numbers]
-            if not wanted:
-                continue
             images, done = self.images(numbers), done + len(wanted)
             if report is not None:
                 report(numbers.stop if wanted is numbers else done, len(asked))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from smidgen.errors import UsageError
+from smidgen.files.names import excerpt
 from smidgen.files.png_text import read_png_text
 from smidgen.files.reading import Unreadable, fit, parse_json, sha256_of
 from smidgen.sampling.config import FILES
@@ -41,14 +42,16 @@ class OwnSettings(msgspec.Struct, frozen=True, kw_only=True):
             flag, hashed = f"--{name.replace('_', '-')}", self.files.get(name)
             if hashed is None and file is not None:
                 raise UsageError(f"{path} was drawn without a file for {flag}; leave it out")
-            if hashed is not None and file is None:
+            if hashed is None:
+                continue
+            wanted = f"that of SHA-256 {hashed[:12]}..."
+            if file is None:
+                raise UsageError(f"{path} was drawn with a file for {flag}; give {wanted}")
+            if not Path(file).is_file():
+                raise UsageError(f"no such file: {file}; for {flag} give {wanted}")
+            if sha256_of(file) != hashed:
                 raise UsageError(
-                    f"{path} was drawn with a file for {flag}; give it (SHA-256 {hashed[:12]}...)"
-                )
-            if hashed is not None and file is not None and sha256_of(file) != hashed:
-                raise UsageError(
-                    f"{file} is not the file with which {path} was drawn; for {flag} give that of "
-                    f"SHA-256 {hashed[:12]}..."
+                    f"{file} is not the file with which {path} was drawn; for {flag} give {wanted}"
                 )
 
     def check_base(self, base: Base, path: Path) -> None:
@@ -58,12 +61,12 @@ class OwnSettings(msgspec.Struct, frozen=True, kw_only=True):
         if base.fingerprint != self.base_fingerprint:
             raise UsageError(
                 f'{path} was drawn by another base than "{base.name}" is now; give --base that of '
-                f"fingerprint {self.base_fingerprint}"
+                f"fingerprint {excerpt(self.base_fingerprint)}"
             )
         size = self.settings.get("image_size")
-        if size is not None and size != base.image_size.plain:
+        if size is not None and str(size) != str(base.image_size):
             raise UsageError(
-                f'{path} was drawn at image_size {size}, and base "{base.name}" is at '
+                f'{path} was drawn at image_size {excerpt(str(size))}, and base "{base.name}" is at '
                 f"{base.image_size}; load it at that size"
             )
 
