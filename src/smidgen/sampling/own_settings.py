@@ -66,8 +66,8 @@ class OwnSettings(msgspec.Struct, frozen=True, kw_only=True):
         size = self.settings.get("image_size")
         if size is not None and str(size) != str(base.image_size):
             raise UsageError(
-                f'{path} was drawn at image_size {excerpt(str(size))}, and base "{base.name}" is at '
-                f"{base.image_size}; load it at that size"
+                f"{path} was drawn at image_size {excerpt(str(size))}, and base "
+                f'"{base.name}" is at {base.image_size}; load it at that size'
             )
 
 
