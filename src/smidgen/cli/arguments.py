@@ -126,8 +126,8 @@ def _parser(flags: Mapping[str, Setting]) -> argparse.ArgumentParser:
     )
     for flag, one in flags.items():
         kind: dict[str, Any] = {"type": _text}
-        if one.is_list:  # of a flag that is repeated the values add up
-            kind |= {"nargs": "*", "action": "extend"}
+        if one.is_list:
+            kind |= {"nargs": "*", "action": "extend" if one.adds else "store"}
         if one.is_yes_or_no:
             kind = {"action": "store_const", "const": flag == one.flag}
         parser.add_argument(flag, dest=one.name, **kind)

@@ -16,7 +16,7 @@ from smidgen.diffusion.names import Channels, Guidance, Restoration, Sampler
 from smidgen.errors import UsageError, closest
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.reading import sha256_of
-from smidgen.files.settings import NO_FLAG, check_choices
+from smidgen.files.settings import ADDS, NO_FLAG, check_choices
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -40,7 +40,7 @@ class SamplingConfig:
 
     classes: str | tuple[str, ...] = "all"
     """Class names with commas between them, or all."""
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = field(default=(), metadata=ADDS)
     """For a base that reads prompts: one or several; without any, those of the classes that the
     delta was trained on."""
     negative_prompt: str = ""
