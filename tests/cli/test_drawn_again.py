@@ -141,6 +141,9 @@ def test_a_page_shows_what_is_in_the_folder_also_later(smidgen, base, tmp_path):
     outcome = smidgen("sample", *given, "--output", tmp_path / "out", "--page")
     assert outcome.code == 0
     assert outcome.out.splitlines()[-1] == str(tmp_path / "out" / "page.html")
+    found = smidgen("sample", *given, "--output", tmp_path / "out", "--page", "--json").document
+    assert found["page"] == str(tmp_path / "out" / "page.html")
+    assert found["output"] == str(tmp_path / "out")
     page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
     assert page.count("<img") == len(files)
 

@@ -68,3 +68,28 @@ def test_an_image_that_is_gone_is_told(folder):
     (folder[0] / next(iter(folder[1].images))).unlink()
     with pytest.raises(SmidgenError, match="cannot be read; sample with --force"):
         write_page(folder[1], folder[0])
+
+
+def test_on_a_phone_and_by_keyboard_a_picture_opens_and_closes(folder, browser):
+    """Tab by Tab to the first picture; Enter shows it alone, and the next link goes back."""
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    asked = []
+    page.on("request", lambda one: asked.append(one.url))
+    page.goto(write_page(folder[1], folder[0]).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "image-0":
+            break
+    page.keyboard.press("Enter")
+    picture = page.locator("#image-0 img")
+    assert picture.bounding_box()["width"] > 300
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert picture.bounding_box()["width"] < 200
+    colours = [page.evaluate("getComputedStyle(document.body).backgroundColor")]
+    page.emulate_media(color_scheme="dark")
+    colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert colours[0] != colours[1]
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    page.close()

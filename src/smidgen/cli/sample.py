@@ -82,6 +82,7 @@ def run(argv: Sequence[str]) -> None:
     )
     base_options, options, switches = parsed["base"], parsed["place"], parsed["switches"]
     config = with_prompts(parsed["sampling"], options.prompt_file)
+    options = dataclasses.replace(options, prompt_file=None)  # they are the configuration's now
     if options.delta is not None:
         check_file(options.delta, "delta")
     if config.image is not None:
@@ -104,12 +105,13 @@ def run(argv: Sequence[str]) -> None:
     else:
         with quiet_stdout():
             record = draw(base_options, config, options, settings, own)
+    document = {"output": str(options.output), **msgspec.to_builtins(record)}
     result = options.output
     if options.page:
         from smidgen.sampling.page import write_page
 
         result = write_page(record, options.output)
-    document = {"output": str(result), **msgspec.to_builtins(record)}
+        document["page"] = str(result)
     answer(document, [], result, as_json=switches.json)
 
 
