@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "methods": L1,
     "fast": ("errors", "core", "models.dit"),
     # L3
-    "sampling": (*MODELS, "models", "fast"),
+    "sampling": (*MODELS, "models", "data", "fast"),
     "evaluation": (*L1, "methods", "sampling", "processes"),
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
@@ -68,7 +68,7 @@ ONE_DOOR = {
     "transformers": "models/vision.py",
     "accelerate": "training/runtime.py",
     "datasets": "data/hub_images.py",
-    "jinja2": "study/report.py",
+    "jinja2": "files/pages.py",
     "ray": "study/queue.py",
     "uvicorn": "serving/run.py",
 }

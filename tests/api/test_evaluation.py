@@ -132,6 +132,8 @@ def test_a_delta_of_another_base_and_wrong_settings_are_refused(base, delta, pho
         evaluate(delta, photos, base=tiny_base(seed=9), sampling=DRAW)
     with pytest.raises(UsageError, match='sampler is "dppm"'):
         evaluate(delta, photos, base=base, sampling=SamplingConfig(sampler="dppm"))
+    with pytest.raises(UsageError, match="numbers draws some of the images, and all are measured"):
+        evaluate(delta, photos, base=base, sampling=SamplingConfig(numbers=(1,)))
     with pytest.raises(UsageError, match=r"unknown setting \"batchsize\"; did you mean"):
         evaluate(delta, photos, base=base, batchsize=3)
     with pytest.raises(UsageError, match="no such file or folder"):

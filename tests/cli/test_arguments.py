@@ -11,7 +11,7 @@ import pytest
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.errors import UsageError
-from smidgen.files.settings import SWITCH
+from smidgen.files.settings import ADDS, SWITCH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class Run:
     without a remainder, 100% of the time."""
     lr: float | None = None
     names: tuple[str, ...] = ("a",)
+    words: tuple[str, ...] = dataclasses.field(default=(), metadata=ADDS)
     flip: bool = True
     note: str | None = None
     kind: Literal["plain", "odd"] = "plain"
@@ -93,6 +94,7 @@ FORMS = {  # what is given after --data x, and what it sets
     "a hyphen in a list": (["--names", "-x", "b"], {"names": ("-x", "b")}),
     "the last one counts": (["--even", "8", "--even=4"], {"even": 4}),
     "the last list counts": (["--names", "b", "c", "--names", "d"], {"names": ("d",)}),
+    "lists that add up": (["--words", "b", "c", "--words", "d"], {"words": ("b", "c", "d")}),
     "the last of a pair counts": (["--no-flip", "--flip"], {"flip": True}),
     "a choice": (["--kind", "odd"], {"kind": "odd"}),
 }

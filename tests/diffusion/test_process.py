@@ -73,3 +73,49 @@ def test_each_process_says_how_it_is_sampled():
     assert diffusion.default_sampler in diffusion.samplers
     flow = Flow(schedule=FlowSchedule(), num_tokens=4)
     assert (flow.samplers, flow.most_steps("euler")) == (("euler",), None)
+
+
+def test_below_a_share_of_noise_sampling_begins_with_it():
+    flow = Flow(schedule=FlowSchedule(shift=3.0, terminal=0.02), num_tokens=16)
+    times = flow.below(0.3, 5).sampled_times("euler", 5)
+    assert len(times) == 5
+    assert times[0].item() == pytest.approx(0.3)
+    assert (times.diff() < 0).all()
+
+    diffusion = Diffusion(schedule=Schedule.linear())
+    abar = diffusion.schedule.alphas_cumprod
+    shares = (1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt())
+    below = diffusion.below(0.3, 5)
+    for sampler in below.samplers:
+        times = below.sampled_times(sampler, 5)
+        assert shares[times[0] - 1] < 0.3 <= shares[times[0]]
+        assert (times.diff() < 0).all()
+    # two rows at least, which is what every sampler can walk
+    assert diffusion.below(1e-6, 1).most_steps("dpm++") == 1
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler"),
+    [
+        (Diffusion(schedule=Schedule.linear()), "ddim"),
+        (Flow(schedule=FlowSchedule(shift=3.0), num_tokens=16), "euler"),
+    ],
+)
+def test_the_last_steps_are_those_at_which_all_end(process, sampler):
+    every = process.sampled_times(sampler, 8)
+    last = process.sampled_times(sampler, 8, 3)
+    assert torch.equal(last, every[-3:])
+    called, told = [], []
+
+    def denoise(x, t):
+        called.append(t[0].item())
+        return torch.zeros_like(x)
+
+    def after(x, t):
+        told.append(None if t is None else t[0].item())
+        return x
+
+    noise, generators = torch.zeros(1, 4, 2, 2), [torch.Generator()]
+    process.sample(denoise, noise, generators, sampler=sampler, steps=8, first=3, after=after)
+    assert called == last.tolist()
+    assert told == [*called[1:], None]

@@ -236,3 +236,45 @@ def test_an_impossible_eta_is_refused():
     gens = generators()
     with pytest.raises(ValueError, match="give 0"):
         ddim(bent, start(gens), SCHEDULE, 5, gens, eta=1.5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_last_steps_alone_go_on_where_the_others_end(name):
+    # from the exact x_t of one point every sampler reaches it, and calls the last rows alone
+    gens = generators()
+    point = torch.linspace(-2, 2, 60, dtype=torch.float64).reshape(SHAPE)
+    seen = []
+
+    def denoise(x, t):
+        seen.append(int(t[0]))
+        return from_x0(point, x, t)
+
+    SAMPLERS[name](denoise, start(gens), SCHEDULE, 10, gens)
+    rows, abar, noise = seen.copy(), SCHEDULE.alphas_cumprod[seen[-4]], start(gens)
+    seen.clear()
+    x = abar.sqrt() * point + (1 - abar).sqrt() * noise
+    result = SAMPLERS[name](denoise, x, SCHEDULE, 10, gens, first=4)
+    assert seen == rows[-4:]
+    assert torch.allclose(result, point.expand_as(result), rtol=0, atol=1e-9)
+    for first in (0, 11):
+        with pytest.raises(ValueError, match="give 1 to 10"):
+            SAMPLERS[name](denoise, x, SCHEDULE, 10, gens, first=first)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_acts_between_steps_gets_x_and_the_t_of_the_next(name):
+    gens, called, told = generators(), [], []
+
+    def denoise(x, t):
+        called.append((x, int(t[0])))
+        return bent(x, t)
+
+    def after(x, t):
+        told.append((x + 1, None if t is None else int(t[0])))
+        return x + 1
+
+    result = SAMPLERS[name](denoise, start(gens), SCHEDULE, 5, gens, after=after)
+    assert [t for _, t in told] == [*(t for _, t in called[1:]), None]
+    for (given, _), (found, _) in zip(told, called[1:], strict=False):
+        assert torch.equal(given, found)
+    assert torch.equal(result, told[-1][0])

@@ -11,7 +11,7 @@ import shutil
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
@@ -189,11 +189,7 @@ def png_of(found: bytes, rng: Random) -> bytes:
     """A number of a PNG's first header, or one of its chunks, whose checksums are right again."""
     if found[:8] != b"\x89PNG\r\n\x1a\n":
         return changed_bytes(found, rng)
-    chunks, place = [], 8
-    while place < len(found):
-        length = int.from_bytes(found[place : place + 4], "big")
-        chunks.append((found[place + 4 : place + 8], found[place + 8 : place + 8 + length]))
-        place += 12 + length
+    chunks = _chunks(found)
     kind, data = chunks[0]
     match rng.choice(("width", "height", "form", "data", "twice")):
         case "width":
@@ -207,11 +203,22 @@ def png_of(found: bytes, rng: Random) -> bytes:
             chunks[number] = chunks[number][0], changed_bytes(chunks[number][1] or b"x", rng)
         case _:
             chunks.insert(1, rng.choice(chunks))
-    parts = [
-        len(inner).to_bytes(4, "big") + name + inner + zlib.crc32(name + inner).to_bytes(4, "big")
-        for name, inner in chunks
-    ]
-    return found[:8] + b"".join(parts)
+    return _png(chunks)
+
+
+@content
+def png_text_of(found: bytes, rng: Random) -> bytes:
+    """One or two values of the JSON that a PNG carries, or another text."""
+    chunks = _chunks(found)
+    number = next(n for n, (kind, _) in enumerate(chunks) if kind == b"iTXt")
+    keyword, *_, text = chunks[number][1].split(b"\0", 5)
+    value = json.loads(text)
+    for _ in range(rng.choice((1, 1, 2))):
+        value = changed_json(value, rng)
+    written = json.dumps(value) if rng.random() < 0.9 else rng.choice(ODD_TEXTS)
+    body = b"\0".join((keyword, b"", b"", b"", b"", written.encode("utf-8", "replace")))
+    chunks[number] = b"iTXt", body
+    return _png(chunks)
 
 
 def another(path: Path, rng: Random) -> None:
@@ -239,6 +246,25 @@ def another(path: Path, rng: Random) -> None:
             path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         case _ if other != path:
             shutil.copyfile(other, path)
+
+
+def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and body of each chunk of a PNG."""
+    chunks, place = [], 8
+    while place < len(png):
+        length = int.from_bytes(png[place : place + 4], "big")
+        chunks.append((png[place + 4 : place + 8], png[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return chunks
+
+
+def _png(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A PNG of these chunks, with their right checksums."""
+    parts = [
+        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def _metadata(found: bytes) -> dict[str, str]:

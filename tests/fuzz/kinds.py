@@ -184,6 +184,19 @@ KINDS: dict[str, Kind] = {
         ),
         ("samples/0", "samples/sample.json"),
     ),
+    "drawn picture": Kind(
+        ("samples/0*.png",),
+        (changes.png_of, changes.png_text_of, changes.png_text_of, changes.bytes_of),
+        ("sample --like {file} --delta difffit.safetensors --output out",),
+    ),
+    "given picture": Kind(
+        ("photos/*/*",),
+        (changes.png_of, changes.png_of, changes.bytes_of),
+        (
+            f"{SAMPLE} --output out --image {{file}} --image-strength 1",
+            f"{SAMPLE} --output out --image {{file}} --restore denoise --noise-level 0.1 --dry-run",
+        ),
+    ),
     "recipe": Kind(
         ("train.toml", "sample.toml", "evaluate.toml"),
         TOML,

@@ -1,6 +1,7 @@
 """One object says what is drawn; whatever is wrong with it is told when it is made or resolved."""
 
 import dataclasses
+import hashlib
 from typing import get_args
 
 import pytest
@@ -10,7 +11,7 @@ import smidgen
 from smidgen.diffusion.names import Sampler
 from smidgen.diffusion.sampler import SAMPLERS
 from smidgen.errors import UsageError
-from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.config import UNUSUAL, SamplingConfig
 from tests.tiny.bases import tiny_base
 
 
@@ -26,6 +27,7 @@ from tests.tiny.bases import tiny_base
         ("sampler", "dppm"),
         ("guidance_channels", "two"),
         ("precision", "fp8"),
+        ("numbers", (0, -1)),
     ],
 )
 def test_nonsense_is_refused_by_name(name, value):
@@ -62,5 +64,15 @@ def test_every_sampler_has_a_name_and_every_name_a_sampler():
 
 def test_the_facts_are_all_settings_that_change_an_image():
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
-    unusual = {"guidance_kind", "guidance_delta", "guidance_interval"}  # named where they are
-    assert set(SamplingConfig().facts()) == names - {"batch_size"} - unusual
+    assert set(SamplingConfig().facts()) == names - {"batch_size"} - set(UNUSUAL)
+
+
+def test_of_what_is_seldom_asked_for_the_facts_say_what_is_asked(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"some picture")
+    config = SamplingConfig(image=tmp_path / "picture.png", image_strength=0.5, numbers=(3,))
+    facts = config.facts()
+    assert {name: facts[name] for name in UNUSUAL if name in facts} == {
+        "image": hashlib.sha256(b"some picture").hexdigest(),
+        "image_strength": 0.5,
+        "numbers": (3,),
+    }

@@ -4,7 +4,6 @@ installed (.ci/run installs Debian's).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from smidgen.study import report
 from smidgen.study.design import read_design
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 PHONE = {"width": 360, "height": 740}
 STUDY = """
 output = "{output}"
@@ -48,15 +45,6 @@ def page_file(tmp_path_factory):
         patch.setattr(report, "rows_of", rows_of)
         patch.setattr("smidgen.study.analysis.rows_of", rows_of)
         return report.write_report(design)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

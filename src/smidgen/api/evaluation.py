@@ -137,6 +137,8 @@ def evaluate(
             raise UsageError(
                 f"{name} is about drawing samples; give sampling=SamplingConfig({name}=...)"
             )
+    if sampling is not None and sampling.numbers:
+        raise UsageError("numbers draws some of the images, and all are measured; leave it out")
     config = make(EvaluationConfig, {**settings, "device": str(device)})
     sampling = sampling or SamplingConfig(batch_size=config.batch_size)
     return measure(source, reference, config, drawn, sampling, progress)

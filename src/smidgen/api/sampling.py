@@ -12,11 +12,12 @@ from PIL import Image
 
 from smidgen.core.delta import Delta
 from smidgen.errors import UsageError
-from smidgen.files.settings import make
+from smidgen.files.settings import make, settings_of
 from smidgen.models.base import Base
 from smidgen.progress import counting_bar
-from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.config import FILES, SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
+from smidgen.sampling.own_settings import read_own_settings
 
 
 def sample(
@@ -24,6 +25,7 @@ def sample(
     *,
     delta: Delta | str | Path | None = None,
     prompts: str | Sequence[str] | None = None,
+    like: str | Path | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> list[Image.Image]:
@@ -31,12 +33,18 @@ def sample(
 
     `prompts`, or `prompt`: one or several for a base that reads them; none: those of the classes
     that the delta was trained on. `settings`: those of SamplingConfig, such as classes, num_images,
-    steps, sampler, guidance, seed. The images do not depend on `batch_size`, and the first n do not
-    depend on `num_images`.
+    steps, sampler, guidance, seed, or image and mask. The images do not depend on `batch_size`, and
+    the first n do not depend on `num_images`.
 
-    Raises: UsageError for an unknown class or setting or a number that makes no sense, SmidgenError
-        for a file that is no delta, a delta of another base, or a base that no host calls.
+    `like`: a PNG that `smidgen sample` wrote, which is drawn again: its settings stand in for those
+    that are not given. The files that it was drawn with must be given again.
+
+    Raises: UsageError for an unknown class or setting or a number that makes no sense, a picture
+        that cannot be used or drawn again, SmidgenError for a file that is no delta, a delta of
+        another base, or a base that no host calls.
     """
+    if like is not None:
+        settings = _like(base, Path(like), {"delta": delta, **settings}, prompts is None)
     drawing = _drawing(base, delta, prompts, settings)
     with counting_bar("sampling", progress=progress) as report:
         return [
@@ -65,6 +73,24 @@ def sample_arrays(
         (numbers, images, [drawing.label(number) for number in numbers])
         for numbers, images in drawing.batches()
     )
+
+
+def _like(base: Base, path: Path, given: Mapping[str, Any], of_its_prompts: bool) -> dict[str, Any]:
+    """The settings of the picture at this path, those `given` before them. A delta that is no file
+    is taken at its word.
+    """
+    own = read_own_settings(path)
+    own.check_base(base, path)
+    files = {name: given.get(name) for name in ("delta", *FILES)}
+    if isinstance(files["delta"], Delta):
+        del files["delta"]
+    own.check_files(files, path)
+    known = settings_of(SamplingConfig)
+    kept = {name: value for name, value in own.settings.items() if name in known}
+    if not of_its_prompts:
+        kept.pop("prompt", None)
+    more = {name: value for name, value in given.items() if name != "delta"}
+    return {**kept, "numbers": (own.number,), **more}
 
 
 def _drawing(

@@ -125,7 +125,9 @@ def _parser(flags: Mapping[str, Setting]) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS, add_help=False, allow_abbrev=False, exit_on_error=False
     )
     for flag, one in flags.items():
-        kind: dict[str, Any] = {"type": _text, "nargs": "*" if one.is_list else None}
+        kind: dict[str, Any] = {"type": _text}
+        if one.is_list:
+            kind |= {"nargs": "*", "action": "extend" if one.adds else "store"}
         if one.is_yes_or_no:
             kind = {"action": "store_const", "const": flag == one.flag}
         parser.add_argument(flag, dest=one.name, **kind)

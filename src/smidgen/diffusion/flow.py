@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from smidgen.diffusion.sampler import Denoise, Progress
+from smidgen.diffusion.sampler import After, Denoise, Progress
 from smidgen.diffusion.schedule import Images, PerImage
 
 TimestepSampling = Literal["logit-normal", "uniform"]
@@ -56,6 +56,11 @@ def shift_sigmas(sigmas: Float[Tensor, " n"], factor: float) -> Float[Tensor, " 
     return factor * sigmas / (1 + (factor - 1) * sigmas)
 
 
+def unshift_sigma(sigma: float, factor: float) -> float:
+    """The sigma that `shift_sigmas` turns into this one."""
+    return sigma / (factor - (factor - 1) * sigma)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowSchedule:
     """Which sigmas a model was made for.
@@ -73,6 +78,11 @@ class FlowSchedule:
     def factor(self, num_tokens: int, num_steps: int) -> float:
         """The shift of images of so many tokens, sampled in so many steps."""
         return self.shift(num_tokens, num_steps) if callable(self.shift) else self.shift
+
+    def below(self, sigma: float, num_steps: int, num_tokens: int) -> FlowSchedule:
+        """The schedule whose num_steps steps begin at this sigma."""
+        first = unshift_sigma(sigma, self.factor(num_tokens, num_steps))
+        return replace(self, first=first, last=None, terminal=None)
 
     def sigmas(self, num_steps: int, num_tokens: int) -> Float64[Tensor, " n"]:
         """The sigmas of num_steps steps from noise to data and, last of all, 0.
@@ -122,15 +132,19 @@ def euler(
     noise: Images,
     sigmas: Float64[Tensor, " n"],
     *,
+    after: After | None = None,
     progress: Progress | None = None,
 ) -> Images:
     """Euler's method along the flow: x + (sigma' - sigma) velocity, from noise at the first of the
-    sigmas to the last; deterministic. Works in the dtype of the noise.
+    sigmas to the last; deterministic. Works in the dtype of the noise. `after` may change x after
+    each step.
     """
     x, steps = noise, sigmas.tolist()
     for number, (sigma, following) in enumerate(itertools.pairwise(steps), start=1):
         at = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         x = x + (following - sigma) * denoise(x, at).to(x.dtype)
+        if after is not None:
+            x = after(x, torch.full_like(at, following) if following > 0 else None)
         if progress is not None:
             progress(number, len(steps) - 1)
     return x

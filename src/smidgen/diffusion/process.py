@@ -8,7 +8,7 @@ of the schedule (int64) of a diffusion, sigma in (0, 1] (float32) of a flow.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -33,7 +33,7 @@ from smidgen.diffusion.objective import (
     split_output,
     v_loss,
 )
-from smidgen.diffusion.sampler import SAMPLERS, Denoise
+from smidgen.diffusion.sampler import SAMPLERS, After, Denoise
 from smidgen.diffusion.schedule import Images, Output, PerImage, Schedule, Spacing
 
 # "hybrid": noise, and its variance where that is learned; "epsilon": noise alone
@@ -137,9 +137,17 @@ class Diffusion:
         epsilon, _ = split_output(predicted, x_t.shape[1])
         return predict_x0(epsilon, x_t, t, self.schedule)
 
-    def sampled_times(self, sampler: str, steps: int) -> Int64[Tensor, " n"]:
+    def below(self, sigma: float, steps: int) -> Diffusion:
+        """The process whose samplers begin at the first t with at least this share of noise, sigma
+        in (0, 1] as in a flow, whatever their number of `steps`.
+        """
+        return replace(self, schedule=self.schedule.below(sigma))
+
+    def sampled_times(
+        self, sampler: str, steps: int, first: int | None = None
+    ) -> Int64[Tensor, " n"]:
         """t at which `sample` calls the network, in that order."""
-        return self.schedule.respace(steps, _spacing(sampler)).timesteps.flip(0)
+        return self.schedule.respace(steps, _spacing(sampler)).timesteps[:first].flip(0)
 
     def sample(
         self,
@@ -149,10 +157,14 @@ class Diffusion:
         *,
         sampler: str,
         steps: int,
+        first: int | None = None,
+        after: After | None = None,
     ) -> Images:
-        """x_0 from noise, in so many steps; image i draws from generator i alone."""
-        spacing = _spacing(sampler)
-        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, generators, spacing=spacing)
+        """x_0 from noise, in so many steps; image i draws from generator i alone. `first`, `after`:
+        as in the samplers.
+        """
+        how = {"spacing": _spacing(sampler), "first": first, "after": after}
+        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, generators, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +245,20 @@ class Flow:
         """Where the velocity leads from x_t at sigma 0."""
         return x_t - t.to(x_t.dtype).reshape(-1, 1, 1, 1) * predicted
 
-    def sampled_times(self, sampler: str, steps: int) -> Float[Tensor, " n"]:
+    def below(self, sigma: float, steps: int) -> Flow:
+        """The process whose samplers begin at this sigma in so many steps."""
+        return replace(self, schedule=self.schedule.below(sigma, steps, self.num_tokens))
+
+    def sampled_times(
+        self, sampler: str, steps: int, first: int | None = None
+    ) -> Float[Tensor, " n"]:
         """t at which `sample` calls the network, in that order."""
-        return self.schedule.sigmas(steps, self.num_tokens)[:-1].float()
+        return self._sigmas(steps, first)[:-1].float()
+
+    def _sigmas(self, steps: int, first: int | None) -> Float64[Tensor, " n"]:
+        """Those of the last `first` steps, None: of all."""
+        sigmas = self.schedule.sigmas(steps, self.num_tokens)
+        return sigmas if first is None else sigmas[-first - 1 :]
 
     def sample(
         self,
@@ -245,9 +268,13 @@ class Flow:
         *,
         sampler: str,
         steps: int,
+        first: int | None = None,
+        after: After | None = None,
     ) -> Images:
-        """x_0 from noise, in so many steps of Euler's method, which draws nothing."""
-        return euler(denoise, noise, self.schedule.sigmas(steps, self.num_tokens))
+        """x_0 from noise, in so many steps of Euler's method, which draws nothing. `first`,
+        `after`: as in the samplers.
+        """
+        return euler(denoise, noise, self._sigmas(steps, first), after=after)
 
 
 Process = Diffusion | Flow

@@ -4,6 +4,9 @@ Dimensions: b batch, c latent channels, h and w latent rows and columns. A sampl
 schedule, walks it from the last row to the first and returns x_0; it works in the dtype of the
 noise it is given (float32 for a reduced-precision network: `denoise` casts). Noise comes from one
 generator per sample. No network, no labels: guidance wraps the callable.
+
+With `first` a sampler walks the last so many of its steps alone, and `noise` is x where the first
+of them begins. `after` may change x after each step.
 """
 
 import math
@@ -21,6 +24,8 @@ from smidgen.diffusion.schedule import Images, Schedule, Spacing
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # (steps done, steps in all), called after each step
 Progress = Callable[[int, int], None]
+# (x after a step, its t (b,) as the network is told it, None: of noise 0) -> x that goes on
+After = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @torch.no_grad()
@@ -33,6 +38,8 @@ def ddpm(
     *,
     clip: float | None = None,
     spacing: Spacing = "uniform",
+    first: int | None = None,
+    after: After | None = None,
     progress: Progress | None = None,
 ) -> Images:
     """Ancestral sampling (DDPM, algorithm 2) with respacing (improved DDPM, section 4).
@@ -40,21 +47,23 @@ def ddpm(
     The variance is the learned one where the output has 2c channels, else the posterior's. The
     last step returns the mean. clip limits the predicted x_0 to [-clip, clip]; None does not.
 
-    Raises: ValueError if the spacing has no num_steps steps, there is not one generator per sample,
-        or an output has neither c nor 2c channels.
+    Raises: ValueError if the spacing has no num_steps steps, `first` is more than they or none,
+        there is not one generator per sample, or an output has neither c nor 2c channels.
     """
-    _check(noise, generators)
+    first = _check(noise, generators, num_steps, first)
     steps = schedule.respace(num_steps, spacing)
     of_x0, of_x = steps.posterior_mean_coef1.tolist(), steps.posterior_mean_coef2.tolist()
     x = noise
-    for row in reversed(range(num_steps)):
+    for row in reversed(range(first)):
         predicted = _predict(denoise, x, steps, row)
         x0 = predicted.x0 if clip is None else predicted.x0.clamp(-clip, clip)
         x = of_x0[row] * x0 + of_x[row] * x
         if row > 0:
             std = torch.exp(0.5 * predicted.log_variance)
             x = x + std * draw_noise(x.shape[1:], generators, x.device, x.dtype)
-        _report(progress, row, num_steps)
+        x = _stepped(x, steps, row, after)
+        if progress is not None:
+            progress(first - row, first)
     return x
 
 
@@ -68,6 +77,8 @@ def ddim(
     *,
     eta: float = 0.0,
     spacing: Spacing = "uniform",
+    first: int | None = None,
+    after: After | None = None,
     progress: Progress | None = None,
 ) -> Images:
     """DDIM (Song et al. 2021, equations 12 and 16); eta 0 is deterministic, 1 is close to DDPM.
@@ -78,18 +89,20 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta {eta}: give 0 (deterministic) to 1")
-    _check(noise, generators)
+    first = _check(noise, generators, num_steps, first)
     steps = schedule.respace(num_steps, spacing)
     sigmas = eta * steps.posterior_variance.sqrt()
     directions = (1 - steps.alphas_cumprod_prev - sigmas**2).clamp(min=0).sqrt().tolist()
     signals, sigmas = steps.alphas_cumprod_prev.sqrt().tolist(), sigmas.tolist()
     x = noise
-    for row in reversed(range(num_steps)):
+    for row in reversed(range(first)):
         predicted = _predict(denoise, x, steps, row)
         x = signals[row] * predicted.x0 + directions[row] * predicted.epsilon
         if sigmas[row] > 0:
             x = x + sigmas[row] * draw_noise(x.shape[1:], generators, x.device, x.dtype)
-        _report(progress, row, num_steps)
+        x = _stepped(x, steps, row, after)
+        if progress is not None:
+            progress(first - row, first)
     return x
 
 
@@ -102,6 +115,8 @@ def dpm_solver(
     generators: Sequence[torch.Generator],
     *,
     spacing: Spacing = "half-open",
+    first: int | None = None,
+    after: After | None = None,
     progress: Progress | None = None,
 ) -> Images:
     """DPM-Solver++(2M), midpoint form (Lu et al. 2022, algorithm 2); deterministic.
@@ -112,14 +127,14 @@ def dpm_solver(
 
     Raises: ValueError as `ddpm`.
     """
-    _check(noise, generators)
+    first = _check(noise, generators, num_steps, first)
     steps = schedule.respace(num_steps, spacing)
     alphas, sigmas = steps.sqrt_alphas_cumprod, steps.sqrt_one_minus_alphas_cumprod
     # widths[i] is the step from row i + 1 to row i in half the log of the signal-to-noise ratio.
     widths = (alphas / sigmas).log().diff().neg().tolist()
     alphas, sigmas = alphas.tolist(), sigmas.tolist()
     x, last_x0 = noise, None
-    for row in reversed(range(num_steps)):
+    for row in reversed(range(first)):
         x0 = _predict(denoise, x, steps, row).x0
         if row == 0:
             x = x0
@@ -130,7 +145,9 @@ def dpm_solver(
             keep = sigmas[row - 1] / sigmas[row]
             x = keep * x - alphas[row - 1] * math.expm1(-widths[row - 1]) * target
         last_x0 = x0
-        _report(progress, row, num_steps)
+        x = _stepped(x, steps, row, after)
+        if progress is not None:
+            progress(first - row, first)
     return x
 
 
@@ -162,9 +179,15 @@ def sample_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 0x9E3779B9 + index) % 2**32)
 
 
-def _check(noise: Tensor, generators: Sequence[torch.Generator]) -> None:
+def _check(
+    noise: Tensor, generators: Sequence[torch.Generator], num_steps: int, first: int | None
+) -> int:
+    """How many steps are walked."""
     if len(generators) != len(noise):
         raise ValueError(f"{len(generators)} generators for {len(noise)} samples: give one each")
+    if first is not None and not 1 <= first <= num_steps:
+        raise ValueError(f"the last {first} of {num_steps} steps: give 1 to {num_steps}")
+    return num_steps if first is None else first
 
 
 class _Prediction(NamedTuple):
@@ -183,6 +206,10 @@ def _predict(denoise: Denoise, x: Images, steps: Schedule, row: int) -> _Predict
     return _Prediction(predict_x0(epsilon, x, t, steps), epsilon, learned_log_variance(v, t, steps))
 
 
-def _report(progress: Progress | None, row: int, num_steps: int) -> None:
-    if progress is not None:
-        progress(num_steps - row, num_steps)
+def _stepped(x: Images, steps: Schedule, row: int, after: After | None) -> Images:
+    """What goes on after the step that began at this row."""
+    if after is None:
+        return x
+    if row == 0:
+        return after(x, None)
+    return after(x, torch.full((len(x),), int(steps.timesteps[row - 1]), device=x.device))

@@ -113,6 +113,14 @@ class Schedule:
         rows = torch.searchsorted(shares, sigmas.to("cpu", torch.float64))
         return rows.clamp(max=self.num_steps - 1)
 
+    def below(self, sigma: float) -> "Schedule":
+        """The steps up to the first row with at least this share of noise, as in `rows_at`; two of
+        them at least.
+        """
+        last = int(self.rows_at(torch.tensor([sigma]))[0])
+        kept = max(2, last + 1)
+        return Schedule.from_betas(self.betas[:kept], self.timesteps[:kept])
+
     def respace(self, num_steps: int, spacing: Spacing = "uniform") -> "Schedule":
         """The schedule of num_steps of the steps, its abar theirs (improved DDPM, section 4).
 

@@ -30,9 +30,11 @@ LISTS = (tuple, Sequence)
 MOST_SHOWN = 160  # characters of a wrong value
 MOST_INTEGER = 2**63  # TOML's integers have 64 bits, and so have those of torch
 
-# metadata of a field that is no setting of its own; of a flag that only switches something on
+# metadata of a field that is no setting of its own; of a flag that only switches something on; of
+# one whose values add up where it is repeated
 NO_FLAG: Mapping[str, bool] = {"flag": False}
 SWITCH: Mapping[str, bool] = {"switch": True}
+ADDS: Mapping[str, bool] = {"adds": True}
 
 
 class Text(str):
@@ -41,14 +43,16 @@ class Text(str):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One field of a config dataclass; `default` is dataclasses.MISSING if it must be given, and a
-    `switch` is a flag without an opposite.
+    """One field of a config dataclass; `default` is dataclasses.MISSING if it must be given, a
+    `switch` is a flag without an opposite, and of one that `adds` all that is given counts, else
+    the last.
     """
 
     name: str
     annotation: Any
     default: Any
     switch: bool = False
+    adds: bool = False
 
     @property
     def flag(self) -> str:
@@ -91,8 +95,8 @@ def settings_of(*configs: type, prefix: str = "") -> dict[str, Setting]:
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-            switch = field.metadata.get("switch", False)
-            found[name] = Setting(name=name, annotation=annotation, default=default, switch=switch)
+            known = {key: field.metadata.get(key, False) for key in ("switch", "adds")}
+            found[name] = Setting(name=name, annotation=annotation, default=default, **known)
     return found
 
 

@@ -70,10 +70,21 @@ def write_json(document: Any, path: Path | str, remedy: str = REMEDY) -> None:
     write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", path, remedy)
 
 
-def write_png(image: Image, path: Path | str, remedy: str = REMEDY) -> None:
-    """Write a picture. Raises: SmidgenError as `whole_file`."""
+def write_png(
+    image: Image, path: Path | str, remedy: str = REMEDY, *, text: tuple[str, str] | None = None
+) -> None:
+    """Write a picture, with a `text` in it as (keyword, text), which `read_png_text` finds again.
+
+    Raises: SmidgenError as `whole_file`.
+    """
+    chunks = None
+    if text is not None:
+        from PIL.PngImagePlugin import PngInfo
+
+        chunks = PngInfo()
+        chunks.add_itxt(*text)
     with whole_file(path, remedy) as partial:
-        image.save(partial, format="PNG")
+        image.save(partial, format="PNG", pnginfo=chunks)
 
 
 def try_writing(folder: Path) -> None:

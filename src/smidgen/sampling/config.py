@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from smidgen.diffusion.names import Channels, Guidance, Sampler
+from smidgen.diffusion.names import Channels, Guidance, Restoration, Sampler
 from smidgen.errors import UsageError, closest
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.reading import sha256_of
-from smidgen.files.settings import NO_FLAG, check_choices
+from smidgen.files.settings import ADDS, NO_FLAG, check_choices
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
 
 MEASURED_IMAGES = 10_000  # as published numbers are
+CHANGED_STRENGTH = 0.8  # of an image that is changed, where nothing else is said
+FILES = ("guidance_delta", "image", "mask")  # settings that are files, known by their content
+
+# settings that records name only where they are not as usual
+UNUSUAL = (
+    *("guidance_kind", "guidance_delta", "guidance_interval"),
+    *("image", "image_strength", "mask", "restore", "noise_level", "same_noise", "numbers"),
+)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -32,7 +40,7 @@ class SamplingConfig:
 
     classes: str | tuple[str, ...] = "all"
     """Class names with commas between them, or all."""
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = field(default=(), metadata=ADDS)
     """For a base that reads prompts: one or several; without any, those of the classes that the
     delta was trained on."""
     negative_prompt: str = ""
@@ -57,8 +65,25 @@ class SamplingConfig:
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     """LOW HIGH: guidance acts where the noise is between these shares of the way from data, 0, to
     noise, 1."""
+    image: Path | None = None
+    """A picture to start from, or to restore; cropped and brought to the base's size."""
+    image_strength: float | None = None
+    """Share of the steps that are drawn, above 0 to 1: how far it is changed; none: 0.8, or 1 with
+    a mask or to upscale."""
+    mask: Path | None = None
+    """A picture as large as the image: drawn anew where it is white, kept where it is black."""
+    restore: Restoration | None = None
+    """inpaint: what the mask says; denoise: the image is noisy, and drawn from there; upscale: it
+    is smaller by a whole number, and its coarse parts are kept; none: it is changed as a whole."""
+    noise_level: float | None = None
+    """To denoise: the standard deviation of the image's noise, where black is 0 and white 1."""
     seed: int = 0
     """Image i depends on this and i only."""
+    same_noise: bool = False
+    """The images of a round over all classes (or prompts) begin from one noise: image i depends on
+    i div K in place of i."""
+    numbers: tuple[int, ...] = ()
+    """Draw only the images of these numbers, counted from 0; none: all."""
     batch_size: int = 32
     """Images at a time; the images are the same whatever it is, to rounding where the base is no
     DiT."""
@@ -70,6 +95,8 @@ class SamplingConfig:
             check_integer(name, getattr(self, name))
         check_integer("batch_size", self.batch_size, most=MOST_IMAGES)
         check_integer("seed", self.seed, least=0)
+        for number in self.numbers:
+            check_integer("numbers", number, least=0)
         check_number("guidance", self.guidance)
         check_choices(self)
         low, *high = self.guidance_interval or (1.0,)
@@ -96,6 +123,48 @@ class SamplingConfig:
             raise UsageError(
                 "negative_prompt acts through guidance, which is 1: that is without; give more"
             )
+        self._check_image()
+
+    def _check_image(self) -> None:
+        """Raises: UsageError for what says how an image is changed and does not fit together."""
+        if self.image is None:
+            for name in ("image_strength", "mask", "restore", "noise_level"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"{name} is about the image that is changed; give image, the picture's file"
+                    )
+            return
+        check_number("image_strength", self.image_strength, above=True, most=1)
+        check_number("noise_level", self.noise_level, above=True, most=1)
+        if (self.restore == "denoise") != (self.noise_level is not None):
+            raise UsageError(
+                "noise_level is that of the image that restore denoise starts from; give both or "
+                "neither"
+            )
+        if self.restore == "denoise" and self.image_strength is not None:
+            raise UsageError(
+                "image_strength is of no use to restore denoise, which starts at noise_level; "
+                "leave it out"
+            )
+        if self.restore == "inpaint" and self.mask is None:
+            raise UsageError("restore inpaint needs mask, a picture that is white where it draws")
+        if self.restore in ("denoise", "upscale") and self.mask is not None:
+            raise UsageError(f"mask is of no use to restore {self.restore}; leave it out")
+        if self.image_strength is not None and self.first_steps < 1:
+            raise UsageError(
+                f"image_strength {self.image_strength:g} of {self.steps} steps is not one step; "
+                "give more of either"
+            )
+
+    @property
+    def first_steps(self) -> int:
+        """How many of the steps, the last ones, are drawn from the image: as many as diffusers'
+        pipelines would.
+        """
+        whole = self.mask is not None or self.restore == "upscale"
+        if self.image_strength is None:
+            return self.steps if whole else max(1, int(self.steps * CHANGED_STRENGTH))
+        return int(self.steps * self.image_strength)
 
     def resolved(self, base: Base) -> SamplingConfig:
         """With the sampler and the precision that `base` makes of it.
@@ -157,15 +226,20 @@ class SamplingConfig:
         return list(chosen)
 
     def facts(self) -> dict[str, Any]:
-        """All that the images depend on, as JSON; of guidance what is not as usual."""
+        """All that the images depend on, as JSON, files by their SHA-256; of what is seldom asked
+        for what is not as usual.
+        """
         facts = {name: value for name, value in asdict(self).items() if name != "batch_size"}
-        unusual = SamplingConfig()
-        for name in ("guidance_kind", "guidance_delta", "guidance_interval"):
-            if facts[name] == getattr(unusual, name):
+        usual = SamplingConfig()
+        for name in UNUSUAL:
+            if facts[name] == getattr(usual, name):
                 del facts[name]
-        if self.guidance_delta is not None:
-            facts["guidance_delta"] = sha256_of(self.guidance_delta)
-        return facts
+        return facts | self.files()
+
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of each file that the images depend on, by its setting."""
+        given = {name: getattr(self, name) for name in FILES}
+        return {name: sha256_of(path) for name, path in given.items() if path is not None}
 
 
 class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,4 +276,11 @@ class MeasuredSampling(LoadedSampling):
     num_images: int | None = None
     """Samples in total, image i of class i mod K; none: 10,000, or of a personalisation four of
     each of its prompts."""
+    image: Path | None = field(default=None, metadata=NO_FLAG)
+    image_strength: float | None = field(default=None, metadata=NO_FLAG)
+    mask: Path | None = field(default=None, metadata=NO_FLAG)
+    restore: Restoration | None = field(default=None, metadata=NO_FLAG)
+    noise_level: float | None = field(default=None, metadata=NO_FLAG)
+    same_noise: bool = field(default=False, metadata=NO_FLAG)
+    numbers: tuple[int, ...] = field(default=(), metadata=NO_FLAG)
     batch_size: int = field(default=64, metadata=NO_FLAG)

@@ -1,6 +1,7 @@
 """Drawing images from a base, with or without a delta. B images of a batch.
 
 Image i has class (or prompt) i mod K and depends on the seed and i alone: it has its own generator.
+Which steps it takes, and from where, is in route.py.
 A DiT draws it alike in any batch (fast/network.py); in other networks products round by their size.
 """
 
@@ -29,6 +30,7 @@ from smidgen.models.labels import Labels, labels_of
 from smidgen.models.positions import check_positions
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.pair import Pair
+from smidgen.sampling.route import Route, route_of
 
 # (numbers of the images, uint8 (B, H, W, 3))
 Drawn = tuple[range, NDArray[np.uint8]]
@@ -47,12 +49,22 @@ class Drawing:
     delta: Delta | None
     labels: Labels
     chosen: tuple[int, ...]
+    route: Route
     pair: Pair | None = None
 
     @property
     def num_images(self) -> int:
         """Images in all."""
         return self.config.num_images or len(self.chosen)
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Those of the images that are drawn."""
+        return tuple(sorted(set(self.config.numbers))) or range(self.num_images)
+
+    def noise_of(self, number: int) -> int:
+        """Which noise the image of this number begins from."""
+        return number // len(self.chosen) if self.config.same_noise else number
 
     def label(self, number: int) -> int:
         """What the image of this number shows."""
@@ -78,15 +90,25 @@ class Drawing:
         self, *, part: tuple[int, int] = (0, 1), report: Report | None = None
     ) -> Generator[Drawn, None, None]:
         """The images in batches; the delta acts in the base only while one is drawn. `part` (k, n):
-        every n-th batch only, from batch k on, for the k-th of n processes.
+        every n-th batch only, from batch k on, for the k-th of n processes. Where only some
+        `numbers` are asked for, the batches that hold them are drawn whole, to the same bits, and
+        these images come one by one.
         """
-        size, total = self.config.batch_size, self.num_images
-        for start in range(0, total, size)[part[0] :: part[1]]:
+        size, total, asked = self.config.batch_size, self.num_images, self.numbers
+        starts, done = range(0, total, size), 0
+        if not isinstance(asked, range):
+            starts = sorted({number // size * size for number in asked})
+        for start in starts[part[0] :: part[1]]:
             numbers = range(start, min(start + size, total))
-            images = self.images(numbers)
+            wanted = numbers if isinstance(asked, range) else [n for n in asked if n in numbers]
+            images, done = self.images(numbers), done + len(wanted)
             if report is not None:
-                report(numbers.stop, total)
-            yield numbers, images
+                report(numbers.stop if wanted is numbers else done, len(asked))
+            if wanted is numbers:
+                yield numbers, images
+                continue
+            for number in wanted:
+                yield range(number, number + 1), images[number - start :][:1]
 
     def images(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """The images of these numbers, uint8 (B, H, W, 3), drawn at once."""
@@ -106,16 +128,31 @@ def prepare(
     """The drawing of what `config` asks for. `labels` None: those of its prompts, of the delta's
     classes or of the base's.
 
-    Raises: UsageError for a class, sampler or number of steps that is not this base's; SmidgenError
-        for a delta of another base, or a base that no host calls.
+    Raises: UsageError for a class, sampler, number of steps or picture that is not for this base,
+        or a number beyond the images; SmidgenError for a delta of another base, or a base that no
+        host calls.
     """
     _ = base.family  # says so if no host calls this network
     config = config.resolved(base)
     placed = None if delta is None else _placed(delta, base)
     known = labels or labels_of(base, placed, config.prompt, config.negative_prompt)
     chosen = tuple(known.names.index(name) for name in config.chosen(known.names))
+    count = config.num_images or len(chosen)
+    if config.numbers and max(config.numbers) >= count:
+        raise UsageError(
+            f"numbers has {max(config.numbers)}, and of {count} images the last is {count - 1}; "
+            "give more num_images, or another number"
+        )
     pair = None if config.guidance_kind == "classifier-free" else _pair(base, config, placed, known)
-    return Drawing(base=base, config=config, delta=placed, labels=known, chosen=chosen, pair=pair)
+    return Drawing(
+        base=base,
+        config=config,
+        delta=placed,
+        labels=known,
+        chosen=chosen,
+        route=route_of(base, config),
+        pair=pair,
+    )
 
 
 def _pair(base: Base, config: SamplingConfig, delta: Delta | None, labels: Labels) -> Pair:
@@ -170,13 +207,11 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int], predict: Network | None
         network = drawing.pair.calls(call, len(shown))
         other = shown if drawing.pair.null is None else drawing.pair.null
     denoise = guide(network, shown, other, scale, config.guidance_channels, acts)
-    generators = [sample_generator(config.seed, number) for number in numbers]
+    generators = [sample_generator(config.seed, drawing.noise_of(number)) for number in numbers]
     noise = draw_noise(base.latent_shape, generators, base.device)
-    assert config.sampler is not None, "the configuration of a drawing is resolved"
-    how = {"sampler": config.sampler, "steps": config.steps}
-    times = base.process.sampled_times(**how)
+    times = drawing.route.times()
     with scheduled(base.denoiser, times) if predict is None else nullcontext():
-        latents = base.process.sample(denoise, noise, generators, **how)
+        latents = drawing.route.sample(denoise, noise, generators)
     pixels = base.codec.decode(latents)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

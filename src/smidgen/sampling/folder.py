@@ -16,6 +16,7 @@ from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.standing import START_OVER, Standing, standing
 from smidgen.files.writing import write_json, write_png
 from smidgen.sampling.config import SamplingFacts
+from smidgen.sampling.own_settings import KEYWORD, own_text
 
 if TYPE_CHECKING:
     from smidgen.sampling.draw import Drawing, Report
@@ -78,17 +79,23 @@ def standing_of(folder: Path, settings: Mapping[str, Any], *, force: bool = Fals
 
 
 def fill_folder(
-    drawing: Drawing, folder: Path, settings: Mapping[str, Any], report: Report | None = None
+    drawing: Drawing,
+    folder: Path,
+    settings: Mapping[str, Any],
+    report: Report | None = None,
+    *,
+    own: bool = False,
 ) -> SampleRecord:
     """Draw and write the images; what an earlier record lists goes first. The record's `finished`
-    turns true with the last image.
+    turns true with the last image. `own`: the settings are those of `smidgen sample`, and each
+    image carries them too.
 
     Raises: SmidgenError if the disk refuses.
     """
-    names = [drawing.name(number) for number in range(drawing.num_images)]
-    files = [image_name(number, name) for number, name in enumerate(names)]
+    names = {number: drawing.name(number) for number in drawing.numbers}
+    files = {number: image_name(number, name) for number, name in names.items()}
     settings = {**settings, "sampler": drawing.config.sampler}
-    images = dict(zip(files, names, strict=True))
+    images = {files[number]: name for number, name in names.items()}
     record = SampleRecord(settings=settings, images=images, finished=False)
     remove_images(folder)
     write_json(msgspec.to_builtins(record), folder / RECORD)
@@ -96,7 +103,8 @@ def fill_folder(
     with contextlib.closing(drawing.batches(report=report)) as batches:
         for numbers, pixels in batches:
             for number, image in zip(numbers, pixels, strict=True):
-                write_png(Image.fromarray(image), folder / files[number])
+                text = (KEYWORD, own_text(drawing, number, settings)) if own else None
+                write_png(Image.fromarray(image), folder / files[number], text=text)
     record.finished = True
     write_json(msgspec.to_builtins(record), folder / RECORD)
     return record
@@ -108,8 +116,9 @@ def remove_images(folder: Path) -> None:
     """
     with contextlib.suppress(SmidgenError):
         record = read_record(folder)
-        for number, (file, shown) in enumerate(record.images.items() if record else ()):
-            if file == image_name(number, shown):
+        for file, shown in (record.images if record else {}).items():
+            number = file.partition("-")[0]
+            if number.isdecimal() and number.isascii() and file == image_name(int(number), shown):
                 (folder / file).unlink(missing_ok=True)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
+from smidgen.files.pages import png_address, rendered
 from smidgen.files.toml import toml
 from smidgen.files.writing import whole_file, write_text
 from smidgen.study.analysis import analyse_study, arm_name, block_name
@@ -35,11 +33,11 @@ def write_report(design: Design) -> Path:
     results = list(results_of(design))
     drawn = figures_of(design, analysis, rows, results)
     facts = facts_of(design, analysis, rows, results)
-    templates = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = files("smidgen.study").joinpath("report.html.jinja").read_text(encoding="utf-8")
     shown = {name: (words, svg(figure)) for name, (words, figure) in drawn.items()}
-    page = templates.from_string(source).render(
-        **facts, figures=shown, grids=list(grids(design, embedded=True))
+    page = rendered(
+        "smidgen.study",
+        "report.html.jinja",
+        {**facts, "figures": shown, "grids": list(grids(design, embedded=True))},
     )
     write_text(page, design.output / PAGE)
     for name, (_, figure) in drawn.items():
@@ -234,7 +232,7 @@ def grids(design: Design, *, embedded: bool) -> Iterator[dict[str, Any]]:
             continue
         arms[arm] = path.relative_to(design.output).as_posix()
         if embedded:
-            arms[arm] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            arms[arm] = png_address(path)
     for block, arms in by_block.items():
         yield {"block": block, "arms": list(arms.items())}
 
