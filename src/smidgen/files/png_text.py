@@ -8,11 +8,24 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smidgen.files.reading import Unreadable, read_bytes
 
+if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_TEXT = 2**22  # bytes
+
+
+def text_chunk(keyword: str, text: str) -> PngInfo:
+    """What Pillow writes this text of."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_itxt(keyword, text)
+    return chunks
 
 
 def read_png_text(path: Path, keyword: str) -> str | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from smidgen.errors import SmidgenError
+from smidgen.files.png_text import text_chunk
 from smidgen.files.reading import in_one_line
 
 if TYPE_CHECKING:
@@ -77,14 +78,8 @@ def write_png(
 
     Raises: SmidgenError as `whole_file`.
     """
-    chunks = None
-    if text is not None:
-        from PIL.PngImagePlugin import PngInfo
-
-        chunks = PngInfo()
-        chunks.add_itxt(*text)
     with whole_file(path, remedy) as partial:
-        image.save(partial, format="PNG", pnginfo=chunks)
+        image.save(partial, format="PNG", pnginfo=None if text is None else text_chunk(*text))
 
 
 def try_writing(folder: Path) -> None:

@@ -24,7 +24,8 @@ KEYWORD = "smidgen"
 
 class OwnSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What made one picture. `files` are the settings that are files, and the delta, by their
-    SHA-256; `settings` all others by the names of the flags.
+    SHA-256; `settings` all others by the names of the flags; `model` is what a server that drew it
+    calls the delta, or a sum of several, which no file is.
     """
 
     number: int
@@ -32,6 +33,7 @@ class OwnSettings(msgspec.Struct, frozen=True, kw_only=True):
     base_fingerprint: str
     settings: dict[str, Any]
     files: dict[str, str] = {}
+    model: str | None = None
     version: str = ""
 
     def check_files(self, given: Mapping[str, Path | str | None], path: Path) -> None:
@@ -71,7 +73,9 @@ class OwnSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def own_text(drawing: Drawing, number: int, settings: Mapping[str, Any]) -> str:
+def own_text(
+    drawing: Drawing, number: int, settings: Mapping[str, Any], model: str | None = None
+) -> str:
     """The JSON that the image of this number carries, made of the settings of its folder: equal
     requests give equal bytes.
     """
@@ -94,6 +98,7 @@ def own_text(drawing: Drawing, number: int, settings: Mapping[str, Any]) -> str:
         base_fingerprint=base.fingerprint,
         settings=others,
         files=files,
+        model=model,
         version=version("smidgen"),
     )
     return msgspec.json.encode(found, order="sorted").decode()

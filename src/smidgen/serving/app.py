@@ -11,9 +11,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Form, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -25,12 +25,21 @@ from smidgen.models.base import Base
 from smidgen.serving.config import ServeConfig
 from smidgen.serving.engine import Engine, Full, Image, Job, Late
 from smidgen.serving.guard import LOCAL, Guard
-from smidgen.serving.images import encoded, jobs_of, size_of
+from smidgen.serving.images import Order, order_of, size_of
 from smidgen.serving.library import Entry, Library, UnknownModel
 from smidgen.serving.measures import Measures
-from smidgen.serving.schemas import About, Failed, Generated, Generation, Model, Models, Picture
+from smidgen.serving.schemas import (
+    About,
+    Edit,
+    Failed,
+    Generated,
+    Generation,
+    Model,
+    Models,
+    Picture,
+)
 
-GENERATIONS = "/v1/images/generations"
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": Failed, "description": "The request makes no sense."},
     401: {"model": Failed, "description": "The API key is missing or wrong."},
@@ -183,30 +192,39 @@ def _add_answers(app: FastAPI, served: Served) -> None:
         )
         return Models(data=[own, *(_model(entry) for entry in served.library.entries())])
 
-    @app.post(GENERATIONS, responses=_failures(400, 401, 404, 413, 421, 429, 500, 503, 504))
+    statuses = _failures(400, 401, 404, 413, 421, 429, 500, 503, 504)
+
+    @app.post(GENERATIONS, responses=statuses)
     async def generations(asked: Generation, request: Request) -> Generated:
         """Images of a delta, of a sum of deltas, or of the base."""
-        began = time.monotonic()
-        jobs, seed = await run_in_threadpool(
-            jobs_of, asked, served.base, served.library, served.config
-        )
-        if asked.stream:
-            return _streamed(asked, jobs, seed, served)  # type: ignore[return-value]
-        served.engine.submit(jobs)
-        images = await _waited(jobs, request, served.engine)
-        kind = asked.output_format
-        pictures = [
-            _picture(await run_in_threadpool(encoded, image, kind), asked, seed, number)
-            for number, image in enumerate(images)
-        ]
-        served.measures.seconds.observe(time.monotonic() - began)
-        return Generated(
-            created=int(time.time()),
-            data=pictures,
-            model=asked.model,
-            output_format=kind,
-            size=size_of(served.base),
-        )
+        return await _drawn(asked, request, served)
+
+    @app.post(EDITS, responses=statuses)
+    async def edits(asked: Annotated[Edit, Form()], request: Request) -> Generated:
+        """Images that begin from a picture: changed, inpainted, denoised or enlarged."""
+        return await _drawn(asked, request, served)
+
+
+async def _drawn(asked: Generation, request: Request, served: Served) -> Any:
+    """The answer to a request for images."""
+    began = time.monotonic()
+    order = await run_in_threadpool(order_of, asked, served.base, served.library, served.config)
+    if asked.stream:
+        return _streamed(order, served)
+    served.engine.submit(order.jobs)
+    images = await _waited(order.jobs, request, served.engine)
+    files = [
+        await run_in_threadpool(order.file, job, image)
+        for job, image in zip(order.jobs, images, strict=True)
+    ]
+    served.measures.seconds.observe(time.monotonic() - began)
+    return Generated(
+        created=int(time.time()),
+        data=[_picture(data, order, number) for number, data in enumerate(files)],
+        model=asked.model,
+        output_format=asked.output_format,
+        size=size_of(served.base),
+    )
 
 
 def _model(entry: Entry) -> Model:
@@ -223,11 +241,11 @@ def _model(entry: Entry) -> Model:
     )
 
 
-def _picture(data: str, asked: Generation, seed: int, number: int) -> Picture:
-    if asked.response_format == "url":
-        url = f"data:image/{asked.output_format};base64,{data}"
-        return Picture(url=url, seed=seed, index=number)
-    return Picture(b64_json=data, seed=seed, index=number)
+def _picture(data: str, order: Order, number: int) -> Picture:
+    if order.asked.response_format == "url":
+        url = f"data:image/{order.asked.output_format};base64,{data}"
+        return Picture(url=url, seed=order.seed, index=number)
+    return Picture(b64_json=data, seed=order.seed, index=number)
 
 
 async def _waited(jobs: Sequence[Job], request: Request, engine: Engine) -> list[Image]:
@@ -253,27 +271,26 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _streamed(
-    asked: Generation, jobs: Sequence[Job], seed: int, served: Served
-) -> StreamingResponse:
+def _streamed(order: Order, served: Served) -> StreamingResponse:
     """The images as server-sent events, those on the way too."""
+    jobs, asked = order.jobs, order.asked
     loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, dict[str, Any]]]()
 
-    def put(kind: str, number: int, image: Image, **more: int) -> None:
-        data = encoded(image, asked.output_format)
-        event = {"b64_json": data, "seed": seed, "index": number, **more}
+    def put(kind: str, job: Job, image: Image, **more: int) -> None:
+        data = order.file(job, image)
+        event = {"b64_json": data, "seed": order.seed, "index": job.number, **more}
         loop.call_soon_threadsafe(events.put_nowait, (kind, event))
 
     def watch(job: Job) -> None:
         def show(count: int, image: Image) -> None:
-            put("partial_image", job.number, image, partial_image_index=count)
+            put("partial_image", job, image, partial_image_index=count)
 
         def done(future: Any) -> None:
             if future.cancelled():
                 return
             error = future.exception()
             if error is None:
-                put("completed", job.number, future.result())
+                put("completed", job, future.result())
             else:
                 problem = _problem_of(error)[1]
                 loop.call_soon_threadsafe(events.put_nowait, ("error", {"error": problem}))
@@ -285,13 +302,15 @@ def _streamed(
         watch(job)
     served.engine.submit(jobs)
 
+    what = "image_edit" if isinstance(asked, Edit) else "image_generation"
+
     async def lines() -> AsyncIterator[str]:
         try:
             ended = 0
             while ended < len(jobs):
                 kind, event = await events.get()
                 ended += kind != "partial_image"
-                name = "error" if kind == "error" else f"image_generation.{kind}"
+                name = "error" if kind == "error" else f"{what}.{kind}"
                 facts = {"type": name, "created_at": int(time.time()), **event}
                 facts |= {"output_format": asked.output_format, "size": size_of(served.base)}
                 yield f"event: {name}\ndata: {json.dumps(facts)}\n\n"

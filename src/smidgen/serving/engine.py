@@ -141,7 +141,7 @@ class Job:
 
     def _show(self, x: Tensor, t: Tensor, output: Tensor) -> None:
         """What the image would be if this were its last step, at `partials` steps."""
-        steps, base = self.drawing.config.steps, self.drawing.base
+        steps, base = len(self.drawing.route.times()), self.drawing.base
         done = self._steps * (self.partials + 1) // steps
         if self.show is None or self._steps == steps:
             return

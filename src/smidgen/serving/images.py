@@ -5,6 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,22 +16,43 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from smidgen.errors import UsageError
+from smidgen.files.png_text import text_chunk
 from smidgen.files.settings import make
 from smidgen.models.base import Base
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
+from smidgen.sampling.own_settings import KEYWORD, own_text
 from smidgen.serving.config import ServeConfig
 from smidgen.serving.engine import Job
 from smidgen.serving.library import Library
-from smidgen.serving.schemas import MOST_SEED, Generation
+from smidgen.serving.schemas import MOST_SEED, Edit, Generation
 
+MOST_MASK = 2**26  # pixels
 DEFAULT_GUIDANCE = SamplingConfig().guidance
 
 
-def jobs_of(
-    asked: Generation, base: Base, library: Library, config: ServeConfig
-) -> tuple[list[Job], int]:
-    """The images of a request, and their seed.
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The images of a request, and what each of their files says of how it was drawn."""
+
+    asked: Generation
+    seed: int
+    jobs: list[Job]
+    settings: Mapping[str, Any]
+
+    def file(self, job: Job, image: NDArray[np.uint8]) -> str:
+        """The file of one image, in base64; a PNG has the settings in it."""
+        kind, file = self.asked.output_format, io.BytesIO()
+        more: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
+        if kind == "png":
+            text = own_text(job.drawing, job.number, self.settings, self.asked.model)
+            more["pnginfo"] = text_chunk(KEYWORD, text)
+        Image.fromarray(image).save(file, format=kind, **more)
+        return base64.b64encode(file.getvalue()).decode()
+
+
+def order_of(asked: Generation, base: Base, library: Library, config: ServeConfig) -> Order:
+    """What is to be drawn for a request.
 
     Raises: UnknownModel, UsageError for what is asked and cannot be; SmidgenError for a delta that
         cannot be used.
@@ -42,14 +67,51 @@ def jobs_of(
     key, delta = library.find(asked.model)
     other = None if asked.guidance_model is None else library.find(asked.guidance_model)[0]
     seed = secrets.randbelow(MOST_SEED + 1) if asked.seed is None else asked.seed
-    drawing = prepare(
-        base, make(SamplingConfig, _settings(asked, base, library, seed)), delta=delta
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        files = _files_of(asked, Path(folder))
+        settings = _settings(asked, base, library, seed) | files
+        drawing = prepare(base, make(SamplingConfig, settings), delta=delta)
+        facts = drawing.facts() | {"delta_sha256": library.sha256(asked.model)}
     jobs = [
         Job(drawing, number, (key, other), config.image_seconds, asked.partial_images)
         for number in range(asked.n)
     ]
-    return jobs, seed
+    return Order(asked=asked, seed=seed, jobs=jobs, settings=facts)
+
+
+def _files_of(asked: Generation, folder: Path) -> dict[str, Any]:
+    """The pictures of a request as files, and what is done with them."""
+    if not isinstance(asked, Edit):
+        return {}
+    (folder / "image").write_bytes(asked.image.file.read())
+    found: dict[str, Any] = {
+        "image": folder / "image",
+        "image_strength": asked.image_strength,
+        "restore": asked.restore,
+        "noise_level": asked.noise_level,
+    }
+    if asked.mask is not None:
+        (folder / "mask").write_bytes(_as_white(asked.mask.file.read()))
+        found["mask"] = folder / "mask"
+    return found
+
+
+def _as_white(content: bytes) -> bytes:
+    """A mask that says by transparency what is drawn anew, as OpenAI's do, as one that says it by
+    white, as ours; any other as it is.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as mask:
+            if mask.mode not in ("RGBA", "LA") or mask.width * mask.height > MOST_MASK:
+                return content
+            alpha = mask.getchannel("A")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return content  # which says what it is when it is read
+    if alpha.getextrema() == (255, 255):
+        return content
+    file = io.BytesIO()
+    alpha.point([255 if value < 128 else 0 for value in range(256)]).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _settings(asked: Generation, base: Base, library: Library, seed: int) -> dict[str, Any]:
@@ -76,11 +138,3 @@ def size_of(base: Base) -> str:
     """WIDTHxHEIGHT of its images."""
     width, height = base.image_size
     return f"{width}x{height}"
-
-
-def encoded(image: NDArray[np.uint8], kind: str) -> str:
-    """A file of this format, in base64."""
-    file = io.BytesIO()
-    lossless = {"lossless": True} if kind == "webp" else {}
-    Image.fromarray(image).save(file, format=kind, **lossless)
-    return base64.b64encode(file.getvalue()).decode()

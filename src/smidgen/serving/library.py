@@ -9,6 +9,7 @@ A name is looked up among those that the folder was found to hold; it never beco
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
@@ -23,7 +24,7 @@ from smidgen.core.arithmetic import base_rows_of, combine, scaled
 from smidgen.core.delta import Delta, read_header
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.errors import SmidgenError, UsageError, closest, shown
-from smidgen.files.reading import Unreadable, read_json
+from smidgen.files.reading import Unreadable, read_json, sha256_of
 from smidgen.models.base import Base
 from smidgen.serving.pools import Key
 
@@ -90,6 +91,7 @@ class Library:
         self._entries: dict[str, Entry] = {}
         self._refused: dict[Path, tuple[int, int, int]] = {}
         self._deltas: OrderedDict[Key, Delta] = OrderedDict()
+        self._hashes: dict[Path, tuple[tuple[int, int, int], str]] = {}
         self._lock = threading.Lock()
         self.refresh()
 
@@ -133,6 +135,26 @@ class Library:
             while len(self._deltas) > self._kept:
                 self._deltas.popitem(last=False)
         return key, delta
+
+    def sha256(self, model: str) -> str | None:
+        """Of the file of a delta; of a strength or a sum what no file has; None of the base.
+
+        Raises: as `find`.
+        """
+        if model == self.base_name:
+            return None
+        parts = [(self.entry(name), weight) for name, weight in parsed(model)]
+        hashes = [(self._hash(entry), weight) for entry, weight in parts]
+        if len(hashes) == 1 and hashes[0][1] == 1:
+            return hashes[0][0]
+        return hashlib.sha256(repr(hashes).encode()).hexdigest()
+
+    def _hash(self, entry: Entry) -> str:
+        state, known = self._hashes.get(entry.path, (None, ""))
+        if state != entry.state:
+            known = sha256_of(entry.path)
+            self._hashes[entry.path] = entry.state, known
+        return known
 
     def entry(self, name: str) -> Entry:
         """The delta of this name as it is now. Raises: UnknownModel."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from smidgen.diffusion.names import Guidance, Sampler
+from smidgen.sampling.config import Restoration
 
 MOST_SEED = 2**31 - 1
 Name = Annotated[str, StringConstraints(min_length=1, max_length=400)]
@@ -46,6 +48,20 @@ class Generation(BaseModel):
     quality: Any = None
     style: Any = None
     user: Any = None
+
+
+class Edit(Generation):
+    """Images to draw from another one, as a form of several parts."""
+
+    image: Annotated[UploadFile, Field(description="the picture that is changed or restored")]
+    mask: Annotated[
+        UploadFile | None,
+        Field(description="transparent, or where nothing is, white: what is drawn anew"),
+    ] = None
+    image_strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    restore: Restoration | None = None
+    noise_level: Annotated[float, Field(gt=0, le=1)] | None = None
+    input_fidelity: Any = None
 
 
 class Picture(BaseModel):
