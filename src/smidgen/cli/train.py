@@ -146,6 +146,7 @@ def plan(base: TrainedBase, config: RunConfig, switches: TrainSwitches) -> dict[
             given=base.given(),
             image_size=base.image_size,
             device=device_of(base.device),
+            offload=base.offload,
             force=switches.force,
             progress=report,
         )
