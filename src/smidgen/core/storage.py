@@ -6,11 +6,13 @@ backward pass. Half precision, or 8 bit with a scale for each output channel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.conv import _ConvNd
 
 from smidgen.core.bringing import Bringing, resting
@@ -175,6 +177,24 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
         network.__dict__[_WIDENING].compute = dtype
 
 
+@contextmanager
+def saving(
+    network: nn.Module, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]
+) -> Iterator[None]:
+    """In the `with` autograd keeps what `pack` makes of a tensor, for `unpack` to undo, but for
+    weights that are widened or brought in, of which it keeps what they come from.
+    """
+    widening = network.__dict__.get(_WIDENING)
+    with saved_tensors_hooks(pack, unpack):
+        if widening is not None:  # whose own hooks hide others while the network runs
+            widening.others = pack, unpack
+        try:
+            yield
+        finally:
+            if widening is not None:
+                widening.others = None
+
+
 class Origin(NamedTuple):
     """From what a wide weight comes: the base's own, with its scale in 8 bit, by this way if it is
     outside the device.
@@ -200,6 +220,7 @@ class Widening:
     def __init__(self, compute: torch.dtype) -> None:
         self.compute = compute
         self.bringing: Bringing | None = None
+        self.others: tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None = None
         self._narrow: dict[nn.Module, dict[str, nn.Parameter]] = {}  # of the modules that run now
         self._origins: dict[int, Origin] = {}  # of wide weights, by their storage
         self._watching: list[Any] = []
@@ -242,7 +263,7 @@ class Widening:
     def watch(self, network: nn.Module, arguments: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        hooks = saved_tensors_hooks(self._pack, self._unpack)
         hooks.__enter__()
         self._watching.append(hooks)
 
@@ -250,19 +271,19 @@ class Widening:
         if self._watching:
             self._watching.pop().__exit__()
 
-    def _pack(self, saved: Tensor) -> Any:
-        if not self._origins:
+    def _pack(self, saved: Tensor) -> Tensor | Callable[[], Tensor]:
+        origin = self._origins.get(saved.untyped_storage()._cdata) if self._origins else None
+        if origin is not None:
+            place = saved.size(), saved.stride(), saved.storage_offset()
+            return lambda: origin.wide(again=True).as_strided(*place)
+        if self.others is None:
             return saved
-        origin = self._origins.get(saved.untyped_storage()._cdata)
-        if origin is None:
-            return saved
-        return origin, (saved.size(), saved.stride(), saved.storage_offset())
+        pack, unpack = self.others
+        kept = pack(saved)
+        return lambda: unpack(kept)
 
-    def _unpack(self, packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        origin, place = packed
-        return origin.wide(again=True).as_strided(*place)
+    def _unpack(self, packed: Tensor | Callable[[], Tensor]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else packed()
 
 
 def _bytes(*tensors: Tensor) -> int:
