@@ -35,7 +35,7 @@ class Bringing:
     """Copies of weights on `device`; `ahead`: one of them early, None: where that is of use."""
 
     def __init__(self, device: torch.device, *, ahead: bool | None = None) -> None:
-        self.device = device
+        self.device = torch.empty(0, device=device).device  # with its number, as of its tensors
         self.ahead = device.type == "cuda" if ahead is None else ahead
         self._next: dict[Request, Tensor] = {}
         self._last: Request | None = None
