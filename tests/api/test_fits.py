@@ -29,7 +29,7 @@ def test_the_table_has_all_methods_at_all_sizes_and_all_of_them_fit():
     assert len(TABLE) == len(cases()) == 12
     for row in TABLE.values():
         assert all(0 < row[way]["total"] < CARD for way in WAYS)
-        assert row["bf16, offloaded"]["total"] < row["bf16"]["total"] - 0.8 * WEIGHTS[row["base"]]
+        assert row["bf16, offloaded"]["weights"] < 0.05 * row["bf16"]["weights"]
     for case in OF_ADAPTERS:
         rows = [TABLE[case["base"], case["pixels"], method] for method in METHODS]
         assert all(
