@@ -156,6 +156,21 @@ def test_train_dry_run_counts_and_writes_nothing(smidgen, base, photos, tmp_path
     )
 
 
+def test_a_dry_run_counts_the_memory_of_a_device_that_is_not_here(
+    smidgen, base, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = train_arguments(base, photos, tmp_path / "run", "--offload", "--device")
+    outcome = smidgen(*arguments, "cuda", "--dry-run")
+    assert outcome.code == 2
+    assert "no cuda device was found" in outcome.err
+    assert re.search(r"# memory offloaded: \d", outcome.out)
+    assert smidgen(*arguments, "cuda").code == 2
+    outcome = smidgen(*arguments, "cpu", "--dry-run")
+    assert (outcome.code, "on a CPU both are the same: leave it out" in outcome.err) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["sd-1.5", "DiT-S/2"])
 def test_train_dry_run_counts_an_architecture_as_inspect_does(smidgen, photos, tmp_path, name):
     settings = ("--method", "lora", "--gradient-checkpointing", "--base-precision", "bf16")

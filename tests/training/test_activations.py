@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from smidgen.core.delta import Delta
+from smidgen.core.storage import narrow, offload
 from smidgen.errors import UsageError
 from smidgen.fast.acting import acting
 from smidgen.files.settings import make
@@ -67,6 +69,20 @@ def test_the_output_is_exact_and_gradients_differ_by_what_the_rounding_allows(ba
     # half a step of 1/127 of the largest is 0.4 % of it, rows hold several layers of such errors
     assert (difference / whole).sqrt() < 0.02
     assert difference > 0  # or nothing was kept in a byte
+
+
+def test_weights_in_few_bits_or_outside_the_device_do_not_stand_in_the_way(base):
+    """They too watch what autograd keeps, and are asked first."""
+    kept = copy.deepcopy(base.denoiser)
+    narrow(kept, torch.bfloat16)
+    offload(kept, "cpu")
+    watched = replace(base, denoiser=kept)
+    delta = delta_for(base, "difffit")
+    exact, wanted = outcome(watched, delta, fast=False, one_byte=False)
+    output, found = outcome(watched, delta, fast=False, one_byte=True)
+    assert torch.equal(output, exact)
+    every, other = (torch.cat([g.flatten() for g in one.values()]) for one in (found, wanted))
+    assert 0 < (every - other).norm() / other.norm() < 0.02
 
 
 def test_a_row_is_kept_to_half_a_step_of_its_largest_number():

@@ -8,6 +8,7 @@ import torch
 import smidgen
 from smidgen.errors import UsageError
 from smidgen.fast import eight_bit
+from smidgen.training import frozen
 from smidgen.training.config import TrainingConfig
 from smidgen.training.frozen import MOST
 from tests.tiny.bases import base_of, tiny_base
@@ -28,9 +29,9 @@ def photos(tmp_path):
     return write_photos(tmp_path / "photos")
 
 
-def train(photos, output, frozen, base=None, steps=2, **settings):
+def train(photos, output, products, base=None, steps=2, **settings):
     places = {"output": output, "cache_dir": photos.parent / "cache", "precision": "fp32"}
-    settings = SHORT | places | {"frozen_precision": frozen} | settings
+    settings = SHORT | places | {"frozen_precision": products} | settings
     return smidgen.train(base or tiny_base(), photos, steps=steps, **settings)
 
 
@@ -95,6 +96,24 @@ def test_outliers_refuse_the_forward_pass_in_8_bit_and_not_the_backward_pass(pho
         train(photos, tmp_path / "both", "8bit", with_outliers())
     assert not (tmp_path / "both" / "checkpoints").exists()
     train(photos, tmp_path / "back", "8bit-backward", with_outliers())
+
+
+def test_floats_of_8_bit_are_measured_by_the_same_rule(photos, tmp_path, monkeypatch, caplog):
+    for module in (eight_bit, frozen):
+        monkeypatch.setattr(module, "kind_of", lambda device: eight_bit.FLOAT8)
+    with caplog.at_level("INFO", logger="smidgen"):
+        train(photos, tmp_path / "whole", "8bit-backward", steps=4)
+    train(photos, tmp_path / "run", "8bit-backward")
+    train(photos, tmp_path / "run", "8bit-backward", steps=4)
+    found = report(tmp_path / "whole")["frozen_error"]
+    assert found["output"] < 1e-6
+    assert 0.005 < found["gradient"] < 0.05, "3 bits of mantissa"
+    run, whole = (tmp_path / name / "delta.safetensors" for name in ("run", "whole"))
+    assert run.read_bytes() == whole.read_bytes()
+    assert sum("products in 8 bit (float8_e4m3fn)" in one for one in caplog.messages) == 1
+    monkeypatch.setattr(frozen, "MOST", 1e-3)
+    with pytest.raises(UsageError, match=r"changes the output of this base by .*too coarse for it"):
+        train(photos, tmp_path / "both", "8bit")
 
 
 def test_where_it_is_of_no_use_it_is_refused_by_name(photos, tmp_path, monkeypatch):

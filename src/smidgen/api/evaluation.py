@@ -48,6 +48,7 @@ class Drawn:
     positions: Positions | None = None
     frequency_shift: float | None = None
     base_precision: BasePrecision | None = None
+    offload: bool = False
 
     def load(
         self, source: Path, delta: Delta, config: EvaluationConfig, precision: str | None
@@ -55,7 +56,7 @@ class Drawn:
         """The base itself, from what is given and what the run's recipe says."""
         if isinstance(self.base, Base):
             for name, value in vars(self).items():
-                if name != "base" and value is not None:
+                if name != "base" and value not in (None, False):
                     raise UsageError(
                         f"{name} is for a base that is loaded here; give it to load_base, or "
                         "leave it out"
@@ -80,6 +81,7 @@ class Drawn:
             dtype=DTYPES[precision or "fp32"],
             image_size=self.image_size or recipe.get("image_size") or size,
             positions=self.positions or positions,
+            offload=self.offload,
             **given,
         )
 
@@ -94,6 +96,7 @@ def evaluate(
     positions: Positions | None = None,
     frequency_shift: float | None = None,
     base_precision: BasePrecision | None = None,
+    offload: bool = False,
     sampling: SamplingConfig | None = None,
     progress: Progress | None = None,
     device: str = "cpu",
@@ -105,12 +108,13 @@ def evaluate(
     do), of the classes that it was trained on, in their prompts if the base reads such. `base`
     None: the one that the run's recipe or the delta's header names; `codec`, `image_size`,
     `positions`, `frequency_shift` and `base_precision` are as in `load_base`, None: as the recipe
-    has them. Of a personalisation the subject's prompts are drawn, four images of each
-    (personalisation.py in smidgen.evaluation), and `reference` None means the pictures that it was
-    trained on. `settings`: those of EvaluationConfig (features, metrics, batch_size, cache_dir,
-    weights, resize, layout, split, prompt), of which `batch_size` counts where images are drawn
-    only without `sampling`, which has one of its own; `reference` and the result are as in
-    `smidgen.evaluation.run.evaluate`; progress(done, total) is called as images are read or drawn.
+    has them; `offload` is as there too. Of a personalisation the subject's prompts are drawn, four
+    images of each (personalisation.py in smidgen.evaluation), and `reference` None means the
+    pictures that it was trained on. `settings`: those of EvaluationConfig (features, metrics,
+    batch_size, cache_dir, weights, resize, layout, split, prompt), of which `batch_size` counts
+    where images are drawn only without `sampling`, which has one of its own; `reference` and the
+    result are as in `smidgen.evaluation.run.evaluate`; progress(done, total) is called as images
+    are read or drawn.
 
     Raises: UsageError for a setting that makes no sense, or sampling asked of images that are drawn
         already; SmidgenError for content that cannot be used, a delta of another base, or a
@@ -124,10 +128,11 @@ def evaluate(
         positions=positions,
         frequency_shift=frequency_shift,
         base_precision=base_precision,
+        offload=offload,
     )
     if source_kind(source) == "images":
         for name, value in {**vars(drawn), "sampling": sampling}.items():
-            if value is not None:
+            if value not in (None, False):
                 raise UsageError(
                     f"{source} holds images: {name} is for a run or a delta; leave it out"
                 )

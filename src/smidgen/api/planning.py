@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from smidgen.api.weights import count_weights, reader_without_weights
+from smidgen.core.storage import offload as keep_outside
 from smidgen.data.captions import distinct
 from smidgen.data.findings import Findings, findings_of
 from smidgen.data.folder import ImageFolder, Look, Progress, check_bad_share, look_at_all
@@ -27,6 +28,7 @@ from smidgen.models.dit import DiT
 from smidgen.models.labels import rows_of
 from smidgen.models.names import is_architecture
 from smidgen.models.positions import given_positions, note_on_size, positions_at
+from smidgen.models.precision import check_offload
 from smidgen.models.pretrained import known_classes, known_size, prompt_files, refuse_dit_settings
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sizes import ImageSize, nearest
@@ -58,26 +60,30 @@ def plan_run(
     given: Mapping[str, Any],
     image_size: ImageSize | None = None,
     device: str = "cpu",
+    offload: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The facts of a training on `base`, loaded with the settings `given` at this image size (None:
-    its own): `images`, the Findings, `precision` that of the passes, `run` how it stands to what is
-    in the output, the counts of `inspect` with `memory`, `refusal`, the line with which it would
-    end, or None, and `warning`, that the base was trained at another size or has no weights, or
-    None. `base` may be the name of an architecture.
+    its own), `offload` as in `load_base`: `images`, the Findings, `precision` that of the passes,
+    `run` how it stands to what is in the output, the counts of `inspect` with `memory`, `refusal`,
+    the line with which it would end, or None, and `warning`, that the base was trained at another
+    size or has no weights, or None. `base` may be the name of an architecture.
 
     Every image is read and decoded, as training would; progress(done, total) is called for each.
 
     Raises: as the training, for what leaves nothing to count.
     """
     config = config.resolved()
+    check_offload(device, wanted=offload)
     known = known_size(base, given.get("codec"))
     trained = None if known is None else known.trained
     size = image_size or trained
     if image_size is not None and known is not None:
         known.sides.check(image_size, str(base))
     network = meta_network(base)
+    if offload:
+        keep_outside(network, "meta")
     positions = positions_at(trained, size, given.get("positions"))
     if not isinstance(network, DiT):
         refuse_dit_settings(positions=given.get("positions"))
@@ -140,6 +146,7 @@ def plan_run(
         trains_encoders=reads and config.trains_encoders,
         token=config.token,
         base_precision=given.get("base_precision"),
+        offload=offload,
         device=torch.device(device).type,
     )
     # tensor by tensor is what `smidgen inspect` shows

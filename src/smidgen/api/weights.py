@@ -13,6 +13,7 @@ from torch import nn
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
 from smidgen.core.storage import narrow, quantise
+from smidgen.core.storage import offload as keep_outside
 from smidgen.errors import UsageError
 from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_family, find_host
@@ -23,7 +24,7 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
-from smidgen.models.precision import EIGHT_BIT
+from smidgen.models.precision import EIGHT_BIT, check_offload
 from smidgen.models.pretrained import known_size, prompt_files, stored_precision
 from smidgen.models.reader import Reader
 from smidgen.sizes import ImageSize
@@ -54,7 +55,9 @@ def inspect(
     num_classes: int | None = None,
     method: str = "difffit",
     method_config: Mapping[str, Any] | None = None,
+    image_size: ImageSize | int | str | None = None,
     base_precision: str | None = None,
+    offload: bool = False,
     device: str = "cpu",
     **settings: Any,
 ) -> dict[str, Any]:
@@ -67,26 +70,45 @@ def inspect(
     `shape` and `count` of each, in the delta's order, and `untouched` the parameters of the network
     that no site reaches, with their counts. Any `settings`, those of TrainingConfig, add `memory`:
     the bytes of such a training at its peak (`total`) and what for, and on Linux those of the whole
-    process then (`process`), if the images are encoded already; `base_precision` is as in
-    `load_base`, and `device` what kind of device that would be on, here or not.
+    process then (`process`), if the images are encoded already; `image_size`, `base_precision` and
+    `offload` are as in `load_base`, and `device` what kind of device that would be on, here or not.
 
     Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
     training = make(TrainingConfig, settings) if settings else None
     asked = training is not None and training.train_text_encoder
     reads = acts_in_encoders(method, asked=asked)
+    size = None if image_size is None else ImageSize.of(image_size)
     return count_weights(
         base,
         num_classes=num_classes,
         method=method,
         method_config=configure(method, method_config),
+        latent_size=_latent_size(base, size),
         base_precision=base_precision,
+        offload=offload,
         device=device,
         training=training,
-        reader=reader_without_weights(base) if reads else None,
+        reader=reader_without_weights(base, size) if reads else None,
         trains_encoders=reads,
         token=SOME_WORD if NEW_WORD in parts_of(method) else None,
     )
+
+
+def _latent_size(base: Base | str | Path, size: ImageSize | None) -> tuple[int, int] | None:
+    """(h, w) of images of this size; None: of the base's own.
+
+    Raises: UsageError for a size that the base does not take, or cannot be known to take.
+    """
+    if size is None:
+        return None
+    known = None if isinstance(base, Base) else known_size(base)
+    if known is None:
+        raise UsageError(
+            f"image_size {size} is for a base by its name whose files are here; leave it out"
+        )
+    known.sides.check(size, str(base))
+    return size.height // known.factor, size.width // known.factor
 
 
 def reader_without_weights(base: Base | str | Path, image_size: ImageSize | None = None) -> Reader:
@@ -124,6 +146,7 @@ def count_weights(
     token: str | None = None,
     train_labels: bool = True,
     base_precision: str | None = None,
+    offload: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """`inspect` with the method's own Config; `training` None: without the memory, which is that of
@@ -139,10 +162,14 @@ def count_weights(
             narrow(shape.denoiser, stored)
         if base_precision == EIGHT_BIT:
             quantise(shape.denoiser)
+        check_offload(device, wanted=offload)
+        if offload:
+            keep_outside(shape.denoiser, "meta")
     else:
         device = base.device.type
-        if base_precision is not None:
-            raise UsageError("base_precision is for a base that is not loaded yet; leave it out")
+        for name, value in (("base_precision", base_precision), ("offload", offload)):
+            if value:
+                raise UsageError(f"{name} is for a base that is not loaded yet; leave it out")
     count = _num_labels(shape)
     train_labels = train_labels and (training is None or training.train_labels)
     classes = [f"class {number}" for number in range(count or 0)] if train_labels else []

@@ -93,6 +93,8 @@ class DrawnOptions:
     base_precision: BasePrecision | None = None
     """Number format in which the base's weights are kept; none: the recipe's, else as a pipeline's
     files have them."""
+    offload: bool = False
+    """Keep the weights of the base's blocks in the memory of the machine, as train does."""
 
     def __post_init__(self) -> None:
         if self.base is not None:

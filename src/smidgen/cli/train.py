@@ -139,16 +139,23 @@ def plan(base: TrainedBase, config: RunConfig, switches: TrainSwitches) -> dict[
     from smidgen.models.calling import device_of
     from smidgen.progress import counting_bar
 
+    device, missing = base.device, None
+    try:
+        device = device_of(base.device)
+    except UsageError as error:  # what a training would take there is counted all the same
+        missing = str(error)
     with counting_bar("reading", progress=True) as report:
         facts = plan_run(
             base.base,
             config,
             given=base.given(),
             image_size=base.image_size,
-            device=device_of(base.device),
+            device=device,
+            offload=base.offload,
             force=switches.force,
             progress=report,
         )
+    facts["refusal"] = facts["refusal"] or missing
     found = facts.pop("images")
     if switches.time and facts["refusal"] is None:
         facts["time"] = time_steps(base.load(), config, len(found.classes))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from smidgen.core.bypass import Bypass
 from smidgen.core.edit import Edit, Removable, Size, Spec, along, plant
 from smidgen.core.sites import Function, Name, Site, SiteSpec, misfit, module_at
-from smidgen.core.storage import runs_in
+from smidgen.core.storage import runs_at, runs_in
 from smidgen.core.tokens import Tokens
 from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
@@ -209,11 +209,11 @@ class Weight(Edit):
             if copy.shape != own.shape:
                 shapes = f"shape {tuple(own.shape)}, in the delta {tuple(copy.shape)}"
                 raise misfit(f"{name} has {shapes}")
-            dtype = runs_in(root, own)
-            if (copy.dtype, copy.device) != (dtype, own.device):
+            dtype, device = runs_in(root, own), runs_at(root, own)
+            if (copy.dtype, copy.device) != (dtype, device):
                 raise SmidgenError(
                     f"{name} is {copy.dtype} on {copy.device} in the delta, {dtype} on "
-                    f'{own.device} in the base; first call delta.to("{own.device}", {dtype})'
+                    f'{device} in the base; first call delta.to("{device}", {dtype})'
                 )
 
     def attach(self, root: nn.Module) -> Iterator[Removable]:

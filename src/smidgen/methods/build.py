@@ -15,6 +15,7 @@ import torch
 
 from smidgen.core.delta import Delta, Provenance
 from smidgen.core.edits import Edit, Shift, Weight
+from smidgen.core.storage import runs_on
 from smidgen.errors import SmidgenError
 from smidgen.methods import METHODS, parts_of
 from smidgen.methods.combine import PLUS, field_of, merged
@@ -77,7 +78,7 @@ def build_delta(
             if any(edit.component == one.component for edit in edits.values())
         },
     )
-    return Delta(edits, provenance).to(next(base.denoiser.parameters()).device)
+    return Delta(edits, provenance).to(runs_on(base.denoiser))
 
 
 def _edits(

@@ -13,7 +13,7 @@ from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprint
-from smidgen.core.storage import cast
+from smidgen.core.storage import cast, move, runs_on
 from smidgen.diffusion.process import Process
 from smidgen.errors import UsageError
 from smidgen.hosts.family import Family
@@ -69,8 +69,8 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return next(self.denoiser.parameters()).device
+        """Where the denoiser computes."""
+        return runs_on(self.denoiser)
 
     @property
     def precision(self) -> str:
@@ -110,7 +110,8 @@ class Base:
         self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> Base:
         """Moves denoiser and codec of this base, casts the denoiser; the codec stays in float32."""
-        self.denoiser.to(device=device)
+        if device is not None:
+            move(self.denoiser, device)
         if dtype is not None:
             cast(self.denoiser, dtype)
         if device is not None and isinstance(self.codec, AutoencoderCodec):

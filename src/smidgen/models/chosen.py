@@ -88,6 +88,9 @@ class BaseOnDevice(BaseOptions):
     base_precision: BasePrecision | None = None
     """Number format in which its frozen weights are kept: half as many bytes in bf16 or fp16, a
     quarter in int8, and the passes go on in --precision; none: as a pipeline's files have them."""
+    offload: bool = False
+    """Keep the weights of its blocks in the memory of the machine; each comes to the accelerator
+    while it is computed with: for a base that is larger than the accelerator's memory."""
 
     def given(self) -> dict[str, Any]:
         """What `load_base` is told besides the name and the image size, as recipes have it."""
@@ -98,7 +101,7 @@ class BaseOnDevice(BaseOptions):
         """The base on its device."""
         from smidgen.models.calling import device_of
 
-        return super().load(device=device_of(self.device), **more)
+        return super().load(device=device_of(self.device), offload=self.offload, **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

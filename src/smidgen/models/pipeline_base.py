@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from smidgen.core.storage import offload as keep_outside
 from smidgen.core.storage import quantise
 from smidgen.diffusion.process import Flow, Process
 from smidgen.errors import SmidgenError
@@ -46,6 +47,7 @@ def load_pipeline(
     dtype: torch.dtype,
     base_precision: str | None,
     image_size: ImageSize | None,
+    offload: bool = False,
 ) -> Base:
     """The base in a folder of diffusers' `save_pretrained`; its text encoders wait for a prompt.
 
@@ -68,7 +70,8 @@ def load_pipeline(
     of_files = base_fingerprint(denoiser)
     if base_precision == EIGHT_BIT:
         quantise(denoiser)
-    denoiser.to(device).requires_grad_(False).eval()
+    denoiser.requires_grad_(False).eval()
+    keep_outside(denoiser, device) if offload else denoiser.to(device)
     family = _family(denoiser, index, pipeline) if pipeline.prompts else None
     num_tokens = size.area // sides.multiple**2
     base = Base(
@@ -126,7 +129,11 @@ def _encoders(source: Path, index: Mapping[str, Any], pipeline: Pipeline, base: 
         parts["transformer"] = base.denoiser
     dtype = dtype_of(base.denoiser)
     kind, network = str(index["_class_name"]), type(base.denoiser).__name__
-    return load_encoders(source, kind, network, dtype, parts).to(base.device)
+    found: Any = load_encoders(source, kind, network, dtype, parts)
+    for name, part in found.components.items():
+        if isinstance(part, nn.Module) and name not in parts:  # the denoiser is where it should be
+            part.to(base.device)
+    return found
 
 
 def _check_channels(config: Mapping[str, Any], codec: AutoencoderCodec, name: str) -> None:

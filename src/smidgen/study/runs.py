@@ -49,6 +49,7 @@ State = Literal["finished", "failed", "other settings", "begun", "waiting", "mis
 NOT_COMPARED = (
     *("output", "data", "cache_dir", "device", "batch_size_of_evaluation", "num_threads"),
     *("checkpoint_every", "keep_checkpoints", "trackers", "sample_every", "max_bad_share"),
+    "offload",
 )
 
 

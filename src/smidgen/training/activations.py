@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
+from smidgen.core.storage import saving
 from smidgen.models.dit import DiT
 
 MOST = 127  # of the whole numbers of 8 bit
@@ -69,7 +69,7 @@ def one_byte_kept(network: DiT, *others: nn.Module) -> Iterator[None]:
     def unpack(kept: Tensor | Packed) -> Tensor:
         return kept.unpacked() if isinstance(kept, Packed) else kept
 
-    with saved_tensors_hooks(pack, unpack):
+    with saving(network, pack, unpack):
         yield
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.errors import UsageError
+from smidgen.fast.eight_bit import kind_of
 from smidgen.fast.network import FastDiT
 from smidgen.hosts.family import Condition
 from smidgen.models.base import Base
@@ -21,8 +22,9 @@ from smidgen.training.config import TrainingConfig
 from smidgen.training.objective import Batch, Task, batch_loss, draw_batch, total_loss
 from smidgen.training.randomness import Streams
 
-# Of the length of the output. Weights without outliers give about 0.01; with channels many times
-# larger than others the small ones are rounded away, and the output is off by 0.04 and more.
+# Of the length of the output. Weights without outliers give about 0.01 in int8, and some times that
+# in floats of 8 bit; with channels many times larger than others the small ones are rounded away in
+# int8, and the output is off by 0.04 and more.
 MOST = 0.02
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,9 @@ def frozen_errors(
         for name, one, other in zip(("output", "gradient"), reduced, exact, strict=True)
     }
     logger.info(
-        "products in 8 bit are off exact ones by %.2g %% in the output and %.2g %% in the gradient",
+        "products in 8 bit (%s) are off exact ones by %.2g %% in the output and %.2g %% in the "
+        "gradient",
+        str(kind_of(base.device)).removeprefix("torch."),
         *(100 * error for error in found.values()),
     )
     return found
@@ -64,8 +68,8 @@ def check_frozen_errors(found: Mapping[str, float], config: TrainingConfig) -> N
     if not found["output"] <= MOST:
         raise UsageError(
             f"frozen_precision {config.frozen_precision} changes the output of this base by "
-            f"{found['output']:.1%}, more than {MOST:.0%}: some of its channels are far larger "
-            "than others; give 8bit-backward or exact"
+            f"{found['output']:.1%}, more than {MOST:.0%}: numbers of 8 bit are too coarse for it, "
+            "as where some channels are far larger than others; give 8bit-backward or exact"
         )
 
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
-from smidgen.core.storage import stored_bytes
+from smidgen.core.storage import bring_to, outside, stored_bytes
 from smidgen.fast.acting import acting
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
@@ -50,10 +50,12 @@ class MemoryEstimate:
     """Bytes of a training: what stays, and the peak of one `step`, gradients included.
 
     The base's `weights`, the `delta`, its `optimizer` moments and its `average` stay; the `step`
-    has activations, gradients and the holes in the heap.
+    has activations, gradients, weights that are brought in, and the holes in the heap. What of the
+    base is `offloaded` lies in the memory of the machine and is no part of the total.
     """
 
     weights: int
+    offloaded: int
     delta: int
     optimizer: int
     average: int
@@ -65,8 +67,9 @@ class MemoryEstimate:
         return self.weights + self.delta + self.optimizer + self.average + self.step
 
     def as_dict(self) -> dict[str, int]:
-        """The parts and their total."""
-        return asdict(self) | {"total": self.total}
+        """The parts and their total; of what is offloaded where something is."""
+        parts = {name: size for name, size in asdict(self).items() if size or name != "offloaded"}
+        return parts | {"total": self.total}
 
 
 def estimate_memory(
@@ -90,8 +93,11 @@ def estimate_memory(
     # Writing a delta takes its bytes and a copy in the file's form; the peak is that or a step's.
     encoders = () if reader is None else reader.encoders
     networks = (denoiser, *(one.network for one in encoders))
+    offloaded = outside(denoiser)
+    early = max(offloaded, default=0)  # one of them is on its way, or has just come
     return MemoryEstimate(
-        weights=sum(map(stored_bytes, networks)),
+        weights=sum(map(stored_bytes, networks)) - sum(offloaded) + early,
+        offloaded=sum(offloaded),
         delta=size,
         optimizer=bytes_of_moments(delta.parameters(), eight_bit=config.optimizer == ADAMW_8BIT),
         average=size,
@@ -119,6 +125,7 @@ def step_bytes(
     config = with_precision(config, denoiser, shape, torch.device(device))
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
+        bring_to(network, "cpu")
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
         fresh = Delta(copies, delta.provenance)
         with (

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from smidgen.core.delta import Delta
+from smidgen.core.storage import outside
 from smidgen.data.latents import LatentSet
 from smidgen.diffusion.process import Process
 from smidgen.errors import SmidgenError, UsageError
@@ -238,6 +239,8 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
     sizes_of(base, config)
     _check_frozen(base, config)
     training, reads_prompts = config.training, base.family.encode is not None
+    if training.compile and outside(base.denoiser):
+        raise UsageError("compile and offload do not go together; give one of them")
     if config.task == DREAMBOOTH and not reads_prompts:
         raise UsageError(
             f'task {DREAMBOOTH} is of no use to base "{base.name}", which reads no prompts; give '
