@@ -77,13 +77,13 @@ def test_it_is_what_diffusers_works_out_with_the_delta(base, monkeypatch):
     for index, expected in zip(by_order, plain, strict=True):
         torch.testing.assert_close(own[index], expected)
     _, height, width = base.latent_shape
-    expected_maps = [
-        functional.interpolate(
-            scores[..., 2:4].sum(-1).mean(1).unflatten(1, (int(scores.shape[2] ** 0.5), -1))[:, None],
-            (height, width),
-            mode="bilinear",
-        )[:, 0]
+    squares = [
+        scores[..., 2:4].sum(-1).mean(1).unflatten(1, (int(scores.shape[2] ** 0.5), -1))
         for scores in plain
+    ]
+    expected_maps = [
+        functional.interpolate(square[:, None], (height, width), mode="bilinear")[:, 0]
+        for square in squares
     ]
     torch.testing.assert_close(maps, torch.stack(expected_maps).mean(0))
     assert shares.shape == (len(places),)
@@ -97,5 +97,5 @@ def test_the_tokens_of_a_word_are_found_by_the_tokenizer(base):
         ids = tokenizer(PROMPT)["input_ids"]
         read = tokenizer.decode([ids[place] for place in tokens]).replace(" ", "")
         assert read == "sks"
-        with pytest.raises(UsageError, match='"cat" is no word of the prompt "a photo of a sks owl"'):
+        with pytest.raises(UsageError, match='"cat" is no word of the prompt'):
             tokens_of(reader, PROMPT, "cat")

@@ -57,6 +57,10 @@ class SamplingConfig:
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     """LOW HIGH: guidance acts where the noise is between these shares of the way from data, 0, to
     noise, 1."""
+    edits: str = "all"
+    """Which edits of the delta act, with commas between: kinds (shift, scale, bypass, tokens,
+    table, weight, word), components (denoiser, text_encoder) or modules (blocks.3); -table: all but
+    the label table, so that the classes are the base's own; none: the base alone."""
     seed: int = 0
     """Image i depends on this and i only."""
     batch_size: int = 32
@@ -72,6 +76,8 @@ class SamplingConfig:
         check_integer("seed", self.seed, least=0)
         check_number("guidance", self.guidance)
         check_choices(self)
+        if not self.edits.strip():
+            raise UsageError('edits is ""; expected words such as "scale,-table", "all" or "none"')
         low, *high = self.guidance_interval or (1.0,)
         if len(high) != 1 or not 0 <= low < high[0] <= 1:
             raise UsageError(
@@ -157,10 +163,10 @@ class SamplingConfig:
         return list(chosen)
 
     def facts(self) -> dict[str, Any]:
-        """All that the images depend on, as JSON; of guidance what is not as usual."""
+        """All that the images depend on, as JSON; of guidance and edits what is not as usual."""
         facts = {name: value for name, value in asdict(self).items() if name != "batch_size"}
         unusual = SamplingConfig()
-        for name in ("guidance_kind", "guidance_delta", "guidance_interval"):
+        for name in ("guidance_kind", "guidance_delta", "guidance_interval", "edits"):
             if facts[name] == getattr(unusual, name):
                 del facts[name]
         if self.guidance_delta is not None:
@@ -178,6 +184,7 @@ class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
     guidance_kind: str | None = None
     guidance_delta: str | None = None
     guidance_interval: list[float] | None = None
+    edits: str | None = None
     seed: int | None = None
     precision: str | None = None
 
