@@ -184,7 +184,7 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int], predict: Network | None
 
 
 def _placed(delta: Delta, base: Base, edits: str) -> Delta | None:
-    """What `edits` means of the delta, where the base is, or None; the caller's own one is never moved."""
+    """What `edits` means of the delta, where the base is; the caller's own one is never moved."""
     delta.check_base(base.fingerprint, base.name)
     check_positions(delta, base)
     part = part_of(delta, edits)
