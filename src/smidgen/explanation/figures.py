@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from math import isfinite
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -115,6 +116,7 @@ def _edits(looks: Sequence[Look]) -> Figure:
     for look in looks:
         running = sorted(look.sizes, key=_order_of)  # blocks as they run, the others behind them
         groups.append((_grouped(running, _block_of), _grouped(running, _site_of)))
+    highest = max(s.relative for look in looks for s in look.sizes if isfinite(s.relative))
     heights = [LINE * max(map(len, pair)) + 0.75 for pair in groups]
     figure = Figure(figsize=(10, sum(heights) + 0.4), layout="constrained")
     panels = figure.subplots(len(looks), 2, squeeze=False, sharex=True, height_ratios=heights)
@@ -122,23 +124,22 @@ def _edits(looks: Sequence[Look]) -> Figure:
         colour = COLOURS[number % len(COLOURS)]
         for panel, values, what in zip(panels[number], pair, ("block", "site"), strict=True):
             _bars(panel, values, colour)
+            panel.set_ylim(max(map(len, pair)) - 0.4, -0.6)  # bars of one thickness
             panel.set_title(f"{_name_of(look).replace(chr(10), ', ')}, by {what}", fontsize=9)
     for panel in panels[-1]:
         panel.set_xlabel("change, relative to what is there")
+        panel.set_xlim(0, 1.03 * highest or None)
     return figure
 
 
 def _bars(panel: Axes, groups: dict[str, list[float]], colour: str) -> None:
-    finite = {name: [v for v in values if np.isfinite(v)] for name, values in groups.items()}
+    finite = {name: [v for v in values if isfinite(v)] for name, values in groups.items()}
     means = [float(np.sqrt(np.mean(np.square(v)))) if v else 0.0 for v in finite.values()]
     places = np.arange(len(finite))
     panel.barh(places, means, color=colour, alpha=0.75)
     for place, values in zip(places, finite.values(), strict=True):
         panel.plot(values, [place] * len(values), "k.", markersize=2.5, alpha=0.5)
     panel.set_yticks(places, list(finite), fontsize=7)
-    panel.set_ylim(len(finite) - 0.4, -0.6)
-    panel.margins(x=0.02)
-    panel.set_xlim(left=0)
 
 
 def _grouped(sizes: Sequence[Size], name: Callable[[Size], str]) -> dict[str, list[float]]:
