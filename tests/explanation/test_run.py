@@ -132,6 +132,13 @@ def test_prompts_of_classes_are_compared_with_no_prompt(text_base):
     assert (question.shown, question.other, question.word) == ("a drawing of a owl", "", None)
 
 
+def test_the_subjects_token_is_the_word_where_the_prompt_has_it(text_base):
+    delta = subject_delta(text_base)
+    for prompt, word in (("sks, an owl", "sks"), ("a picture of sksy", None)):
+        config = ExplanationConfig(prompt=prompt)
+        assert question_of(text_base, delta, config).word == word
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

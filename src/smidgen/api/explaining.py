@@ -10,14 +10,12 @@ from smidgen.api.evaluation import Drawn, delta_of, source_kind
 from smidgen.core.delta import Delta
 from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
-from smidgen.explanation.config import ExplanationConfig
+from smidgen.explanation.config import DOCUMENT, ExplanationConfig
 from smidgen.explanation.run import Explanation
 from smidgen.explanation.run import explain as look_at
 from smidgen.files.settings import make
 from smidgen.files.writing import whole_file, write_json, write_text
 from smidgen.models.base import Base
-
-DOCUMENT = "explain.json"
 
 
 def explain(

@@ -20,13 +20,12 @@ from smidgen.cli.options import (
     quiet_stdout,
 )
 from smidgen.errors import SmidgenError
-from smidgen.explanation.config import ExplanationConfig
+from smidgen.explanation.config import DOCUMENT, ExplanationConfig
 from smidgen.files.reading import read_json, sha256_of
 from smidgen.files.settings import flatten
 from smidgen.files.standing import standing
 from smidgen.models.chosen import DEVICES, check_base_name
 
-DOCUMENT = "explain.json"
 NOT_COMPARED = ("output", "device", "runs")
 
 DESCRIPTION = """Show what deltas of one base learned, side by side, as PNG, SVG and explain.json.

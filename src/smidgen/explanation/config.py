@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from smidgen.errors import UsageError
 from smidgen.files.checks import check_integer, check_number
 
+DOCUMENT = "explain.json"
 MOST_TIMES = 50
 MOST_PICTURES = 256
 

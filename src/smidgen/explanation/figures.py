@@ -116,7 +116,8 @@ def _edits(looks: Sequence[Look]) -> Figure:
     for look in looks:
         running = sorted(look.sizes, key=_order_of)  # blocks as they run, the others behind them
         groups.append((_grouped(running, _block_of), _grouped(running, _site_of)))
-    highest = max(s.relative for look in looks for s in look.sizes if isfinite(s.relative))
+    finite = [s.relative for look in looks for s in look.sizes if isfinite(s.relative)]
+    highest = max(finite, default=0.0)
     heights = [LINE * max(map(len, pair)) + 0.75 for pair in groups]
     figure = Figure(figsize=(10, sum(heights) + 0.4), layout="constrained")
     panels = figure.subplots(len(looks), 2, squeeze=False, sharex=True, height_ratios=heights)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from smidgen.fast.acting import acting
 from smidgen.models.base import Base
 from smidgen.models.labels import Labels, class_names, class_prompts, new_words
 from smidgen.models.prompts import DREAMBOOTH
+from smidgen.models.reader import word_in
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
 
@@ -160,14 +162,14 @@ def question_of(base: Base, delta: Delta, config: ExplanationConfig) -> Question
             '(--prompt "a photo of a sks dog" --without "a photo of a dog")'
         )
     token = next(iter(words), subject.get("token"))
-    word = config.word or (token if token and token in prompt.split() else None)
+    word = config.word or (token if token and word_in(token).search(prompt) else None)
     return Question(shown=prompt, other=without or "", word=word, labelled=False)
 
 
 def _base_knows(base: Base, delta: Delta, question: Question) -> bool:
     if question.labelled:
         return question.shown in base.class_names
-    return not any(word in question.shown.split() for word in new_words(delta))
+    return not any(word_in(word).search(question.shown) for word in new_words(delta))
 
 
 def _pictures(base: Base, delta: Delta, question: Question, config: ExplanationConfig) -> Drawing:
@@ -278,7 +280,10 @@ def _encoders(base: Base, delta: Delta) -> Iterator[dict[str, tuple[Any, Callabl
 
 def _document_of(look: Look) -> dict[str, Any]:
     attention, question = look.attention, look.question
-    sizes = [asdict(size) for size in look.sizes]
+    sizes = [
+        asdict(size) | {"relative": size.relative if isfinite(size.relative) else None}
+        for size in look.sizes
+    ]
     document: dict[str, Any] = {
         "name": look.name,
         "method": look.method,
