@@ -62,5 +62,5 @@ def test_every_sampler_has_a_name_and_every_name_a_sampler():
 
 def test_the_facts_are_all_settings_that_change_an_image():
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
-    unusual = {"guidance_kind", "guidance_delta", "guidance_interval"}  # named where they are
+    unusual = {"guidance_kind", "guidance_delta", "guidance_interval", "edits"}  # named where set
     assert set(SamplingConfig().facts()) == names - {"batch_size"} - unusual
