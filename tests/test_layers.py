@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 # what L1 has besides data
 MODELS = ("errors", "sizes", "files", "core", "hosts", "models.dit", "diffusion")
 L1 = (*MODELS, "models", "data")
-L3 = ("sampling", "evaluation", "training", "interop", "statistics")
+L3 = ("sampling", "evaluation", "explanation", "training", "interop", "statistics")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
@@ -25,6 +25,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "files": ("errors", "sizes"),
     "processes": ("errors",),
     "progress": (),
+    "figures": (),
     "core": ("errors", "files"),
     # L1
     "diffusion": (),
@@ -38,15 +39,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # L3
     "sampling": (*MODELS, "models", "data", "fast"),
     "evaluation": (*L1, "methods", "sampling", "processes"),
+    "explanation": (*MODELS, "models", "fast", "sampling", "figures"),
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
     "statistics": ("errors", "files", "evaluation"),
     "verification": (*L1, "methods", "sampling", "evaluation", "training", "processes"),
     # L4
-    "api": (*L1, "methods", *L3, "verification", "processes", "progress"),
+    "api": (*L1, "methods", *L3, "verification", "processes", "progress", "figures"),
     "__init__": ("errors", "api"),
     # L5
-    "study": (*L1, "methods", *L3, "api", "processes", "progress"),
+    "study": (*L1, "methods", *L3, "api", "processes", "progress", "figures"),
     "serving": (*MODELS, "models", "fast", "sampling", "processes"),
     # L6
     "cli": (

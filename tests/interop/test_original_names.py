@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smidgen.errors import SmidgenError
-from smidgen.hosts import flux, sd3, unet
+from smidgen.hosts import flux, sd3, unet_names
 from smidgen.hosts.host import find_family
 from smidgen.hosts.original_parts import original_open_clip, original_vae
 from smidgen.hosts.renaming import modules_of, rename
@@ -57,7 +57,9 @@ def test_a_released_unet_has_the_released_names():
         model = UNet2DConditionModel(cross_attention_dim=768)  # the defaults are those of SD 1.x
     outer = {
         name: inner
-        for name, (inner,) in unet.original_names(modules_of(model.state_dict())).modules.items()
+        for name, (inner,) in unet_names.original_names(
+            modules_of(model.state_dict())
+        ).modules.items()
     }
     assert outer["input_blocks.3.0.op"] == "down_blocks.0.downsamplers.0.conv"
     assert outer["input_blocks.11.0.in_layers.2"] == "down_blocks.3.resnets.1.conv1"
@@ -166,7 +168,7 @@ def test_what_the_original_code_has_not_is_refused_by_name():
     names = modules_of(state)
     foreign = state | {"mid_block.motion.proj.weight": torch.zeros(2, 2)}
     with pytest.raises(SmidgenError, match=r"no place for mid_block\.motion\.proj\.weight"):
-        rename(foreign, unet.original_names(modules_of(foreign)), "the file")
+        rename(foreign, unet_names.original_names(modules_of(foreign)), "the file")
     transformer = dict(network("sd3").state_dict())
     renaming = sd3.original_names(modules_of(transformer))
     del transformer["transformer_blocks.1.attn.to_k.weight"]
@@ -174,7 +176,7 @@ def test_what_the_original_code_has_not_is_refused_by_name():
         rename(transformer, renaming, "the file")
     uneven = names | {"down_blocks.1.resnets.2.conv1"}
     with pytest.raises(SmidgenError, match="differ in their number of layers"):
-        unet.original_names(uneven)
+        unet_names.original_names(uneven)
 
 
 def test_renaming_leaves_the_given_weights_alone():

@@ -1,11 +1,13 @@
 """What `import smidgen` offers: plain functions over everything below.
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
-evaluation.py measures, statistics.py analyses tables of measurements, weights.py counts, folding.py
-folds and converts, verification.py verifies bases; bases and deltas come from models and core.
+evaluation.py measures, explaining.py shows what was learned, statistics.py analyses tables of
+measurements, weights.py counts, folding.py folds and converts, verification.py verifies bases;
+bases and deltas come from models and core.
 """
 
 from smidgen.api.evaluation import evaluate
+from smidgen.api.explaining import explain
 from smidgen.api.folding import (
     export_embeddings,
     export_lora,
@@ -29,6 +31,7 @@ __all__ = [
     "anova",
     "compare",
     "evaluate",
+    "explain",
     "export_embeddings",
     "export_lora",
     "fold",

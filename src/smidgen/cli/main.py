@@ -26,6 +26,7 @@ VERBS = {
     "sample": "draw images from a base, with or without a delta",
     "evaluate": "measure a run, a delta or a folder of images against a reference",
     "study": "compare methods, options and data sets by a recipe: plan, run, analyse, report",
+    "explain": "show what deltas learned: differences, attention, sizes of edits, as pictures",
     "compare": "show results of evaluate side by side",
     "anova": "say which factors of a table of measurements make a difference",
     "inspect": "count what a method would train, without weights",

@@ -47,6 +47,8 @@ def _header(protocol: Mapping[str, Any]) -> str:
         parts.append(f"guidance {sampling['guidance_kind']}")
     if interval := sampling.get("guidance_interval"):
         parts.append(f"guidance from {interval[0]:g} to {interval[1]:g} of the noise")
+    if edits := sampling.get("edits"):
+        parts.append(f"edits {edits}")
     return ", ".join([text, *parts])
 
 

@@ -90,7 +90,8 @@ def run(argv: Sequence[str]) -> None:
 
         read_pictures(config)
     check_output_folder(options.output)
-    if not config.prompt and (known := known_early(base_options.base, options.delta)):
+    whole = config.edits == "all"  # a part of a delta may have other classes
+    if whole and not config.prompt and (known := known_early(base_options.base, options.delta)):
         config.chosen(known)
     settings = settings_of_samples(base_options, config, options)
     standing = standing_of(options.output, settings, force=switches.force)

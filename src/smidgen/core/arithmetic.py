@@ -98,7 +98,7 @@ def _summed(name: str, parts: list[Part], delta: Delta, base_rows: Rows | None) 
         case Shift() as edit:
             return _rebuilt(edit, {"offset": _sum(parts, lambda shift: shift.offset)})
         case Scale() as edit:
-            return _rebuilt(edit, {"gain": 1 + _sum(parts, lambda scale: scale.gain.double() - 1)})
+            return _rebuilt(edit, {"gain": 1 + _sum(parts, lambda scale: _exact(scale.gain) - 1)})
         case Bypass() as edit if len(parts) == 1:
             values = {key: value.detach().clone() for key, value in edit.tensors().items()}
             return _rebuilt(edit, values, scale=edit.scale * parts[0][1])
@@ -149,7 +149,7 @@ def _side_by_side(name: str, parts: list[Part]) -> Bypass:
         return torch.cat(each, dim=1).flatten(0, 1)
 
     def ups(tensors: list[Tensor]) -> list[Tensor]:
-        return [f * tensor.detach().double() for f, tensor in zip(factors, tensors, strict=True)]
+        return [f * _exact(tensor) for f, tensor in zip(factors, tensors, strict=True)]
 
     values = {"down.weight": downs([edit.body.down.weight for edit in edits])}
     values["up.weight"] = torch.cat(ups([edit.body.up.weight for edit in edits]), dim=1)
@@ -186,15 +186,20 @@ def _summed_table(name: str, parts: list[Part], delta: Delta, base_rows: Rows | 
 
 def _sum(parts: list[Part], value: Callable[[Any], Tensor]) -> Float[Tensor, "..."]:
     """The weighted sum of a tensor of each edit, in float64."""
-    return torch.stack([w * value(edit).detach().double() for edit, w in parts]).sum(0)
+    return torch.stack([w * _exact(value(edit)) for edit, w in parts]).sum(0)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """In float64 on the CPU: not every device has it."""
+    return tensor.detach().to("cpu", torch.float64)
 
 
 def _rebuilt(edit: Any, values: dict[str, Tensor], **changes: Any) -> Any:
-    """An edit like this one with other values, in its precision."""
-    dtype = next(edit.parameters()).dtype
+    """An edit like this one with other values, in its precision and where it is."""
+    like = next(edit.parameters())
     with torch.device("meta"):
         other = edit_from_spec(edit.spec() | changes)
-    other.load_state_dict({key: value.to(dtype) for key, value in values.items()}, assign=True)
+    other.load_state_dict({key: value.to(like) for key, value in values.items()}, assign=True)
     return other
 
 

@@ -53,7 +53,7 @@ class Acting(nn.Module, ABC):
 
     sites: tuple[Site, ...]
     component: str = ""
-    encloses: ClassVar[bool] = False  # before all others at its inputs, behind them at its outputs
+    encloses: bool = False  # before all others at its inputs, behind them at its outputs
 
     def actions(self) -> tuple[tuple[Site, Function], ...]:
         """The functions, each with the site where it replaces the tensor; `forward` by default."""

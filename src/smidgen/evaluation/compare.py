@@ -27,7 +27,7 @@ MATTERS = (
 )
 # These may differ between the things that are compared; they are shown, and never refused.
 SHOWN = (
-    *("sampling.seed", "sampling.base", "sampling.delta_sha256"),
+    *("sampling.seed", "sampling.base", "sampling.delta_sha256", "sampling.edits"),
     *("versions.smidgen", "versions.torch", "versions.transformers"),
     *("versions.pillow", "versions.numpy", "device", "personalisation.token"),
 )

@@ -6,7 +6,7 @@ samplers. B images, N tokens of the image, C channels of a block.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from smidgen.core.fold import IntoLinear, Target
 from smidgen.core.sites import Site
-from smidgen.errors import SmidgenError
 from smidgen.hosts.family import (
     TWO_ENCODERS,
     TWO_TOKENIZERS,
@@ -28,7 +27,7 @@ from smidgen.hosts.family import (
 )
 from smidgen.hosts.host import Block, Host, Position, class_path
 from smidgen.hosts.modules import Role, read_modules
-from smidgen.hosts.renaming import Renaming, count_blocks
+from smidgen.hosts.unet_names import original_names
 from smidgen.sizes import ImageSize
 
 TRANSFORMER = "diffusers.models.attention.BasicTransformerBlock"
@@ -54,27 +53,6 @@ ROLES = {  # linears and convolutions by their name in a block
     "conv1": "conv1",
     "conv2": "conv2",
     "conv_shortcut": "shortcut",
-}
-ORIGINAL_ROOT = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb.0.0": "add_embedding.linear_1",
-    "label_emb.0.2": "add_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-ORIGINAL_LEAVES = {  # where a part's own modules have other names than here
-    "resnets": {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "conv_shortcut": "skip_connection",
-    },
-    "downsamplers": {"conv": "op"},
-    "upsamplers": {"conv": "conv"},
 }
 LAST_LINEARS = {"attn1": "attn1.to_out.0", "attn2": "attn2.to_out.0", "ff": "ff.net.2"}
 
@@ -246,56 +224,6 @@ def _folds(block: Block, module: nn.Module, folds: dict[Site, Target]) -> dict[S
         if isinstance(target, IntoLinear) and not rescaled and not residual:
             found[Site(f"{block.module}.{part}")] = target
     return found
-
-
-def original_names(modules: Collection[str]) -> Renaming:
-    """What the code of CompVis and Stability AI calls these modules of a network; nothing what it
-    has not (class embeddings, other blocks).
-
-    There the layers of the way down are numbered through, and those of the way up; inside one,
-    the residual block is 0, its attention 1, its sampler the last.
-
-    Raises: SmidgenError if the blocks differ in their number of layers, which it could not number.
-    """
-    found = {outer: (inner,) for outer, inner in ORIGINAL_ROOT.items() if inner in modules}
-    places = dict(_original_places(modules))
-    for name in modules:
-        parts = name.split(".")
-        depth = 3 if parts[0] == "mid_block" else 4  # mid_block.KIND.0, down_blocks.0.KIND.0
-        part, leaf = ".".join(parts[:depth]), ".".join(parts[depth:])
-        if part in places:
-            leaves = ORIGINAL_LEAVES.get(parts[depth - 2], {leaf: leaf})
-            if leaf in leaves:
-                found[f"{places[part]}.{leaves[leaf]}"] = (name,)
-    return Renaming(modules=found)
-
-
-def _original_places(modules: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Each residual block, attention and sampler with its place in the original code."""
-    yield "mid_block.resnets.0", "middle_block.0"
-    yield "mid_block.attentions.0", "middle_block.1"
-    yield "mid_block.resnets.1", "middle_block.2"
-    ways = (("down_blocks", "input_blocks", 1, 0), ("up_blocks", "output_blocks", 0, 1))
-    counts = {  # of layers with a residual block; the way up has one more in each block
-        count_blocks(modules, f"{way}.{block}.resnets") - more
-        for way, _, _, more in ways
-        for block in range(count_blocks(modules, way))
-    }
-    if len(counts) != 1:
-        raise SmidgenError(
-            "this UNet's blocks differ in their number of layers, which the original names cannot "
-            "express; write a diffusers folder instead"
-        )
-    (num_layers,) = counts
-    for way, outer, first, more in ways:
-        for block in range(count_blocks(modules, way)):
-            start, stem = first + block * (num_layers + 1), f"{way}.{block}"
-            for layer in range(num_layers + more):
-                yield f"{stem}.resnets.{layer}", f"{outer}.{start + layer}.0"
-                yield f"{stem}.attentions.{layer}", f"{outer}.{start + layer}.1"
-            last, attends = start + num_layers, count_blocks(modules, f"{stem}.attentions")
-            yield f"{stem}.downsamplers.0", f"{outer}.{last}.0"
-            yield f"{stem}.upsamplers.0", f"{outer}.{last}.{2 if attends > num_layers else 1}"
 
 
 def refusal(config: Config) -> str | None:

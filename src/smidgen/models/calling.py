@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from smidgen.core.storage import computes_in
 from smidgen.errors import UsageError
 from smidgen.hosts.family import Condition, Family
-from smidgen.processes import own_device
+from smidgen.processes import own_device, world_size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,14 +44,20 @@ def calling(
 
 def device_of(name: str) -> str:
     """A device by its name, "auto" as what this machine has; each of several processes takes its
-    own accelerator.
+    own accelerator, of which a Mac has one.
 
-    Raises: UsageError for cuda where there is none.
+    Raises: UsageError for cuda or mps where there is none, or mps for several processes.
     """
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        alone = has_mps and world_size() == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if alone else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("no cuda device was found; use --device cpu")
+    if name == "mps" and not has_mps:
+        raise UsageError("no mps device was found, which Macs with Apple's chips have; use cpu")
+    if name == "mps" and world_size() > 1:
+        raise UsageError("several processes have no mps device of their own; use --device cpu")
     return own_device(name)
 
 

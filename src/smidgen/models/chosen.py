@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smidgen.core.delta import Delta
     from smidgen.models.base import Base
 
-DEVICES = Literal["auto", "cpu", "cuda"]
+DEVICES = Literal["auto", "cpu", "cuda", "mps"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

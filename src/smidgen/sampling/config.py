@@ -27,7 +27,7 @@ FILES = ("guidance_delta", "image", "mask")  # settings that are files, known by
 
 # settings that records name only where they are not as usual
 UNUSUAL = (
-    *("guidance_kind", "guidance_delta", "guidance_interval"),
+    *("guidance_kind", "guidance_delta", "guidance_interval", "edits"),
     *("image", "image_strength", "mask", "restore", "noise_level", "same_noise", "numbers"),
 )
 
@@ -77,6 +77,10 @@ class SamplingConfig:
     is smaller by a whole number, and its coarse parts are kept; none: it is changed as a whole."""
     noise_level: float | None = None
     """To denoise: the standard deviation of the image's noise, where black is 0 and white 1."""
+    edits: str = "all"
+    """Which edits of the delta act, with commas between: kinds (shift, scale, bypass, tokens,
+    table, weight, word), components (denoiser, text_encoder) or modules (blocks.3); -table: all but
+    the label table, so that the classes are the base's own; none: the base alone."""
     seed: int = 0
     """Image i depends on this and i only."""
     same_noise: bool = False
@@ -99,6 +103,8 @@ class SamplingConfig:
             check_integer("numbers", number, least=0)
         check_number("guidance", self.guidance)
         check_choices(self)
+        if not self.edits.strip():
+            raise UsageError('edits is ""; expected words such as "scale,-table", "all" or "none"')
         low, *high = self.guidance_interval or (1.0,)
         if len(high) != 1 or not 0 <= low < high[0] <= 1:
             raise UsageError(
@@ -252,6 +258,7 @@ class SamplingFacts(msgspec.Struct, frozen=True, kw_only=True):
     guidance_kind: str | None = None
     guidance_delta: str | None = None
     guidance_interval: list[float] | None = None
+    edits: str | None = None
     seed: int | None = None
     precision: str | None = None
 

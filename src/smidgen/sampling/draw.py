@@ -20,6 +20,7 @@ from torch import Tensor
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table, Weight
+from smidgen.core.partial import part_of
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.errors import UsageError
@@ -134,7 +135,7 @@ def prepare(
     """
     _ = base.family  # says so if no host calls this network
     config = config.resolved(base)
-    placed = None if delta is None else _placed(delta, base)
+    placed = None if delta is None else _placed(delta, base, config.edits)
     known = labels or labels_of(base, placed, config.prompt, config.negative_prompt)
     chosen = tuple(known.names.index(name) for name in config.chosen(known.names))
     count = config.num_images or len(chosen)
@@ -173,7 +174,8 @@ def _pair(base: Base, config: SamplingConfig, delta: Delta | None, labels: Label
             return Pair(base, (delta, labels), (None, labels), null)
         without = labels_of(base, None, prompts, config.negative_prompt)
         return Pair(base, (delta, labels), (None, without), without.null)
-    weaker = _placed(Delta.load(config.guidance_delta), base)
+    weaker = _placed(Delta.load(config.guidance_delta), base, config.edits)
+    assert weaker is not None, "a part of both is there where it is of the first"
     known = labels_of(base, weaker, prompts)
     if known.names != labels.names:
         raise UsageError(
@@ -216,10 +218,14 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int], predict: Network | None
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _placed(delta: Delta, base: Base) -> Delta:
-    """The delta where the base is; the caller's own one is never moved."""
+def _placed(delta: Delta, base: Base, edits: str) -> Delta | None:
+    """What `edits` means of the delta, where the base is; the caller's own one is never moved."""
     delta.check_base(base.fingerprint, base.name)
     check_positions(delta, base)
+    part = part_of(delta, edits)
+    if part is None:
+        return None
+    delta = part
     dtype = dtype_of(base.denoiser)
     weights = [edit for edit in delta.edits.values() if isinstance(edit, Weight)]
     fits = all(p.device == base.device for p in delta.parameters())

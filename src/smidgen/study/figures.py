@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
+from smidgen.figures import COLOURS, MARKERS, new, styled
 from smidgen.study.analysis import arm_name, block_name
 from smidgen.study.design import Design
 from smidgen.study.runs import Kept
-
-# told apart in print and by the colour-blind (Okabe and Ito 2008)
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8a8a00")
-MARKERS = "osD^vPX*"
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "smidgen",
-}
-
 
 Results = Sequence[tuple[Mapping[str, Any], Kept]]
 Drawn = tuple[str, Figure] | None
@@ -36,7 +22,7 @@ def figures_of(
     design: Design, analysis: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], results: Results
 ) -> dict[str, tuple[str, Figure]]:
     """Each figure that the study gives rise to, by file name, with the words that describe it."""
-    with mpl.rc_context(STYLE):
+    with styled():
         found = {
             "cost": cost(analysis),
             "curves": curves(design, results),
@@ -44,28 +30,6 @@ def figures_of(
             "effects": effects(analysis),
         }
         return {name: one for name, one in found.items() if one is not None}
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an element of a page, the same bytes every time."""
-    buffer = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a file."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=144)
-    return buffer.getvalue()
-
-
-def new(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
-    """An empty figure in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
 
 
 def cost(analysis: Mapping[str, Any]) -> Drawn:

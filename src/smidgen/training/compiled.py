@@ -60,8 +60,8 @@ def check_gradients(
             continue
         given = torch.zeros_like(one) if other is None else other
         lost += bool(one.any()) and not bool(given.any())
-        missed += float((one - given).double().square().sum())
-        length += float(one.double().square().sum())
+        missed += float((one - given).cpu().double().square().sum())
+        length += float(one.cpu().double().square().sum())
     if lost or missed > MOST**2 * length:
         what = f"{lost} of {len(expected)} tensors get none" if lost else "they are others"
         raise SmidgenError(

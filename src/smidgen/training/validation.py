@@ -68,5 +68,5 @@ class Validation:
         for number in shard(range(len(parts))):
             batch = Batch(**parts[number]).to(device)
             losses = batch_loss(network, batch, self._task, self._config, dtype)
-            total += losses.double().sum().cpu()
+            total += losses.cpu().double().sum()
         return sum_over_processes(total).item() / sum(len(one.labels) for one in self._draws)
