@@ -34,7 +34,8 @@ def parsed(recipe: Path, tmp_path: Path):
 
 def test_there_are_recipes():
     published = {"difffit-food101", "bitfit-food101", "personalise-sd14", "personalise-sd14-full"}
-    assert {path.stem for path in RECIPES} >= published | {"demo"}
+    assert {path.stem for path in RECIPES} >= published
+    assert {path.stem for path in STUDIES} >= {"demo", "study-domains"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
