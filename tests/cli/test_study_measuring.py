@@ -8,11 +8,13 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 import smidgen as package
 from smidgen.core.delta import Delta
 from smidgen.sampling.config import SamplingConfig
 from smidgen.study.design import read_design
+from smidgen.study.measuring import _in_turn
 from smidgen.study.queue import run_all
 from smidgen.study.runs import runs_of
 from smidgen.training.state import step_of
@@ -41,7 +43,7 @@ photos = {{ data = "{photos}", reference = "{photos}" }}
 num_images = 6
 steps = 2
 """
-ALL = "before = true\ncurve = true\ncurve_images = 4\nkeep_samples = true\n"
+ALL = "before = true\nof_data = true\ncurve = true\ncurve_images = 4\nkeep_samples = true\n"
 
 
 def write_study(base, photos, folder, *, steps=2, lr=1e-2, more="", study=ALL):
@@ -64,6 +66,10 @@ def run_in(path):
     return run
 
 
+def run_result(run):
+    return (run.folder / "result.json").read_text()
+
+
 def evaluated(source, photos, num_images=6, **settings):
     """The metrics that `smidgen.evaluate` gives."""
     drawn = SamplingConfig(num_images=num_images, steps=2)
@@ -82,6 +88,36 @@ def test_before_and_after_are_what_evaluate_says_of_the_two_deltas(done, photos)
     assert kept["metrics"] == after
     assert before["kid"] != after["kid"]
     assert (kept["curve"]["0"], kept["curve"]["2"]) == (before, after)
+
+
+def test_images_of_the_data_are_measured_as_the_training_sees_them(done, photos, tmp_path):
+    """Where there are fewer images than samples, of all, in the size that the training sees."""
+    many = write_study(
+        run_in(done).design.fixed["base"], photos, tmp_path, study="of_data = true\n"
+    )
+    count = len(list(photos.glob("*/*")))
+    many.write_text(many.read_text().replace("num_images = 6", f"num_images = {count + 5}"))
+    assert run_all(read_design(many)) == {"finished": 1}
+    for path in photos.glob("*/*"):
+        fitted = Image.open(path).convert("RGB")
+        side = min(fitted.size)
+        left, top = ((length - side) // 2 for length in fitted.size)
+        fitted = fitted.crop((left, top, left + side, top + side)).resize((8, 8), Image.BICUBIC)
+        (tmp_path / "fitted" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        fitted.save(tmp_path / "fitted" / path.parent.name / f"{path.stem}.png")
+    alone = package.evaluate(tmp_path / "fitted", photos)["metrics"]
+    found = json.loads(run_result(run_in(many)))["baselines"]
+    assert found["fd_of_data"] == pytest.approx(alone["fd"], rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_in_turn_no_class_is_ahead_by_more_than_one_while_all_have_some(count):
+    classes = [0] * 5 + [1] * 2 + [2] * 3
+    places = _in_turn(classes)
+    assert sorted(places) == list(range(10))
+    seen = [classes[place] for place in places]
+    assert seen[:6].count(0) == seen[:6].count(1) == seen[:6].count(2) == 2
+    assert max(seen[:count].count(k) for k in range(3)) == -(-count // 3)
 
 
 def test_on_the_way_the_studys_metric_is_measured_by_fewer_images(done, photos):
@@ -103,10 +139,6 @@ def test_kept_samples_are_not_drawn_again(done):
     assert {path: path.stat().st_mtime_ns for path in first} == first
     metrics, again = (json.loads(text)["metrics"] for text in (before, run_result(run)))
     assert metrics == again
-
-
-def run_result(run):
-    return (run.folder / "result.json").read_text()
 
 
 @pytest.mark.parametrize("method", ["difffit", "lora"])
@@ -168,7 +200,7 @@ def test_a_curve_of_fewer_images_is_refused_where_they_do_not_compare(
 
 @pytest.mark.parametrize(
     ("study", "complaint"),
-    [("before = true\n", "before is of no use"), ("keep_samples = true\n", "samples of classes")],
+    [("before = true\n", "before is of no use"), ("keep_samples = true\n", "images of classes")],
 )
 def test_a_subject_has_neither_a_before_nor_samples_of_classes(smidgen, tmp_path, study, complaint):
     path = tmp_path / "study.toml"

@@ -52,7 +52,8 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The table [study] as TOML has it. `metric` is what is analysed, `also` names numbers that
     stand beside it in the table of the arms, baselines too.
 
-    `before`: the delta that a run begins with is measured as its own is, as `<metric>_before`.
+    `before`: the delta that a run begins with is measured as its own is, as `<metric>_before`;
+    `of_data`: so are as many images of its data, as `<metric>_of_data`.
     `curve`: so are those that it keeps on the way, by `metric` of `curve_images` where that is
     given. `keep_samples`: what is drawn of the two lies in the run's folder.
     """
@@ -68,6 +69,7 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     against: str | None = None
     interactions: list[str] = []
     before: bool = False
+    of_data: bool = False
     curve: bool = False
     curve_images: int | None = None
     keep_samples: bool = False

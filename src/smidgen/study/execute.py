@@ -28,7 +28,7 @@ from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS
-from smidgen.study.measuring import BEFORE, evaluations, loaded, step_kept
+from smidgen.study.measuring import BEFORE, OF_DATA, evaluations, loaded, step_kept
 from smidgen.study.runs import FAILURE, RESULT, Request, Run
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.journal import read_log
@@ -69,9 +69,10 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
         return {"training": training}
     found = evaluations(request, table, run.folder)
     metrics, baselines = (numbers_of(found.after, name) for name in ("metrics", "baselines"))
-    if found.before is not None:
-        before = numbers_of(found.before, "metrics")
-        baselines |= {f"{name}_{BEFORE}": value for name, value in before.items()}
+    for beside, document in ((BEFORE, found.before), (OF_DATA, found.of_data)):
+        if document is not None:
+            numbers = numbers_of(document, "metrics")
+            baselines |= {f"{name}_{beside}": value for name, value in numbers.items()}
     write_samples(run.folder, loaded(request.base, request.sampling.precision), request, delta)
     return {
         "training": training | {"evaluation_seconds": found.seconds},

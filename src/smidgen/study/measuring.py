@@ -1,20 +1,28 @@
-"""What is measured of a run that is trained: its delta, the one that it began with, and those that
-it kept on the way; `smidgen demo` measures by this too. Bases stay loaded between runs.
+"""What is measured of a run that is trained: its delta, the one that it began with, those that it
+kept on the way, and images of its data; `smidgen demo` measures by this too. Bases stay loaded
+between runs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from smidgen.api import evaluation
 from smidgen.api.training import start_of
 from smidgen.core.delta import Delta
+from smidgen.data.images import decode, fit
+from smidgen.data.layouts import open_images
+from smidgen.evaluation.run import measure_batches
+from smidgen.evaluation.stream import ArrayBatch
 from smidgen.files.reading import sha256_of
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES
@@ -28,7 +36,7 @@ from smidgen.study.runs import Request
 from smidgen.training.recipe import DELTA
 from smidgen.training.state import step_of
 
-BEFORE, AFTER = "before", "after"
+BEFORE, AFTER, OF_DATA = "before", "after", "of_data"
 START = "start.safetensors"
 
 Document = Mapping[str, Any]  # of an evaluation
@@ -37,13 +45,14 @@ Part = Callable[[str, str], AbstractContextManager[None]]  # of the work: its na
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
-    """Of a run's delta, of the one that it began with, and of those on the way by step, these two
-    among them. `seconds` went into drawing and measuring the first.
+    """Of a run's delta, of the one that it began with, of images of its data, and of the deltas on
+    the way by step, these two among them. `seconds` went into drawing and measuring the first.
     """
 
     after: Document
     seconds: float
     before: Document | None = None
+    of_data: Document | None = None
     curve: Mapping[int, Document] = field(default_factory=dict)
 
 
@@ -81,6 +90,7 @@ def evaluations(
     begun = time.perf_counter()
     after = evaluated(AFTER, trained)
     seconds = round(time.perf_counter() - begun, 1)
+    of_data = measure_data(base, request) if table.of_data else None
     steps: dict[int, Document] = {}
     if table.curve:
         delta = Delta.load(trained / DELTA)
@@ -88,7 +98,7 @@ def evaluations(
         with part("curve", "measuring the deltas kept on the way"):
             between = dict(_on_the_way(base, request, table, end))
         steps = ({} if before is None else {0: before}) | between | {end: after}
-    return Evaluations(after=after, before=before, curve=steps, seconds=seconds)
+    return Evaluations(after=after, before=before, of_data=of_data, curve=steps, seconds=seconds)
 
 
 def measure(source: Path, base: Base, request: Request, *, told: bool = False) -> dict[str, Any]:
@@ -98,6 +108,43 @@ def measure(source: Path, base: Base, request: Request, *, told: bool = False) -
     reference = request.reference or request.config.data
     with counting_bar("measuring", progress=told) as report:
         return evaluation.measure(source, reference, config, drawn, request.sampling, report)
+
+
+def measure_data(base: Base, request: Request) -> dict[str, Any]:
+    """The same of images that were trained on, as the training sees them: as many as are drawn, one
+    of each class in turn, or all where there are fewer.
+    """
+    config, reference = request.config, request.reference
+    assert reference is not None, "the data of a subject is its reference"
+    found = open_images(config.data, layout=config.layout, split=config.split)
+    chosen = [found.files[place] for place in _in_turn(found.class_numbers)]
+    chosen = chosen[: request.sampling.num_images or MEASURED_IMAGES]
+    size = request.sampling.batch_size
+
+    def batches() -> Iterator[ArrayBatch]:
+        for first in range(0, len(chosen), size):
+            files = chosen[first : first + size]
+            pictures = [decode(one.read(), one.path, found.min_size)[0] for one in files]
+            images = np.stack([fit(one, base.image_size, config.resize) for one in pictures])
+            yield (
+                first,
+                images.transpose(0, 2, 3, 1),
+                [found.classes[one.class_number] for one in files],
+            )
+
+    measured = replace(request.evaluation, device=str(base.device))
+    return measure_batches(
+        batches(), reference, measured, sampling={}, name=request.data, classes=found.classes
+    )
+
+
+def _in_turn(classes: Sequence[int]) -> list[int]:
+    """All places, an arbitrary one of each class, then another of each that has more."""
+    turns: dict[int, list[int]] = {}
+    for place in np.random.default_rng(0).permutation(len(classes)).tolist():
+        turns.setdefault(classes[place], []).append(place)
+    rounds = zip_longest(*(turns[name] for name in sorted(turns)))
+    return [place for one in rounds for place in one if place is not None]
 
 
 def _kept_samples(source: Path, base: Base, request: Request, folder: Path, *, told: bool) -> Path:

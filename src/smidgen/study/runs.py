@@ -229,8 +229,9 @@ def request_of(run: Run, values: Mapping[str, Any]) -> Request:
         base = fill(TrainedBase, checked)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    if design.table.keep_samples and config.task == DREAMBOOTH:
-        raise UsageError(f"{where}: keep_samples is for samples of classes; leave it out")
+    for name in ("keep_samples", "of_data"):
+        if getattr(design.table, name) and config.task == DREAMBOOTH:
+            raise UsageError(f"{where}: {name} is for images of classes; leave it out")
     if design.table.before and (config.task == DREAMBOOTH or config.encodes_in_step):
         raise UsageError(
             f"{where}: before is of no use to a subject, which has the numbers of the base beside "
