@@ -18,7 +18,7 @@ from smidgen.models.architectures import meta_network
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS, Cell, Design
-from smidgen.study.execute import loaded
+from smidgen.study.measuring import loaded
 from smidgen.study.runs import Request, Run, runs_of, states, tuning_of
 
 PROBED = 2  # sampling steps of the estimate

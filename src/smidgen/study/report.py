@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from smidgen.study.analysis import analyse_study, arm_name, block_name
 from smidgen.study.design import Design
 from smidgen.study.execute import SAMPLES
 from smidgen.study.figures import Results, figures_of
-from smidgen.study.results import rows_of
+from smidgen.study.results import finished, rows_of
 from smidgen.study.runs import RESULT, runs_of, states
 
 PAGE, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
@@ -74,6 +75,7 @@ def facts_of(
         "counts": Counter(row["state"] for row in rows),
         "tables": [
             main_table(design, analysis, blocks),
+            block_table(design, rows, blocks),
             *effect_tables(analysis),
             comparison_table(analysis),
             missing_table(design, rows),
@@ -112,6 +114,19 @@ def main_table(design: Design, analysis: Mapping[str, Any], blocks: Sequence[str
         means = [number(arm["mean"]), spread, *beside]
         rows.append([arm["arm"], *own, *means, *counts, *tuned, arm["runs"]])
     return {"title": f"{analysis['metric']} of each arm", "head": head, "rows": rows}
+
+
+def block_table(design: Design, rows: Sequence[Mapping[str, Any]], blocks: Sequence[str]) -> Table:
+    """Of a study of one arm all that is asked for of each block, the mean over seeds."""
+    names = {name: name for name in (design.table.metric, *design.table.also)}
+    names |= {"seconds": "training, s"}
+    table: Table = {"title": "Each set", "head": ["set", *names.values()], "rows": []}
+    for block in () if design.arms else blocks:
+        own = [row for row in finished(rows) if block_name(design, row) == block]
+        if own:
+            found = ([row[name] for row in own if name in row] for name in names)
+            table["rows"].append([block, *(number(fmean(one)) if one else "" for one in found)])
+    return table
 
 
 def with_spread(mean: float, interval: tuple[float, float] | None) -> str:
