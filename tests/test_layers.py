@@ -59,6 +59,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "api",
         "study",
         "serving",
+        "figures",
         "processes",
         "progress",
     ),
