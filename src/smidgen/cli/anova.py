@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import aligned
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_file, check_output_file
 from smidgen.errors import UsageError
+from smidgen.evaluation.metric_table import aligned
 from smidgen.files.writing import whole_file
 from smidgen.statistics.config import AnovaConfig
 from smidgen.statistics.table import read_table
