@@ -175,6 +175,15 @@ def test_a_commit_in_between_is_not_lost(hub, run, monkeypatch):
     assert "theirs" in hub.files(REPO)
 
 
+def test_a_repository_that_appears_in_between_is_not_written_to(hub, run, monkeypatch):
+    from smidgen.hub import client
+
+    monkeypatch.setattr(client, "check_card", lambda card: hub.put(REPO, {"theirs": b""}))
+    with pytest.raises(SmidgenError, match="changed in the meantime"):
+        package.push(run, REPO)
+    assert hub.files(REPO) == {"theirs": b""}
+
+
 def damage(run, case):
     if case == "delta":
         content = (run / "delta.safetensors").read_bytes()

@@ -89,11 +89,11 @@ def check_card(card: ModelCard) -> None:
 
 
 def create(repo: str, *, private: bool) -> None:
-    """Make a repository. Raises: SmidgenError if the token may not."""
+    """Make a repository. Raises: SmidgenError if the token may not, or there is one by now."""
     from huggingface_hub import HfApi
 
     make = HfApi(token=token()).create_repo
-    answered(lambda: make(repo, private=private, exist_ok=True), repo, seconds=DEADLINE_SECONDS)
+    answered(lambda: make(repo, private=private), repo, seconds=DEADLINE_SECONDS)
 
 
 def commit(
