@@ -193,13 +193,28 @@ def test_a_key_is_asked_for(base, folder):
 
 
 def test_a_full_queue_says_when_to_ask_again(base, folder):
-    with listening(base, folder, waiting=2) as address:
-        body = {"model": "greek", "prompt": "bee", "n": 4}
-        answer = httpx.post(f"{address}{URL}", json=body)
-        assert "wait already" in problem(answer, 429, "queue_full")
-        assert int(answer.headers["retry-after"]) >= 1
-        with httpx.stream("POST", f"{address}{URL}", json=body | {"stream": True}) as streamed:
-            assert streamed.status_code == 429
+    with listening(base, folder, waiting=5, batch_size=1) as address:
+        body = {"model": "greek", "prompt": "bee", "n": 5, "steps": 250}
+        with httpx.stream("POST", f"{address}{URL}", json=body | {"stream": True}) as first:
+            assert first.status_code == 200
+            answer = httpx.post(f"{address}{URL}", json=body)
+            assert "wait already" in problem(answer, 429, "queue_full")
+            assert int(answer.headers["retry-after"]) >= 1
+            with httpx.stream("POST", f"{address}{URL}", json=body | {"stream": True}) as streamed:
+                assert streamed.status_code == 429
+        never = httpx.post(f"{address}{URL}", json=body | {"n": 6})
+        assert "at most 5 may wait" in problem(never, 400)  # asking again would not help
+
+
+@pytest.mark.parametrize(
+    "headers", [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}]
+)
+def test_a_page_of_another_site_cannot_ask(client, address, headers):
+    answer = client.post(URL, json={"model": "greek", "prompt": "bee"}, headers=headers)
+    assert "another site" in problem(answer, 403)
+    form = client.post("/v1/images/edits", data={"model": "greek"}, headers=headers)
+    assert form.status_code == 403
+    assert client.get("/v1/models", headers={"origin": address}).status_code == 200
 
 
 def test_an_image_may_take_so_long(base, folder):

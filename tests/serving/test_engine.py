@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
+from smidgen.serving import pools
 from smidgen.serving.engine import Engine, Full, Job, Late
 from tests.tiny.bases import tiny_base
 from tests.tiny.deltas import tiny_delta
@@ -118,10 +119,15 @@ def test_a_cancelled_or_late_image_leaves_and_frees_its_slot(base, deltas, engin
 
 def test_more_than_may_wait_is_refused_as_a_whole(base, deltas):
     engine = Engine(base, slots=1, batch=1, waiting=3)
+    slow = jobs_of(base, deltas, "one", steps=900, num_images=3)
+    engine.submit(slow)
     with pytest.raises(Full, match="wait already") as caught:
-        engine.submit(jobs_of(base, deltas, "one", steps=2, num_images=4))
+        engine.submit(jobs_of(base, deltas, "one", steps=2, num_images=3))
     assert caught.value.seconds >= 1
-    assert engine.waiting == 0
+    assert engine.waiting + engine.active == 3
+    with pytest.raises(UsageError, match="at most 3 may wait"):
+        engine.submit(jobs_of(base, deltas, "one", steps=2, num_images=4))
+    engine.cancel(slow)
     engine.stop()
     with pytest.raises(SmidgenError, match="stopping"):
         engine.submit(jobs_of(base, deltas, "one", steps=2, num_images=1))
@@ -163,3 +169,54 @@ def test_stop_draws_what_was_taken(base, deltas):
     )
     assert not torch.is_inference_mode_enabled()
     assert base.denoiser.fast is None  # nothing stays attached
+
+
+def test_one_who_leaves_at_the_last_step_harms_nobody(base, deltas, engine):
+    """As when the answer and the end of the connection come at the same moment."""
+    leaving, other = jobs_of(base, deltas, "one", steps=3, num_images=2)
+    leaving.show, leaving.partials = lambda number, image: leaving.result.cancel(), 2
+    engine.submit([leaving, other])
+    assert other.result.result(SECONDS).shape == (8, 8, 3)
+    (later,) = jobs_of(base, deltas, "two", steps=2, num_images=1)
+    engine.submit([later])
+    assert later.result.result(SECONDS).shape == (8, 8, 3)
+    engine.stop()
+    assert engine.counts.images == 2
+    assert all(pool.is_idle for pool in engine.pools.pools)
+
+
+def test_a_delta_for_which_there_is_no_memory_ends_alone(base, deltas, engine, monkeypatch):
+    def full(self, delta):
+        raise MemoryError("no room for a bank")
+
+    (bad,) = jobs_of(base, deltas, "one", steps=2, num_images=1)
+    (good,) = jobs_of(base, deltas, None, steps=2, num_images=1)
+    monkeypatch.setattr(pools.Pools, "_made_of", full)
+    engine.submit([bad, good])
+    with pytest.raises(MemoryError):
+        bad.result.result(SECONDS)
+    assert good.result.result(SECONDS).shape == (8, 8, 3)
+    assert engine.is_alive
+
+
+def test_a_mistake_in_a_tick_ends_its_images_and_not_the_engine(base, deltas, engine, monkeypatch):
+    (bad,) = jobs_of(base, deltas, "one", steps=2, num_images=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_calls", lambda self, jobs: 1 / 0)
+        engine.submit([bad])
+        with pytest.raises(ZeroDivisionError):
+            bad.result.result(SECONDS)
+    (good,) = jobs_of(base, deltas, "one", steps=2, num_images=1)
+    engine.submit([good])
+    assert good.result.result(SECONDS).shape == (8, 8, 3)
+
+
+def test_a_coarse_delta_before_a_fine_one_does_not_round_it(base, deltas, engine):
+    coarse = {"coarse": deltas["two"].clone().to(torch.bfloat16), "one": deltas["one"]}
+    jobs = [*jobs_of(base, coarse, "coarse", steps=4), *jobs_of(base, coarse, "one", steps=4)]
+    engine.submit(jobs)
+    found = [job.result.result(SECONDS) for job in jobs]
+    engine.stop()
+    assert len(engine.pools.pools) == 1
+    for job, image in zip(jobs[4:], found[4:], strict=True):
+        assert np.abs(image.astype(int) - expected(job).astype(int)).max() <= 1

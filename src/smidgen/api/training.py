@@ -12,7 +12,7 @@ from typing import Any
 
 from smidgen.core.delta import Delta
 from smidgen.core.file import is_delta
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.checks import check_integer
 from smidgen.files.names import file_part
 from smidgen.files.settings import check_values, fill
@@ -137,6 +137,8 @@ def _tried(base: Base, config: RunConfig, force: bool) -> Delta | Exception:
     try:
         return run(base, config, force=force)
     except Exception as error:
+        if not isinstance(error, SmidgenError):
+            logger.exception("a training failed")
         return error
 
 

@@ -21,9 +21,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from smidgen.errors import SmidgenError, UsageError, closest, shown
+from smidgen.files.reading import Unreadable, read_bytes
 from smidgen.models.base import Base
 from smidgen.serving.config import ServeConfig
-from smidgen.serving.engine import Engine, Full, Image, Job, Late
+from smidgen.serving.engine import Engine, Full, Image, Job, Late, Stopping
 from smidgen.serving.guard import LOCAL, Guard
 from smidgen.serving.images import Order, order_of, size_of
 from smidgen.serving.library import Entry, Library, UnknownModel
@@ -42,6 +43,7 @@ from smidgen.serving.schemas import (
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": Failed, "description": "The request makes no sense."},
+    403: {"model": Failed, "description": "A page of another site asks."},
     401: {"model": Failed, "description": "The API key is missing or wrong."},
     404: {"model": Failed, "description": "No such model."},
     413: {"model": Failed, "description": "The request is too large."},
@@ -55,6 +57,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 
 PAGE = Path(__file__).with_name("page.html")
 REPORT = "report.html"
+MOST_SHOWN = 2**26  # bytes of a grid or a report
 # what a report of a study may do: show what it holds
 STILL = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -90,7 +93,7 @@ def create_app(base: Base, config: ServeConfig, key: str | None = None) -> FastA
 
     app = FastAPI(title="smidgen", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = served
-    hosts = LOCAL if config.is_local else None
+    hosts = (*LOCAL, config.host.lower()) if config.is_local else None
     app.add_middleware(Guard, key=key, hosts=hosts, most=config.most_body)
     _add_page(app, served)
     _add_answers(app, served)
@@ -113,7 +116,7 @@ def _add_page(app: FastAPI, served: Served) -> None:
         """The page."""
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
 
-    @app.get("/v1/about", responses=_failures(401, 421))
+    @app.get("/v1/about", responses=_failures(401, 403, 421))
     def about() -> About:
         """What is drawn here, and how much of it at once."""
         base, config = served.base, served.config
@@ -129,7 +132,7 @@ def _add_page(app: FastAPI, served: Served) -> None:
 
     @app.get(
         "/v1/models/{name}/grid",
-        responses=_failures(401, 404, 421) | {200: {"content": {"image/png": {}}}},
+        responses=_failures(401, 403, 404, 421) | {200: {"content": {"image/png": {}}}},
         response_class=Response,
     )
     def grid(name: str) -> Response:
@@ -137,11 +140,11 @@ def _add_page(app: FastAPI, served: Served) -> None:
         found = served.library.entry(name).grid
         if found is None:
             raise HTTPException(404, f'the run of "{name}" has no picture of its samples')
-        return Response(found.read_bytes(), media_type="image/png")
+        return Response(_read(found), media_type="image/png")
 
     @app.get(
         "/v1/studies/{name}",
-        responses=_failures(401, 404, 421) | {200: {"content": {"text/html": {}}}},
+        responses=_failures(401, 403, 404, 421) | {200: {"content": {"text/html": {}}}},
         response_class=Response,
     )
     def study(name: str) -> Response:
@@ -150,10 +153,18 @@ def _add_page(app: FastAPI, served: Served) -> None:
         if name not in found:
             raise HTTPException(404, f'no study "{shown(name[:80])}"{closest(name, found)}')
         return Response(
-            found[name].read_bytes(),
+            _read(found[name]),
             media_type="text/html",
             headers={"Content-Security-Policy": STILL},
         )
+
+
+def _read(path: Path) -> bytes:
+    """A file beside a delta or a study. Raises: HTTPException for one that is gone or too large."""
+    try:
+        return read_bytes(path, MOST_SHOWN)
+    except Unreadable as error:
+        raise HTTPException(404, "it cannot be read any more") from error
 
 
 def _reports(config: ServeConfig) -> dict[str, Path]:
@@ -183,7 +194,7 @@ def _add_answers(app: FastAPI, served: Served) -> None:
         """Numbers for Prometheus."""
         return Response(generate_latest(served.measures.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/models", responses=_failures(401, 421))
+    @app.get("/v1/models", responses=_failures(401, 403, 421))
     def models() -> Models:
         """The base, and each delta that fits it."""
         base = served.base
@@ -192,7 +203,7 @@ def _add_answers(app: FastAPI, served: Served) -> None:
         )
         return Models(data=[own, *(_model(entry) for entry in served.library.entries())])
 
-    statuses = _failures(400, 401, 404, 413, 421, 429, 500, 503, 504)
+    statuses = _failures(400, 401, 403, 404, 413, 421, 429, 500, 503, 504)
 
     @app.post(GENERATIONS, responses=statuses)
     async def generations(asked: Generation, request: Request) -> Generated:
@@ -274,29 +285,28 @@ async def _left(request: Request) -> None:
 def _streamed(order: Order, served: Served) -> StreamingResponse:
     """The images as server-sent events, those on the way too."""
     jobs, asked = order.jobs, order.asked
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, dict[str, Any]]]()
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Job, Any, Any]]()
 
-    def put(kind: str, job: Job, image: Image, **more: int) -> None:
-        data = order.file(job, image)
-        event = {"b64_json": data, "seed": order.seed, "index": job.number, **more}
-        loop.call_soon_threadsafe(events.put_nowait, (kind, event))
+    def tell(kind: str, job: Job, found: Any, **more: int) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, (kind, job, found, more))
 
     def watch(job: Job) -> None:
         def show(count: int, image: Image) -> None:
-            put("partial_image", job, image, partial_image_index=count)
+            tell("partial_image", job, image, partial_image_index=count)
 
         def done(future: Any) -> None:
-            if future.cancelled():
-                return
-            error = future.exception()
-            if error is None:
-                put("completed", job, future.result())
-            else:
-                problem = _problem_of(error)[1]
-                loop.call_soon_threadsafe(events.put_nowait, ("error", {"error": problem}))
+            if not future.cancelled():
+                error = future.exception()
+                tell("error" if error else "completed", job, error or future.result())
 
         job.show = show if job.partials else None
         job.result.add_done_callback(done)
+
+    async def facts_of(kind: str, job: Job, found: Any) -> dict[str, Any]:
+        if kind == "error":
+            return {"error": _problem_of(found)[1]}
+        data = await run_in_threadpool(order.file, job, found, last=kind == "completed")
+        return {"b64_json": data, "seed": order.seed, "index": job.number}
 
     for job in jobs:
         watch(job)
@@ -308,8 +318,9 @@ def _streamed(order: Order, served: Served) -> StreamingResponse:
         try:
             ended = 0
             while ended < len(jobs):
-                kind, event = await events.get()
+                kind, job, found, more = await events.get()
                 ended += kind != "partial_image"
+                event = await facts_of(kind, job, found) | more
                 name = "error" if kind == "error" else f"{what}.{kind}"
                 facts = {"type": name, "created_at": int(time.time()), **event}
                 facts |= {"output_format": asked.output_format, "size": size_of(served.base)}
@@ -337,6 +348,8 @@ def _problem_of(error: BaseException) -> tuple[int, dict[str, Any]]:
             status, kind, code = 429, "rate_limit_error", "queue_full"
         case Late():
             status, kind = 504, "timeout_error"
+        case Stopping():
+            status = 503
         case SmidgenError():
             status, kind = 400, "invalid_request_error"
         case HTTPException():

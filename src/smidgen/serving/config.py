@@ -27,7 +27,8 @@ class ServeConfig:
     port: int = 8000
     """Port to listen at; 0: any that is free."""
     slots: int = 64
-    """Deltas of one kind that may act at once; the least recently used one leaves."""
+    """Deltas of one kind that may act at once, 2 or more; the least recently used one leaves. Each
+    has its memory from the first image of its kind on."""
     batch_size: int = 16
     """Images that form at once."""
     waiting: int = 256
@@ -43,7 +44,8 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_integer("port", self.port, least=0, most=65_535)
-        for name in ("slots", "batch_size", "waiting", "most_images", "most_steps", "most_body"):
+        check_integer("slots", self.slots, least=2)
+        for name in ("batch_size", "waiting", "most_images", "most_steps", "most_body"):
             check_integer(name, getattr(self, name))
         check_number("image_seconds", self.image_seconds)
         if self.image_seconds <= 0:

@@ -14,8 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 import greenlet
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smidgen.core.delta import Delta
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.family import Condition
 from smidgen.models.base import Base
 from smidgen.models.labels import Labels
@@ -50,6 +50,10 @@ class Full(SmidgenError):
 
 class Late(SmidgenError):
     """An image took longer than is allowed."""
+
+
+class Stopping(SmidgenError):
+    """The server takes no more images."""
 
 
 class Asked(NamedTuple):
@@ -83,6 +87,7 @@ class Job:
         self.deadline = time.monotonic() + self.seconds
         self.asked: Asked | None = None
         self.pools: list[tuple[Pool, Key | None]] = []
+        self.has_image = False
         self._own: int | None = None
         self._steps = 0
         self._greenlet: greenlet.greenlet | None = None
@@ -103,21 +108,32 @@ class Job:
         self.asked = None
         self._resume(output)
 
-    def end(self, error: BaseException | None = None) -> None:
-        """No more of it is wanted."""
+    def end(self, error: BaseException | None) -> None:
+        """No more of it is wanted; None: by nobody."""
         if self._greenlet is not None and not self._greenlet.dead:
             self._greenlet.throw(greenlet.GreenletExit)
         self.asked = None
-        if error is not None and not self.result.done():
-            self.result.set_exception(error)
+        self._answer(error)
+
+    def _answer(self, found: Image | BaseException | None) -> None:
+        """Tell whoever waits, who may have gone at this very moment; None: nobody does."""
+        with suppress(InvalidStateError):
+            if found is None:
+                self.result.cancel()
+            elif isinstance(found, BaseException):
+                self.result.set_exception(found)
+            else:
+                self.result.set_result(found)
+                self.has_image = True
 
     def _resume(self, *output: Tensor) -> None:
         assert self._greenlet is not None, "the job has begun"
         try:
             self._greenlet.switch(*output)
         except Exception as error:
-            if not self.result.done():
-                self.result.set_exception(error)
+            if not isinstance(error, SmidgenError):
+                logger.exception("an image failed")
+            self._answer(error)
 
     def _draw(self) -> None:
         pair = self.drawing.pair
@@ -125,8 +141,7 @@ class Job:
             pair = _Beside(pair, self)
         drawing = dataclasses.replace(self.drawing, pair=pair)
         image = draw_batch(drawing, [self.number], self._ask)[0]
-        if not self.result.done():
-            self.result.set_result(image.permute(1, 2, 0).cpu().numpy())
+        self._answer(image.permute(1, 2, 0).cpu().numpy())
 
     def _ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """What draws calls this for the network: the output comes when the tick has it."""
@@ -180,8 +195,8 @@ class _Beside(Pair):
 
 @dataclasses.dataclass
 class Counts:
-    """What the engine has done since it began; `waste` is 1 - images a call / images a tick, what
-    it costs that deltas which cannot share a batch are mixed.
+    """What the engine has done since it began; more `calls` than `ticks` is what it costs that
+    deltas which cannot share a batch are mixed.
     """
 
     images: int = 0
@@ -223,10 +238,14 @@ class Engine:
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """All of these images, or none. Raises: Full; SmidgenError if the engine stops."""
+        """All of these images, or none. Raises: Full; Stopping; UsageError for too many at once."""
         with self._changed:
-            if self._stopping:
-                raise SmidgenError("the server is stopping; ask another one")
+            if not self.is_alive:
+                raise Stopping("the server is stopping; ask another one")
+            if len(jobs) > self._most_waiting:
+                raise UsageError(
+                    f"{len(jobs)} images in one request; at most {self._most_waiting} may wait here"
+                )
             if len(self._queue) + len(jobs) > self._most_waiting:
                 raise Full(len(self._queue), self._seconds_of(len(self._queue)))
             self._queue.extend(jobs)
@@ -238,6 +257,10 @@ class Engine:
             for job in jobs:
                 job.cancelled = True
             self._changed.notify()
+
+    def leave(self) -> None:
+        """Take no more."""
+        self._stopping = True
 
     def stop(self, seconds: float = 30.0) -> None:
         """Take no more, draw what was taken, for so long at most."""
@@ -260,9 +283,15 @@ class Engine:
                 if self._stopping and not (self._queue or self._active):
                     break
             began = time.monotonic()
-            self._leave_ended()
-            self._admit()
-            self._tick()
+            try:
+                self._leave_ended()
+                self._admit()
+                self._tick()
+            except Exception as error:  # a mistake of this program: the images end, the server not
+                logger.exception("a tick failed")
+                self._attached = None
+                for job in list(self._active):
+                    self._end(job, error)
             self.counts.seconds += time.monotonic() - began
         self._detach()
 
@@ -273,11 +302,13 @@ class Engine:
             waiting = list(self._queue)
         for job in (*self._active, *waiting):
             if job.cancelled or now > job.deadline:
-                job.end(None if job.cancelled else Late(f"the image took over {job.seconds:g} s"))
-                if job.cancelled:
-                    job.result.cancel()
-                self.counts.failed += 1
-                self._remove(job)
+                late = Late(f"the image took over {job.seconds:g} s, waiting included")
+                self._end(job, None if job.cancelled else late)
+
+    def _end(self, job: Job, error: BaseException | None) -> None:
+        job.end(error)
+        self.counts.failed += 1
+        self._remove(job)
 
     def _remove(self, job: Job) -> None:
         for pool, key in job.pools:
@@ -305,7 +336,13 @@ class Engine:
                     return
                 if not all(key is None or self.pools.has(key) for key in job.keys):
                     continue
-            if not self._hold(job):
+            try:
+                held = self._hold(job)
+            except Exception as error:  # such as no memory for one more bank
+                logger.exception("a delta cannot be brought into the network")
+                self._end(job, error)
+                continue
+            if not held:
                 blocked = blocked or job
                 continue
             if blocked is not None:
@@ -334,10 +371,8 @@ class Engine:
     def _settle(self, job: Job) -> None:
         """An image that is done leaves."""
         if job.asked is None:
-            if job.result.done() and job.result.exception() is None:
-                self.counts.images += 1
-            else:
-                self.counts.failed += 1
+            self.counts.images += job.has_image
+            self.counts.failed += not job.has_image
             self._remove(job)
 
     def _tick(self) -> None:
@@ -353,7 +388,6 @@ class Engine:
                 outputs |= self._called(pool, parts)
             except Exception as error:
                 logger.exception("a batch of %d images failed", len(parts))
-                self._detach()
                 for part in parts:
                     part.job.end(error)
         for job in jobs:

@@ -40,10 +40,15 @@ class Guard:
         await self._app(scope, _Counted(receive, self._most), send)
 
     def _problem(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
-        host = headers.get(b"host", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts is not None and name not in self._hosts:
             return 421, "invalid_request_error", "this server answers on this machine's names only"
+        if headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
+            return 403, "invalid_request_error", "a page of another site asks"
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        if origin and origin.partition("://")[2] != host:
+            return 403, "invalid_request_error", "a page of another site asks"
         if self._key is not None and path not in OPEN:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             good = scheme.lower() == b"bearer"

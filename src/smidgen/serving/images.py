@@ -7,11 +7,13 @@ import io
 import secrets
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import UploadFile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,10 +26,10 @@ from smidgen.sampling.draw import prepare
 from smidgen.sampling.own_settings import KEYWORD, own_text
 from smidgen.serving.config import ServeConfig
 from smidgen.serving.engine import Job
-from smidgen.serving.library import Library
+from smidgen.serving.library import Library, parsed
 from smidgen.serving.schemas import MOST_SEED, Edit, Generation
 
-MOST_MASK = 2**26  # pixels
+MOST_PIXELS = 2**24  # of a picture that is sent
 DEFAULT_GUIDANCE = SamplingConfig().guidance
 
 
@@ -40,11 +42,13 @@ class Order:
     jobs: list[Job]
     settings: Mapping[str, Any]
 
-    def file(self, job: Job, image: NDArray[np.uint8]) -> str:
-        """The file of one image, in base64; a PNG has the settings in it."""
+    def file(self, job: Job, image: NDArray[np.uint8], *, last: bool = True) -> str:
+        """The file of one image, in base64; a PNG has the settings in it, unless it is a picture on
+        the way, which is not drawn again by them.
+        """
         kind, file = self.asked.output_format, io.BytesIO()
         more: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
-        if kind == "png":
+        if kind == "png" and last:
             text = own_text(job.drawing, job.number, self.settings, self.asked.model)
             more["pnginfo"] = text_chunk(KEYWORD, text)
         Image.fromarray(image).save(file, format=kind, **more)
@@ -60,6 +64,8 @@ def order_of(asked: Generation, base: Base, library: Library, config: ServeConfi
     for name, most in (("n", config.most_images), ("steps", config.most_steps)):
         if getattr(asked, name) > most:
             raise UsageError(f"{name} is {getattr(asked, name)}; this server takes at most {most}")
+    if asked.guidance_model is not None and len(parsed(asked.guidance_model)) > 1:
+        raise UsageError("guidance_model is a sum; expected the name of one delta")
     if asked.size not in ("auto", size_of(base)):
         raise UsageError(
             f'size is "{asked.size[:40]}"; this server draws {size_of(base)}, expected that or auto'
@@ -83,7 +89,7 @@ def _files_of(asked: Generation, folder: Path) -> dict[str, Any]:
     """The pictures of a request as files, and what is done with them."""
     if not isinstance(asked, Edit):
         return {}
-    (folder / "image").write_bytes(asked.image.file.read())
+    (folder / "image").write_bytes(_received("image", asked.image))
     found: dict[str, Any] = {
         "image": folder / "image",
         "image_strength": asked.image_strength,
@@ -91,9 +97,19 @@ def _files_of(asked: Generation, folder: Path) -> dict[str, Any]:
         "noise_level": asked.noise_level,
     }
     if asked.mask is not None:
-        (folder / "mask").write_bytes(_as_white(asked.mask.file.read()))
+        (folder / "mask").write_bytes(_as_white(_received("mask", asked.mask)))
         found["mask"] = folder / "mask"
     return found
+
+
+def _received(name: str, file: UploadFile) -> bytes:
+    """Raises: UsageError for a picture that would be too large in memory."""
+    content, pixels = file.file.read(), 0
+    with suppress(Exception), Image.open(io.BytesIO(content)) as picture:  # only its header
+        pixels = picture.width * picture.height
+    if pixels > MOST_PIXELS:
+        raise UsageError(f"{name} has {pixels:,} pixels; this server takes up to {MOST_PIXELS:,}")
+    return content
 
 
 def _as_white(content: bytes) -> bytes:
@@ -102,12 +118,10 @@ def _as_white(content: bytes) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(content)) as mask:
-            if mask.mode not in ("RGBA", "LA") or mask.width * mask.height > MOST_MASK:
-                return content
-            alpha = mask.getchannel("A")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            alpha = mask.getchannel("A") if mask.mode in ("RGBA", "LA") else None
+    except Exception:  # Pillow's readers raise whatever they run into
         return content  # which says what it is when it is read
-    if alpha.getextrema() == (255, 255):
+    if alpha is None or alpha.getextrema() == (255, 255):
         return content
     file = io.BytesIO()
     alpha.point([255 if value < 128 else 0 for value in range(256)]).save(file, format="PNG")

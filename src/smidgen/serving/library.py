@@ -33,6 +33,7 @@ MARKS = "+:"  # between the parts of a model's name
 MOST_PARTS = 8
 GRIDS = ("grid.png", "samples.png")
 MOST_RESULT_BYTES = 2**20
+MOST_NUMBERS = 12  # of a run, on the page
 MOST_BYTES = 2**32  # of one file; the largest deltas, copies of all weights, are a base's size
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class Entry:
             metrics = read_json(run / "result.json", _Result, MOST_RESULT_BYTES).metrics
         except Unreadable:
             return {}
-        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        plain = {k: v for k, v in metrics.items() if isinstance(v, float) and math.isfinite(v)}
+        return dict(list(plain.items())[:MOST_NUMBERS])
 
     @property
     def created(self) -> int:
@@ -110,7 +112,8 @@ class Library:
     def entries(self) -> list[Entry]:
         """All that can be served, by name."""
         self.refresh()
-        return [self._entries[name] for name in sorted(self._entries)]
+        found = self._entries  # another thread may put others in its place
+        return [found[name] for name in sorted(found)]
 
     def find(self, model: str) -> tuple[Key | None, Delta | None]:
         """The delta that a request names, and its key; None twice for the base.
@@ -179,6 +182,9 @@ class Library:
     def _read(self, entry: Entry) -> Delta:
         delta = Delta.load(entry.path)
         delta.check_base(self._base.fingerprint, self._base.name)
+        for edit in delta.edits.values():
+            if not edit.component:
+                edit.check(self._base.denoiser)
         return delta
 
     def _current(self, entry: Entry) -> Entry:
@@ -191,9 +197,10 @@ class Library:
         if same:
             return entry
         self.refresh()
-        if entry.name not in self._entries:
+        found = self._entries.get(entry.name)
+        if found is None:
             raise UnknownModel(f'no model "{entry.name}" any more: its file cannot be served')
-        return self._entries[entry.name]
+        return found
 
     def _entry(self, name: str, path: Path) -> Entry | None:
         """None for a file that cannot be served; why is logged once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -17,15 +17,9 @@ class Measures:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
-        self.answers = Counter(
-            "smidgen_answers",
-            "Answers by path and status.",
-            ("path", "status"),
-            registry=self.registry,
-        )
         self.seconds = Histogram(
             "smidgen_request_seconds",
-            "From a request for images to its last one.",
+            "From a request for images, one that streams not counted, to its last one.",
             registry=self.registry,
             buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300),
         )

@@ -125,8 +125,7 @@ class Pools:
 
     def let_go(self, pool: Pool, key: Key) -> None:
         """One image less needs this delta."""
-        if pool is not self.base:
-            pool.let_go(key)
+        pool.let_go(key)
 
     @property
     def resident(self) -> int:
@@ -146,6 +145,7 @@ class Pools:
 
     def _made_of(self, delta: Delta) -> Pool:
         try:
-            return Pool(self._num_slots, Bank([delta] * self._num_slots))
+            # in float32, whatever the first one is kept in: others may be finer
+            return Pool(self._num_slots, Bank([delta.clone().float()] * self._num_slots))
         except SmidgenError:  # what a batch cannot mix
             return Pool(1, delta)

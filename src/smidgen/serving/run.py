@@ -34,6 +34,7 @@ def serve(base: Base, config: ServeConfig, key: str | None, log: Callable[[str],
     )
 
     def leave(*_: object) -> None:
+        app.state.served.engine.leave()
         server.should_exit = True
 
     signal.signal(signal.SIGTERM, leave)  # uvicorn sends itself the signal again at its end

@@ -228,7 +228,8 @@ def train_delta(
     if first_step:
         logger.info("resuming %s at step %d", run_folder, first_step)
     with ExitStack() as stack:
-        stack.enter_context(runtime.cpu_threads(config.num_threads))
+        if place is None:  # else they are set for all that share the network
+            stack.enter_context(runtime.cpu_threads(config.num_threads))
         accelerator = stack.enter_context(
             runtime.open_runtime(config, base.device, run_folder, first_step)
         )

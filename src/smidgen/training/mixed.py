@@ -10,6 +10,7 @@ Clipping, optimizer, average, validation, checkpoints and the end are those of e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
+from smidgen.errors import SmidgenError
 from smidgen.fast.acting import acting
 from smidgen.hosts.family import Condition
 from smidgen.methods import parts_of
@@ -34,6 +36,8 @@ MIXED = "mixed batches"  # the path of a run that is trained so
 COPYING = ("full", "vpt")  # vpt: of the final layer
 
 Result = Delta | Exception
+
+logger = logging.getLogger(__name__)
 
 
 class _Modes(NamedTuple):
@@ -116,6 +120,8 @@ class Place:
         try:
             self.result = self.run(self)
         except Exception as error:
+            if not isinstance(error, SmidgenError):
+                logger.exception("a training failed")
             self.result = error
 
 
@@ -158,8 +164,6 @@ def train_mixed(
     """The results of trainings of deltas of one kind, each called with its place; `config` is what
     they share, which has nothing that is `not_mixable`. The error of one is its result, and the
     others go on.
-
-    Raises: SmidgenError for deltas of other edits than the first.
     """
     denoiser = base.denoiser
     flags = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
@@ -170,6 +174,7 @@ def train_mixed(
         with (
             stop_requests() as stop,
             checkpointing(denoiser, recomputed),
+            runtime.cpu_threads(config.training.num_threads),
             # what accelerate keeps for the process outlasts each of them
             runtime.open_runtime(silent, base.device, config.output, 0),
         ):
@@ -199,10 +204,21 @@ class _Mixed:
                 place.go_on()  # to its first call: images are read and encoded one after the other
             while asking := [place for place in self._places if place.asked is not None]:
                 for together in _alike(asking):
-                    self._step(together)
+                    self._tried(together)
         finally:
             for place in self._places:
                 place.end()
+
+    def _tried(self, places: Sequence[Place]) -> None:
+        """A step; what fails for all of these ends them, and the others go on."""
+        try:
+            self._step(places)
+        except Exception as error:
+            logger.exception("a mixed batch of %d deltas failed", len(places))
+            for place in places:
+                place.end()
+                place.asked = None
+                place.result = place.result or error
 
     def _step(self, places: Sequence[Place]) -> None:
         """One call of the network and, where gradients are asked for, one backward pass."""
