@@ -22,6 +22,7 @@ from smidgen.files.toml import toml
 STUDY = "study"
 VALIDATION_LOSS = "validation_loss"
 DRAWN = "sampling."  # before settings that say how samples are drawn, and not what is trained
+FIRST = "init_from."  # before settings of a run from whose delta this one begins
 MORE = "+"  # `"gammas+" = ["qkv"]`: factors that each give a part of one list
 
 Scalar = str | int | float | bool | list[str | int | float]

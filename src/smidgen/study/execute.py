@@ -33,9 +33,12 @@ from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS
-from smidgen.study.runs import FAILURE, RESULT, Request, Run
+from smidgen.study.request import Request
+from smidgen.study.runs import FAILURE, RESULT, Run
+from smidgen.training.config import RunConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.journal import read_log
+from smidgen.training.recipe import DELTA, REPORT
 from smidgen.training.state import step_of
 
 SAMPLES, SHOWN = "samples.png", 8
@@ -65,10 +68,10 @@ def perform(run: Run, *, force: bool = False) -> None:
 
 def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
     """What result.json says of the run besides what was asked. Raises: SmidgenError."""
-    provide(request.data)
-    base = loaded(request.base)
-    delta = train(base, request.config, force=force)
+    delta = trained(request, force=force)
     training = trained_facts(run.trained, delta)
+    if request.first is not None:
+        training["first_seconds"] = sum(map(seconds_of, request.trainings[:-1]))
     # a run of the tuning that is judged by its validation loss needs no samples
     tune = run.design.table.tune
     if run.tried is not None and tune is not None and tune.metric == VALIDATION_LOSS:
@@ -90,6 +93,26 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
         found["curve"] = dict(curve(run, judge, request, end)) | {end: found["metrics"]}
     write_samples(run.folder, judge, request, delta)
     return found
+
+
+def trained(request: Request, *, force: bool = False) -> Delta:
+    """Its delta, begun from that of its first training where it has one, which is made unless it is
+    there. Raises: as the training.
+    """
+    config = request.config
+    if request.first is not None:
+        trained(request.first, force=force)
+        config = replace(config, init=request.first.config.output / DELTA)
+    provide(request.data)
+    return train(loaded(request.base), config, force=force)
+
+
+def seconds_of(config: RunConfig) -> float:
+    """What a training that is finished took, by its run.json. Raises: SmidgenError."""
+    try:
+        return read_json(config.output / REPORT, dict[str, Any])["seconds"]
+    except (Unreadable, KeyError) as error:
+        raise SmidgenError(f"{config.output / REPORT} does not say how long it took") from error
 
 
 def places_of(run: Run, request: Request) -> dict[str, str]:
@@ -166,7 +189,7 @@ def step_kept(delta: Delta) -> int | None:
 def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
     """What the training cost, by its run.json and its log."""
     try:
-        report = read_json(folder / "run.json", dict[str, Any])
+        report = read_json(folder / REPORT, dict[str, Any])
         lines = [record for _, record in read_log(folder / "log.jsonl")]
     except Unreadable:
         report, lines = {}, []
@@ -177,7 +200,7 @@ def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
         # of the delta that is measured, which with keep = "best" is not the last one
         VALIDATION_LOSS: losses.get(step_kept(delta), last),
         "trainable": delta.num_parameters(),
-        "delta_bytes": (folder / "delta.safetensors").stat().st_size,
+        "delta_bytes": (folder / DELTA).stat().st_size,
         "num_threads": torch.get_num_threads(),
     }
 
