@@ -50,7 +50,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table [study] as TOML has it. `metric` is what is analysed, `also` names numbers that
-    stand beside it in the table of the arms, baselines too.
+    stand beside it in the table of the arms, baselines too. `pretraining` has the images that a
+    base was trained on, by its name and their size in pixels.
     """
 
     factors: dict[str, list[Scalar] | dict[str, Level]]
@@ -64,6 +65,7 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     against: str | None = None
     interactions: list[str] = []
     curve: bool = False
+    pretraining: dict[str, dict[str, int]] = {}
     tune: Tuning | None = None
     sampling: Settings = {}
     evaluation: Settings = {}
@@ -240,6 +242,10 @@ def _problems(design: Design) -> Iterator[str]:
         yield 'design = "half" is for factors of two levels'
     if table.against is not None:
         yield from _problems_of_against(design, table.against)
+    for base, images in table.pretraining.items():
+        for size, count in images.items():
+            check_integer(f"pretraining.{base}, a size", int(size) if size.isdecimal() else size)
+            check_integer(f"pretraining.{base}.{size}", count, least=0)
     if table.tune is not None:
         if len(table.tune.values) < 2:
             yield "tune has fewer than two values; leave it out"

@@ -21,7 +21,7 @@ from smidgen.sampling.draw import prepare
 from smidgen.study.design import FIRST, VALIDATION_LOSS, Cell, Design
 from smidgen.study.execute import loaded
 from smidgen.study.request import Request
-from smidgen.study.runs import Run, runs_of, states, tuning_of
+from smidgen.study.runs import Run, first_request, runs_of, states, tuning_of
 
 PROBED = 2  # sampling steps of the estimate
 
@@ -78,15 +78,6 @@ def _counted(design: Design, cell: Cell) -> dict[str, Any]:
         }
         row["begins_from"] = of_first
     return row | {"parameters": found["trainable"], "share": found["share"]}
-
-
-def first_request(design: Design, cell: Cell) -> Request:
-    """What a cell's run does, with the first of the values that are tuned."""
-    tune = design.table.tune
-    tried = tune.values[0] if tune is not None and design.is_tuned(cell) else None
-    request = Run(design=design, cell=cell, seed=design.table.seeds[0], tried=tried).request
-    assert request is not None, "a run that tries a value waits for nothing"
-    return request
 
 
 def num_classes(request: Request) -> int:

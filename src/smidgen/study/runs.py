@@ -154,6 +154,15 @@ def runs_of(design: Design) -> list[Run]:
     ]
 
 
+def first_request(design: Design, cell: Cell) -> Request:
+    """What a cell's run does, with the first of the values that are tuned."""
+    tune = design.table.tune
+    tried = tune.values[0] if tune is not None and design.is_tuned(cell) else None
+    request = Run(design=design, cell=cell, seed=design.table.seeds[0], tried=tried).request
+    assert request is not None, "a run that tries a value waits for nothing"
+    return request
+
+
 def tuning_of(design: Design, cell: Cell | None = None) -> list[Run]:
     """The runs that try values: of every arm, or of that of one cell."""
     tune = design.table.tune
