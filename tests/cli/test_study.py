@@ -9,7 +9,10 @@ import re
 import pytest
 
 from smidgen.api.training import run as train
+from smidgen.core.delta import Delta
 from smidgen.files.lock import held
+from smidgen.files.reading import sha256_of
+from smidgen.models.pretrained import load_base
 from smidgen.study import execute
 from smidgen.study.design import read_design
 from smidgen.study.queue import run_all
@@ -315,6 +318,37 @@ def test_an_arm_begins_from_a_delta_that_is_trained_first(smidgen, with_first, t
     assert smidgen(*given, "--output", two, "--steps", 2, "--seed", 0, *begun).code == 0
     delta = (two / "delta.safetensors").read_bytes()
     assert delta == (run.folder / "delta.safetensors").read_bytes()
+
+
+def test_a_run_at_twice_the_size_begins_from_a_delta_at_the_bases_own(
+    smidgen, base, photos, tmp_path
+):
+    own = load_base(base).image_size.width
+    levels = f"[study.factors.start]\nplain = {{ image_size = {2 * own}, positions = 'extend' }}\n"
+    levels += f"begun = {{ image_size = {2 * own}, positions = 'stretch', "
+    levels += f"init_from = {{ image_size = {own} }} }}\n"
+    path = write_study(base, photos, tmp_path, seeds="[0]")
+    text = path.read_text().replace('against = "bitfit"', "").replace("method =", "resize =")
+    path.write_text(text.replace('[study.factors]\nresize = ["difffit", "bitfit"]\n', levels))
+    assert smidgen("study", "run", path, "--json").document["states"] == {"finished": 2}
+    found = {run.cell["start"]: run for run in runs_of(read_design(path))}
+    deltas = {name: Delta.load(run.folder / "delta.safetensors") for name, run in found.items()}
+    data = {name: delta.provenance.training["data"] for name, delta in deltas.items()}
+    assert data["plain"]["image_size"] == data["begun"]["image_size"] == 2 * own
+    assert (data["plain"]["positions"], data["begun"]["positions"]) == ("extend", "stretch")
+    first = found["begun"].request.trainings[0].output / "delta.safetensors"
+    assert deltas["begun"].provenance.training["init"] == sha256_of(first)
+
+
+def test_a_report_has_the_step_in_place_of_the_seconds_once_it_was_timed(smidgen, recipe):
+    assert smidgen("study", "run", recipe).code == 0
+    assert smidgen("study", "report", recipe).code == 0
+    words = read_design(recipe).output / "report.md"
+    assert "training, s" in words.read_text()
+    assert smidgen("study", "time", recipe).code == 0
+    assert smidgen("study", "report", recipe).code == 0
+    assert "training, s" not in words.read_text()
+    assert "of bitfit's" in words.read_text()
 
 
 def test_a_killed_run_goes_on_from_the_delta_that_was_trained_first(

@@ -90,9 +90,7 @@ def cost_table(analysis: Mapping[str, Any]) -> Table:
         rows.append([arm["arm"], *spreads, f"{cost['step_gflops']:,.1f}", *counted, every, mean])
     if all(arm["cost"]["gflops_of_base"] is None for arm in timed):
         rows, head = [[*row[:6], row[-1]] for row in rows], [*head[:6], head[-1]]
-    title = (
-        "Training cost: median of rounds in which the arms took turns (quartiles), and operations"
-    )
+    title = "Training cost: medians of rounds in turn (quartiles), and operations"
     return {"title": title, "head": head, "rows": rows}
 
 
