@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 # what L1 has besides data
 MODELS = ("errors", "sizes", "files", "core", "hosts", "models.dit", "diffusion")
 L1 = (*MODELS, "models", "data")
-L3 = ("sampling", "evaluation", "explanation", "training", "interop", "statistics")
+L3 = ("sampling", "evaluation", "explanation", "training", "interop", "statistics", "hub")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
@@ -42,6 +42,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "explanation": (*MODELS, "models", "fast", "sampling", "figures"),
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
+    "hub": (*MODELS, "models", "evaluation", "interop"),
     "statistics": ("errors", "files", "evaluation"),
     "verification": (*L1, "methods", "sampling", "evaluation", "training", "processes"),
     # L4
@@ -59,6 +60,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "api",
         "study",
         "serving",
+        "figures",
         "processes",
         "progress",
     ),

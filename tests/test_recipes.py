@@ -10,6 +10,7 @@ import pytest
 from smidgen.api.weights import count_weights
 from smidgen.cli.arguments import read_request
 from smidgen.cli.train import parse_train
+from smidgen.data.embedded_sets import SETS
 from smidgen.errors import SmidgenError
 from smidgen.files.settings import read_recipe
 from smidgen.study.design import STUDY, read_design
@@ -34,7 +35,8 @@ def parsed(recipe: Path, tmp_path: Path):
 
 def test_there_are_recipes():
     published = {"difffit-food101", "bitfit-food101", "personalise-sd14", "personalise-sd14-full"}
-    assert {path.stem for path in RECIPES} >= published | {"demo"}
+    assert {path.stem for path in RECIPES} >= published
+    assert {path.stem for path in STUDIES} >= {"demo", "study-domains"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -68,6 +70,13 @@ def test_a_study_resolves_every_run_and_opens_as_recipes_do(recipe, tmp_path):
         if run.design.is_tuned(run.cell):
             run = dataclasses.replace(run, tried=design.table.tune.values[0])
         assert run.request.config.training.steps > 0
+
+
+def test_the_study_of_the_nine_sets_has_their_recipe_and_all_of_them(tmp_path):
+    folder = Path(__file__).parents[1] / "recipes"
+    design = read_design(folder / "study-domains.toml")
+    assert design.fixed | {"seed": 0} == read_recipe(folder / "difffit-glyphs.toml")
+    assert [run.cell["data"] for run in runs_of(design)] == list(SETS)
 
 
 def counted(config: RunConfig, base: str) -> int:

@@ -67,6 +67,7 @@ def test_a_dry_run_says_what_would_be_analysed(smidgen, pairs):
         (("pairs.csv", *FACTORS, "--blocks", "subjects"), ('"subjects"', '"subject"')),
         (("pairs.csv", *FACTORS, "--interaction", "input:seed"), ("input:seed", "input, output")),
         (("pairs.csv", *FACTORS, "--against", "CA_c"), ('no cell "CA_c"',)),
+        (("pairs.csv", *FACTORS, "--plot", "r.jpg"), ("r.jpg", ".png or .svg")),
     ],
 )
 def test_misuse_is_one_line(smidgen, pairs, monkeypatch, arguments, words):
@@ -80,3 +81,12 @@ def test_a_number_that_is_none_fails_with_its_row(smidgen, pairs):
     lines[4] = ",".join([*lines[4].split(",")[:-1], "nan"])
     pairs.write_text("\n".join(lines))
     assert_refused(smidgen("anova", pairs, *FACTORS), "row 5", "clip_i", codes=(1,))
+
+
+@pytest.mark.parametrize(("name", "begins"), [("r.png", b"\x89PNG"), ("r.svg", b"<svg")])
+def test_a_plot_of_the_residuals_is_the_answers_path(smidgen, pairs, tmp_path, name, begins):
+    picture = tmp_path / "pictures" / name
+    outcome = smidgen("anova", pairs, *FACTORS, "--blocks", "subject", "--plot", picture)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1] == str(picture)
+    assert picture.read_bytes().startswith(begins)

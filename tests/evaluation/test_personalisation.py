@@ -10,11 +10,11 @@ from PIL import Image
 from scipy.spatial.distance import cosine
 
 from smidgen import api
-from smidgen.cli.metric_table import comparison_lines, result_lines
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation import features, personalisation
 from smidgen.evaluation.compare import compare
 from smidgen.evaluation.contexts import GLYPHS, PHOTOGRAPHS, prompts_of, subject_of
+from smidgen.evaluation.metric_table import comparison_lines, result_lines
 from smidgen.evaluation.samples import colours_right, pixel_rmse
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta

@@ -109,3 +109,32 @@ def test_a_table_that_can_test_nothing_is_an_error_with_the_reason():
 def test_the_same_table_gives_the_same_document():
     columns, config = crossed([[2, 2], [3, 2]]), AnovaConfig(metric="y", factors="a", blocks="k")
     assert anova(columns, config) == anova(columns, config)
+
+
+def indicators(columns, *names):
+    """A column of 1 and one for each level of the named columns."""
+    found = [np.ones(len(columns["y"]))]
+    for name in names:
+        found += [[float(one == level) for one in columns[name]] for level in set(columns[name])]
+    return np.array(found).T
+
+
+@pytest.mark.parametrize(("interaction", "more"), [(None, ()), ("a:b", ("ab",))])
+def test_the_residuals_are_those_of_the_model_whose_terms_are_told(interaction, more):
+    columns = crossed([[2, 3], [3, 2]])
+    columns["ab"] = [f"{a} {b}" for a, b in zip(columns["a"], columns["b"], strict=True)]
+    config = AnovaConfig(metric="y", factors="a,b", blocks="k", interaction=interaction)
+    found = anova(columns, config)
+    told = found["assumptions"]["residuals"]
+    design, values = indicators(columns, "a", "b", "k", *more), np.array(columns["y"])
+    fitted = design @ np.linalg.lstsq(design, values)[0]
+    np.testing.assert_allclose(told["fitted"], fitted, atol=1e-9)
+    np.testing.assert_allclose(told["residuals"], values - fitted, atol=1e-9)
+    effect = found["terms"]["a"]
+    squares = float(np.sum(np.square(told["residuals"])))
+    assert squares == pytest.approx(effect["mean_square_residual"] * effect["df_residual"])
+
+
+def test_of_islands_only_the_residuals_of_connected_rows_are_told():
+    told = anova(paper(), PAPER)["assumptions"]["residuals"]
+    assert len(told["fitted"]) == len(told["residuals"]) == 48

@@ -2,8 +2,8 @@
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
 evaluation.py measures, explaining.py shows what was learned, statistics.py analyses tables of
-measurements, weights.py counts, folding.py folds and converts, verification.py verifies bases;
-bases and deltas come from models and core.
+measurements, weights.py counts, folding.py folds and converts, hub.py pushes and pulls,
+verification.py verifies bases; bases and deltas come from models and core.
 """
 
 from smidgen.api.evaluation import evaluate
@@ -15,6 +15,7 @@ from smidgen.api.folding import (
     import_embeddings,
     import_lora,
 )
+from smidgen.api.hub import pull, push
 from smidgen.api.sampling import sample, sample_arrays
 from smidgen.api.statistics import anova
 from smidgen.api.training import train
@@ -39,6 +40,8 @@ __all__ = [
     "import_lora",
     "inspect",
     "load_base",
+    "pull",
+    "push",
     "sample",
     "sample_arrays",
     "train",

@@ -19,6 +19,7 @@ from smidgen.files.settings import check_values, fill
 from smidgen.interop.embeddings import is_embeddings, read_embeddings
 from smidgen.interop.lora import read_lora
 from smidgen.methods import configure
+from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
 from smidgen.models.positions import Positions
 from smidgen.models.pretrained import load_base
@@ -26,8 +27,10 @@ from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.mixed import Place, not_mixable, train_mixed
+from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import check_recipe, read_recipe
 from smidgen.training.run import defaults_of, fine_tune, read_delta, recipe_of, settled
+from smidgen.training.start import begun_with
 
 RUNS = Path("runs")
 
@@ -146,13 +149,34 @@ def run(
     place: Place | None = None,
 ) -> Delta:
     """`fine_tune`, which may begin from a LoRA or a word of other programs too."""
+    return fine_tune(
+        base, config, read_init=_read_init, force=force, progress=progress, place=place
+    )
 
-    def read(path: Path, base: Base) -> Delta:
-        if is_delta(path):
-            return read_delta(path, base)
-        return read_embeddings(path, base) if is_embeddings(path) else read_lora(path, base)
 
-    return fine_tune(base, config, read_init=read, force=force, progress=progress, place=place)
+def start_of(base: Base, config: RunConfig, trained: Delta) -> Delta:
+    """The delta with which the run that left the `trained` one began: nothing is learned in it but
+    what `init` had. For runs that train nothing in text encoders.
+
+    Raises: UsageError, SmidgenError as for a run that begins.
+    """
+    config = config.resolved()
+    delta = build_delta(
+        config.method,
+        base,
+        config.method_config,
+        trained.provenance.classes,
+        generator_for(config.training.seed, "delta"),
+        training={**trained.provenance.training, "step": 0},
+        train_labels=config.training.train_labels,
+    )
+    return delta if config.init is None else begun_with(delta, _read_init(config.init, base))
+
+
+def _read_init(path: Path, base: Base) -> Delta:
+    if is_delta(path):
+        return read_delta(path, base)
+    return read_embeddings(path, base) if is_embeddings(path) else read_lora(path, base)
 
 
 def _with_free_folder(base: Base, config: RunConfig) -> RunConfig:

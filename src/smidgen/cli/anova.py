@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import aligned
-from smidgen.cli.options import Switches, answer, answer_dry_run, check_file
+from smidgen.cli.options import Switches, answer, answer_dry_run, check_file, check_output_file
+from smidgen.errors import UsageError
+from smidgen.evaluation.metric_table import aligned
+from smidgen.files.writing import whole_file
 from smidgen.statistics.config import AnovaConfig
 from smidgen.statistics.table import read_table
 
@@ -19,19 +21,29 @@ The table is a CSV file with a header and a row for each measurement.
 
 examples:
   smidgen anova pairs.csv --metric clip_i --factors input,output --blocks subject
-  smidgen anova arms.csv --metric fd --factors method,task --interaction method:task --json"""
+  smidgen anova arms.csv --metric fd --factors method,task --interaction method:task --json
+  smidgen anova arms.csv --metric fd --factors method --plot residuals.svg"""
 
 SIZES = {"eta_squared": "eta²", "partial_eta_squared": "partial eta²", "omega_squared": "omega²"}
 HEAD = ["df", "F", "p", "permuted", *SIZES.values()]
 SIGNIFICANT = 0.05  # only such pairs of levels are shown; --json has all
 
 
+PICTURES = (".png", ".svg")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """The table."""
+    """The table, and a picture of it."""
 
     table: Path
     """A CSV file with a header."""
+    plot: Path | None = None
+    """Draw the residuals against fitted values and normal quantiles: FILE.png or FILE.svg."""
+
+    def __post_init__(self) -> None:
+        if self.plot is not None and self.plot.suffix not in PICTURES:
+            raise UsageError(f"plot is {self.plot}; expected a file that ends in .png or .svg")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -44,6 +56,8 @@ def run(argv: Sequence[str]) -> None:
     )
     options, config, switches = parsed["table"], parsed["analysis"], parsed["switches"]
     check_file(options.table, "table")
+    if options.plot is not None:
+        check_output_file(options.plot)
     table = read_table(options.table, config)
     from smidgen.statistics.anova import analyse, design_of  # scipy takes a second
 
@@ -53,7 +67,18 @@ def run(argv: Sequence[str]) -> None:
         answer_dry_run([options, config], facts, as_json=switches.json)
         return
     document = analyse(table, config)
-    answer(document, list(anova_lines(document)), None, as_json=switches.json)
+    if options.plot is not None:
+        _draw(document, options.plot)
+    answer(document, list(anova_lines(document)), options.plot, as_json=switches.json)
+
+
+def _draw(document: Mapping[str, Any], path: Path) -> None:
+    from smidgen.figures import png, svg
+    from smidgen.study.figures import residuals
+
+    _, figure = residuals(document)
+    with whole_file(path) as partial:
+        partial.write_bytes(png(figure) if path.suffix == ".png" else svg(figure).encode())
 
 
 def anova_lines(document: Mapping[str, Any]) -> Iterator[str]:

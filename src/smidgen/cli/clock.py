@@ -18,11 +18,12 @@ class Clock:
 
     @contextlib.contextmanager
     def part(self, name: str, text: str) -> Iterator[None]:
-        """Say what begins, and note how long it took."""
+        """Say what begins, and note how long it took; parts of one name are added."""
         log(text)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+        so_far = self.seconds.get(name, 0.0)
+        self.seconds[name] = round(so_far + time.perf_counter() - start, 2)
 
     def result(self) -> dict[str, float]:
         """All parts and their sum with what lay between."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import comparison_lines, warning_lines
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_input, log
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.evaluation.metric_table import comparison_lines, warning_lines
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.reading import read_json
 

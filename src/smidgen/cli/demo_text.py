@@ -1,8 +1,8 @@
 """`smidgen demo --text`: the shipped base that reads prompts learns one drawing from five pictures;
 prompts before and after in pictures and numbers.
 
-The training's settings are in demo_text.toml beside this file; everything goes through the
-functions of the other verbs.
+The training's settings are in demo_text.toml beside this file; it is trained as `smidgen train` and
+measured as `smidgen study` does it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from smidgen.files.checks import check_integer, check_number
 from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.settings import read_recipe
 from smidgen.files.writing import write_json
-from smidgen.sampling.config import SamplingConfig
+from smidgen.sampling.config import MeasuredSampling
+from smidgen.study.request import Request as StudyRequest
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base
@@ -67,9 +68,9 @@ class TextDemoOptions:
         check_number("guidance", self.guidance)
 
     @property
-    def sampling(self) -> SamplingConfig:
+    def sampling(self) -> MeasuredSampling:
         """How the samples are drawn."""
-        return SamplingConfig(
+        return MeasuredSampling(
             num_images=self.num_images,
             steps=self.sample_steps,
             sampler="dpm++",
@@ -182,11 +183,13 @@ def settings_of_demo(parsed: Mapping[str, Any]) -> dict[str, Any]:
 
 def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     """All parts; training goes on where it was stopped."""
+    from smidgen.study.measuring import loaded
+
     options, folder = parsed["run"], parsed["run"].output
     with clock.part("unpack", "unpacking the subjects"):
         unpack(SUBJECTS, folder / SUBJECTS)
     with clock.part("load", f'loading the base "{parsed["base"].base}"'):
-        base = parsed["base"].load()
+        base = loaded(parsed["base"])
     with clock.part("train", f"training with {options.method}"):
         trained = train.train(base, options, force=parsed["switches"].force)
         log(f"trained {trained['trainable']:,} parameters: {trained['share']:.2%} of the base")
@@ -209,21 +212,19 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
 
 
 def evaluate(parsed: Mapping[str, Any], base: Base) -> dict[str, Any]:
-    """The evaluation of the run as `smidgen evaluate` does it."""
-    from smidgen.api import evaluation
-    from smidgen.progress import counting_bar
+    """The evaluation of the run as a study does it."""
+    from smidgen.study.measuring import measure
 
-    options = parsed["run"]
-    config = EvaluationConfig(cache_dir=options.cache_dir, device=str(base.device))
-    with counting_bar("measuring", progress=True) as progress:
-        return evaluation.measure(
-            options.output,
-            options.data,
-            config,
-            evaluation.Drawn(base=base),
-            parsed["demo"].sampling,
-            progress,
-        )
+    config = parsed["run"]
+    request = StudyRequest(
+        base=parsed["base"],
+        config=config,
+        sampling=parsed["demo"].sampling,
+        evaluation=EvaluationConfig(cache_dir=config.cache_dir),
+        data=str(config.data),
+        reference=None,
+    )
+    return measure(config.output, base, request, told=True)
 
 
 def summary(document: Mapping[str, Any], folder: Path) -> list[str]:

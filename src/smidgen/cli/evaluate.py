@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import metric_help, result_lines
 from smidgen.cli.options import (
     OutputSwitches,
     answer,
@@ -27,6 +26,7 @@ from smidgen.cli.records import DELTA, default_output, finished_result, state_of
 from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
+from smidgen.evaluation.metric_table import metric_help, result_lines
 from smidgen.evaluation.names import DEFAULT, check_names
 from smidgen.files.checks import check_number
 from smidgen.files.settings import flatten, settings_of

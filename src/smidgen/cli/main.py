@@ -34,6 +34,9 @@ VERBS = {
     "serve": "serve a base and a folder of deltas behind OpenAI's image API",
     "fold": "write a delta into a copy of the base's weights",
     "convert": "write LoRA for other programs, or read theirs",
+    "push": "put a run or a delta on the Hugging Face hub, with a model card",
+    "pull": "fetch a delta from the hub; a delta of another base is refused",
+    "ls": "list the deltas on the hub",
     "unpack": "write a shipped set of letters as a folder of images",
     "demo": "fine-tune the shipped base to Greek letters (--text: to a drawing); before and after",
 }

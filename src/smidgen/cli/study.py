@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import aligned
 from smidgen.cli.options import answer, check_output_folder, log, quiet_stdout
 from smidgen.errors import UsageError, closest, shown
+from smidgen.evaluation.metric_table import aligned
 from smidgen.files.checks import check_integer
 from smidgen.files.settings import SWITCH
 from smidgen.study.design import Design, read_design

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.cli.arguments import parse, read_request
-from smidgen.cli.metric_table import aligned
 from smidgen.cli.options import (
     OutputSwitches,
     answer,
@@ -19,6 +18,7 @@ from smidgen.cli.options import (
     quiet_stdout,
 )
 from smidgen.errors import SmidgenError, shown
+from smidgen.evaluation.metric_table import aligned
 from smidgen.files.names import file_part
 from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.settings import flatten

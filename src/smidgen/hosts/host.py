@@ -161,6 +161,11 @@ def families() -> dict[str, Family]:
     return {path.rpartition(".")[2]: import_module(module).FAMILY for path, module in HOSTS.items()}
 
 
+def families_by_host() -> dict[str, Family]:
+    """Every family by the name of its host, as deltas have it."""
+    return {path.rpartition(".")[2]: import_module(path).FAMILY for path in HOSTS.values()}
+
+
 def library_of(class_name: str) -> str:
     """The module from which a network of this class is imported, and so its pipelines: diffusers,
     unless HOSTS says otherwise.

@@ -121,7 +121,7 @@ def factors_of(delta: Delta) -> list[Factors]:
     """
     found = []
     for name, edit in delta.edits.items():
-        reason = _not_lora(edit)
+        reason = not_lora(edit)
         if reason is not None:
             raise SmidgenError(
                 f'"{name}" is {reason}, which LoRA files cannot hold; fold the delta, or attach it'
@@ -141,7 +141,7 @@ def factors_of(delta: Delta) -> list[Factors]:
     return found
 
 
-def _not_lora(edit: Edit) -> str | None:
+def not_lora(edit: Edit) -> str | None:
     if not isinstance(edit, Bypass):
         return f"a {edit.kind}"
     body, (read, *writes) = edit.body, edit.sites

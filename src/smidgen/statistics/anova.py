@@ -25,7 +25,7 @@ from smidgen.statistics.contrasts import check_cells, island_contrasts
 from smidgen.statistics.effects import CONFIDENCE
 from smidgen.statistics.islands import parts
 from smidgen.statistics.table import Table, make_table, read_table
-from smidgen.statistics.terms import factor_term, nested_tests, terms_of
+from smidgen.statistics.terms import Fit, factor_term, nested_tests, terms_of
 
 MOST_SHOWN = 6  # levels of an island
 
@@ -98,6 +98,7 @@ def analyse(table: Table, config: AnovaConfig) -> dict[str, Any]:
                 name: levene(one.fit.residuals, table.factors[name]) for name, one in alone.items()
             },
             "shapiro": shapiro(tested[0].fit.residuals),
+            "residuals": _residuals(connected if tested[0] is beside else table, tested[0].fit),
         },
         "kruskal": {name: kruskal(table, name) for name in table.factors},
         "notes": [
@@ -118,6 +119,12 @@ def _check_replicates(connected: Table, pairs: Sequence[Sequence[str]]) -> None:
                 f"{connected.name}; {single} has {cells.counts.min()}: measure it with another "
                 "seed, or leave the interaction out"
             )
+
+
+def _residuals(table: Table, model: Fit) -> dict[str, list[float]]:
+    """What a model says of each row, and by how much the row's value is above that."""
+    fitted = table.values - model.residuals
+    return {"fitted": fitted.tolist(), "residuals": model.residuals.tolist()}
 
 
 def _island_name(island: Table) -> str:

@@ -20,6 +20,7 @@ from smidgen.statistics.config import AnovaConfig
 from smidgen.study.costs import times_of, training_name
 from smidgen.study.design import Design
 from smidgen.study.results import finished, rows_of, write_table
+from smidgen.training.config import RunConfig
 
 ANALYSIS = "analysis.json"
 OF_AN_ARM = ("trainable", "total", "delta_bytes", "seconds", "first_seconds")
@@ -62,21 +63,7 @@ def analysis_of(design: Design, rows: Sequence[Row]) -> dict[str, Any]:
     if lacking := [row for row in done if metric not in row]:
         known = [name for name, value in lacking[0].items() if isinstance(value, int | float)]
         raise UsageError(f'the results have no metric "{metric}"{closest(metric, known)}')
-    notes: list[str] = []
-    comparisons: list[Comparison] = []
-    try:
-        comparisons = compare_methods(
-            scores_of(design, done),
-            higher_is_better=design.table.better == "high",
-            reference=design.table.against,
-        )
-    except SmidgenError as error:
-        notes.append(f"arms are not compared: {error}")
-    effects: dict[str, Any] | None = None
-    try:
-        effects = anova(columns_of(design, done), anova_config(design))
-    except SmidgenError as error:
-        notes.append(f"no analysis of variance: {error}")
+    comparisons, effects, notes = compared(design, done)
     if missing := len(rows) - len(done):
         notes.append(f"{missing} of {len(rows)} runs have no result and are in no number")
     return {
@@ -92,14 +79,39 @@ def analysis_of(design: Design, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def compared(
+    design: Design, done: Sequence[Row]
+) -> tuple[list[Comparison], dict[str, Any] | None, list[str]]:
+    """The arms in pairs, what each factor does, and notes on what of it cannot be told."""
+    if not design.arms:
+        return [], None, ["one arm: there is nothing to compare"]
+    comparisons: list[Comparison] = []
+    effects: dict[str, Any] | None = None
+    notes: list[str] = []
+    try:
+        comparisons = compare_methods(
+            scores_of(design, done),
+            higher_is_better=design.table.better == "high",
+            reference=design.table.against,
+        )
+    except SmidgenError as error:
+        notes.append(f"arms are not compared: {error}")
+    try:
+        effects = anova(columns_of(design, done), anova_config(design))
+    except SmidgenError as error:
+        notes.append(f"no analysis of variance: {error}")
+    return comparisons, effects, notes
+
+
 def arms_of(design: Design) -> list[str]:
     """The arms by name, in the order of the recipe."""
     return list(dict.fromkeys(arm_name(design, cell) for cell in design.cells()))
 
 
 def arm_name(design: Design, row: Row) -> str:
-    """The levels of what is compared, as one name."""
-    return ":".join(row[name] for name in design.arms)
+    """The levels of what is compared, as one name; the method where nothing is."""
+    method = str(design.fixed.get("method", RunConfig.method))
+    return ":".join(row[name] for name in design.arms) or method
 
 
 def block_name(design: Design, row: Row) -> str:

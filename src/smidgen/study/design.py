@@ -23,6 +23,7 @@ STUDY = "study"
 VALIDATION_LOSS = "validation_loss"
 DRAWN = "sampling."  # before settings that say how samples are drawn, and not what is trained
 FIRST = "init_from."  # before settings of a run from whose delta this one begins
+OF_ANY_NUMBER = ("kid", "class_agreement")  # metrics whose mean does not depend on how many images
 MORE = "+"  # `"gammas+" = ["qkv"]`: factors that each give a part of one list
 
 Scalar = str | int | float | bool | list[str | int | float]
@@ -50,8 +51,13 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table [study] as TOML has it. `metric` is what is analysed, `also` names numbers that
-    stand beside it in the table of the arms, baselines too. `pretraining` has the images that a
-    base was trained on, by its name and their size in pixels.
+    stand beside it in the table of the arms, baselines too.
+
+    `before`: the delta that a run begins with is measured as its own is, as `<metric>_before`;
+    `of_data`: so are as many images of its data, as `<metric>_of_data`.
+    `curve`: so are those that it keeps on the way, by `metric` of `curve_images` where that is
+    given. `keep_samples`: what is drawn of the two lies in the run's folder.
+    `pretraining` has the images that a base was trained on, by its name and their size in pixels.
     """
 
     factors: dict[str, list[Scalar] | dict[str, Level]]
@@ -64,7 +70,11 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     also: list[str] = []
     against: str | None = None
     interactions: list[str] = []
+    before: bool = False
+    of_data: bool = False
     curve: bool = False
+    curve_images: int | None = None
+    keep_samples: bool = False
     pretraining: dict[str, dict[str, int]] = {}
     tune: Tuning | None = None
     sampling: Settings = {}
@@ -242,6 +252,16 @@ def _problems(design: Design) -> Iterator[str]:
         yield 'design = "half" is for factors of two levels'
     if table.against is not None:
         yield from _problems_of_against(design, table.against)
+    if table.curve_images is not None:
+        check_integer("curve_images", table.curve_images)
+        if not table.curve:
+            yield "curve_images is of no use without a curve; give curve = true, or leave it out"
+        if table.metric not in OF_ANY_NUMBER:
+            yield (
+                f"curve_images is for a metric that any number of images may measure "
+                f"({', '.join(OF_ANY_NUMBER)}), and {table.metric} is higher or lower for few; "
+                "leave it out"
+            )
     for base, images in table.pretraining.items():
         for size, count in images.items():
             check_integer(f"pretraining.{base}, a size", int(size) if size.isdecimal() else size)

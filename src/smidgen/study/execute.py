@@ -1,12 +1,10 @@
-"""One run of a study: train, draw, measure, and RUN/result.json. Bases stay loaded between runs."""
+"""One run of a study: train, draw, measure, and RUN/result.json."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smidgen.api import evaluation
 from smidgen.api.training import run as train
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import SETS, SUBJECTS, unpack
@@ -27,19 +24,17 @@ from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.writing import write_json, write_png
 from smidgen.models.base import Base
-from smidgen.models.calling import DTYPES
-from smidgen.models.chosen import TrainedBase
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS
+from smidgen.study.measuring import BEFORE, OF_DATA, evaluations, loaded, step_kept
 from smidgen.study.request import Request
 from smidgen.study.runs import FAILURE, RESULT, Run
 from smidgen.training.config import RunConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.journal import read_log
 from smidgen.training.recipe import DELTA, REPORT
-from smidgen.training.state import step_of
 
 SAMPLES, SHOWN = "samples.png", 8
 
@@ -68,43 +63,48 @@ def perform(run: Run, *, force: bool = False) -> None:
 
 def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
     """What result.json says of the run besides what was asked. Raises: SmidgenError."""
+    request = begun(request, force=force)
     delta = trained(request, force=force)
     training = trained_facts(run.trained, delta)
     if request.first is not None:
         training["first_seconds"] = sum(map(seconds_of, request.trainings[:-1]))
     # a run of the tuning that is judged by its validation loss needs no samples
-    tune = run.design.table.tune
-    if run.tried is not None and tune is not None and tune.metric == VALIDATION_LOSS:
+    table = run.design.table
+    if run.tried is not None and table.tune is not None and table.tune.metric == VALIDATION_LOSS:
         return {"training": training}
-    judge = loaded(request.base, request.sampling.precision)
-    begun = time.perf_counter()
-    document = measure(run.trained, judge, request)
-    training["evaluation_seconds"] = round(time.perf_counter() - begun, 1)
-    metrics, baselines = (numbers_of(document, name) for name in ("metrics", "baselines"))
-    found = {
-        "training": training,
+    found = evaluations(request, table, run.folder)
+    metrics, baselines = (numbers_of(found.after, name) for name in ("metrics", "baselines"))
+    for beside, document in ((BEFORE, found.before), (OF_DATA, found.of_data)):
+        if document is not None:
+            numbers = numbers_of(document, "metrics")
+            baselines |= {f"{name}_{beside}": value for name, value in numbers.items()}
+    write_samples(run.folder, loaded(request.base, request.sampling.precision), request, delta)
+    return {
+        "training": training | {"evaluation_seconds": found.seconds},
         "metrics": metrics | way_of(metrics, baselines),
         "baselines": baselines,
-        "protocol": document["protocol"] | places_of(run, request),
-        "warnings": document["warnings"],
+        "protocol": found.after["protocol"] | places_of(run, request),
+        "warnings": found.after["warnings"],
+        "curve": {step: numbers_of(one, "metrics") for step, one in found.curve.items()},
     }
-    if run.design.table.curve:
-        end = step_kept(delta) or request.config.training.steps
-        found["curve"] = dict(curve(run, judge, request, end)) | {end: found["metrics"]}
-    write_samples(run.folder, judge, request, delta)
-    return found
+
+
+def begun(request: Request, *, force: bool = False) -> Request:
+    """With the delta of its first training to begin from, which is trained unless it is there.
+    Raises: as the training.
+    """
+    if request.first is None:
+        return request
+    first = begun(request.first, force=force)
+    trained(first, force=force)
+    config = replace(request.config, init=first.config.output / DELTA)
+    return replace(request, config=config)
 
 
 def trained(request: Request, *, force: bool = False) -> Delta:
-    """Its delta, begun from that of its first training where it has one, which is made unless it is
-    there. Raises: as the training.
-    """
-    config = request.config
-    if request.first is not None:
-        trained(request.first, force=force)
-        config = replace(config, init=request.first.config.output / DELTA)
+    """Its delta. Raises: as the training."""
     provide(request.data)
-    return train(loaded(request.base), config, force=force)
+    return train(loaded(request.base), request.config, force=force)
 
 
 def seconds_of(config: RunConfig) -> float:
@@ -127,30 +127,6 @@ def provide(data: str) -> None:
     name = data.partition("/")[0]
     if not Path(data).exists() and name in (*SETS, SUBJECTS):
         unpack(name, default_cache_dir() / "sets" / name)
-
-
-@lru_cache(maxsize=2)
-def loaded(options: TrainedBase, precision: str = "fp32") -> Base:
-    """A base, once a process."""
-    return options.load(dtype=DTYPES[precision])
-
-
-def measure(source: Path, base: Base, request: Request) -> dict[str, Any]:
-    """The evaluation as `smidgen evaluate` does it."""
-    evaluated = replace(request.evaluation, device=str(base.device))
-    drawn = evaluation.Drawn(base=base)
-    reference = request.reference or request.config.data
-    return evaluation.measure(source, reference, evaluated, drawn, request.sampling)
-
-
-def curve(
-    run: Run, base: Base, request: Request, measured: int
-) -> Iterator[tuple[int, dict[str, float | None]]]:
-    """Step and metrics of each delta that the training kept, but of the one that is measured."""
-    kept = {step_of(path): path for path in (run.trained / "deltas").glob("step-*.safetensors")}
-    for step, path in sorted(kept.items()):
-        if step != measured:
-            yield step, numbers_of(measure(path, base, request), "metrics")
 
 
 def numbers_of(document: Mapping[str, Any], name: str) -> dict[str, float | None]:
@@ -179,11 +155,6 @@ def way_of(
 
 def _mean(value: Any) -> float | None:
     return value["mean"] if isinstance(value, Mapping) else value
-
-
-def step_kept(delta: Delta) -> int | None:
-    """The step that a run's delta is of."""
-    return delta.provenance.training.get("step")
 
 
 def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:

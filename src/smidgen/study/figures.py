@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t
+from scipy.stats import probplot, t
 
 from smidgen.figures import COLOURS, MARKERS, new, styled
 from smidgen.study.analysis import arm_name, block_name
@@ -30,6 +30,7 @@ def figures_of(
             "curves": curves(design, results),
             "cells": cells(design, rows),
             "effects": effects(analysis),
+            "residuals": None if analysis["anova"] is None else residuals(analysis["anova"]),
         }
         return {name: one for name, one in found.items() if one is not None}
 
@@ -191,3 +192,25 @@ def effects(analysis: Mapping[str, Any]) -> Drawn:
         panel.set_title(name)
     panels[0].set_ylabel(f"mean {found['metric']}")
     return f"mean {found['metric']} of each level, with 95 % intervals", figure
+
+
+def residuals(document: Mapping[str, Any]) -> tuple[str, Figure]:
+    """Whether the assumptions of an analysis of variance look right: the residuals of its model
+    against the fitted values, and against the quantiles of a normal distribution (Filliben's
+    places), with the line on which normal ones of their spread would lie.
+    """
+    found = document["assumptions"]["residuals"]
+    fitted, left = np.array(found["fitted"]), np.array(found["residuals"])
+    with styled():
+        figure = Figure(figsize=(7, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        points: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.6, "markersize": 4}
+        panels[0].plot(fitted, left, "o", **points)
+        panels[0].axhline(0, color="#5a616b", linewidth=1)
+        panels[0].set(xlabel=f"fitted {document['metric']}", ylabel="residual")
+        quantiles, ordered = probplot(left, fit=False)
+        panels[1].plot(quantiles, ordered, "o", **points)
+        panels[1].axline((0, 0), slope=float(left.std()), color="#5a616b", linewidth=1)
+        panels[1].set(xlabel="normal quantile")
+    words = f"residuals of {document['metric']} against fitted values and normal quantiles"
+    return words, figure

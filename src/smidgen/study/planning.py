@@ -19,7 +19,7 @@ from smidgen.models.architectures import meta_network
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import FIRST, VALIDATION_LOSS, Cell, Design
-from smidgen.study.execute import loaded
+from smidgen.study.measuring import loaded
 from smidgen.study.request import Request
 from smidgen.study.runs import Run, first_request, runs_of, states, tuning_of
 

@@ -128,6 +128,14 @@ def request_of(
         base = fill(TrainedBase, checked)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+    for name in ("keep_samples", "of_data"):
+        if getattr(design.table, name) and config.task == DREAMBOOTH:
+            raise UsageError(f"{where}: {name} is for images of classes; leave it out")
+    if design.table.before and (config.task == DREAMBOOTH or config.encodes_in_step):
+        raise UsageError(
+            f"{where}: before is of no use to a subject, which has the numbers of the base beside "
+            "its own, nor where text encoders are trained; leave it out"
+        )
     if reference is None and config.task != DREAMBOOTH:
         reference = data if data in SETS else None
         if reference is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from smidgen.files.toml import toml
 from smidgen.study.analysis import arm_name, block_name
 from smidgen.study.design import Design
+from smidgen.study.results import finished
 
 MOST_DIGITS = 4
 STANDING = ("seed", "state", "why")
@@ -24,6 +26,7 @@ def tables_of(
     """All of them; one without rows has nothing to say."""
     return [
         main_table(design, analysis, blocks),
+        block_table(design, rows, blocks),
         *effect_tables(analysis),
         comparison_table(analysis),
         cost_table(analysis),
@@ -58,6 +61,19 @@ def main_table(design: Design, analysis: Mapping[str, Any], blocks: Sequence[str
         means = [number(arm["mean"]), spread, *beside]
         rows.append([arm["arm"], *own, *means, *counts, *tuned, arm["runs"]])
     return {"title": f"{analysis['metric']} of each arm", "head": head, "rows": rows}
+
+
+def block_table(design: Design, rows: Sequence[Mapping[str, Any]], blocks: Sequence[str]) -> Table:
+    """Of a study of one arm all that is asked for of each block, the mean over seeds."""
+    names = {name: name for name in (design.table.metric, *design.table.also)}
+    names |= {"seconds": "training, s"}
+    table: Table = {"title": "Each set", "head": ["set", *names.values()], "rows": []}
+    for block in () if design.arms else blocks:
+        own = [row for row in finished(rows) if block_name(design, row) == block]
+        if own:
+            found = ([row[name] for row in own if name in row] for name in names)
+            table["rows"].append([block, *(number(fmean(one)) if one else "" for one in found)])
+    return table
 
 
 def spent_by(arm: Mapping[str, Any], timed: bool) -> list[str]:

@@ -21,7 +21,7 @@ from smidgen.files.writing import write_json
 from smidgen.sizes import ImageSize
 from smidgen.study.costs import TIMES, requests_of, timed_settings
 from smidgen.study.design import Design
-from smidgen.study.execute import loaded
+from smidgen.study.measuring import loaded
 from smidgen.study.planning import num_classes
 from smidgen.study.request import Request
 

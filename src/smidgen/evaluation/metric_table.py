@@ -17,7 +17,7 @@ UNKNOWN = "unknown"
 def result_lines(document: Mapping[str, Any]) -> list[str]:
     """What was measured against what, and a line for each metric, for each of the features."""
     blocks = feature_blocks("the result", document)
-    lines = [_header(document["protocol"])]
+    lines = [header_text(document["protocol"])]
     for name, block in blocks.items():
         protocol = block["protocol"]
         against = f"{_count(protocol.get('num_reference'))} of {protocol.get('reference')}"
@@ -26,7 +26,7 @@ def result_lines(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _header(protocol: Mapping[str, Any]) -> str:
+def header_text(protocol: Mapping[str, Any]) -> str:
     """`480 images (10 of each of 48 classes), ddpm, 50 steps, guidance 1.5, seed 0`."""
     text = _count(protocol.get("num_images"))
     balance = protocol.get("class_balance") or {}
