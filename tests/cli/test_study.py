@@ -8,10 +8,16 @@ import re
 
 import pytest
 
+from smidgen.api.training import run as train
+from smidgen.core.delta import Delta
 from smidgen.files.lock import held
+from smidgen.files.reading import sha256_of
+from smidgen.models.pretrained import load_base
+from smidgen.study import execute
 from smidgen.study.design import read_design
 from smidgen.study.queue import run_all
-from smidgen.study.runs import runs_of, tuning_of
+from smidgen.study.runs import runs_of, states, tuning_of
+from smidgen.training.interrupt import Interrupted
 
 SETTINGS = """
 base = "{base}"
@@ -273,6 +279,123 @@ def test_what_another_process_trains_is_left_to_it_and_no_failure(smidgen, base,
     assert states == {"begun": 2, "finished": 2}
     assert not list((tmp_path / "study").rglob("failure.json"))
     assert smidgen("study", "run", path, "--json").document["states"] == {"finished": 4}
+
+
+FIRST = """
+[study.factors.method]
+fresh = { method = "difffit" }
+begun = { method = "difffit", init_from = { steps = 1, lr = 0.01 } }
+"""
+
+
+@pytest.fixture
+def with_first(base, photos, tmp_path):
+    """A recipe with an arm that begins from the delta of another training."""
+    path = write_study(base, photos, tmp_path, seeds="[0]")
+    text = path.read_text().replace('against = "bitfit"', "")
+    path.write_text(text.replace('[study.factors]\nmethod = ["difffit", "bitfit"]\n', FIRST))
+    return path
+
+
+def test_an_arm_begins_from_a_delta_that_is_trained_first(smidgen, with_first, tmp_path):
+    plan = smidgen("study", "plan", with_first, "--json").document
+    told = {row["cell"]["method"]: row.get("begins_from") for row in plan["cells"]}
+    assert told == {"fresh": None, "begun": {"steps": 1, "lr": 0.01}}
+    assert smidgen("study", "run", with_first, "--json").document["states"] == {"finished": 2}
+    design = read_design(with_first)
+    (run,) = [one for one in runs_of(design) if one.cell["method"] == "begun"]
+    first = design.output / "begun-from" / "runs" / "begun-0"
+    assert not (first / "checkpoints").exists()
+    assert (run.result.settings["init_from.steps"], run.result.settings["steps"]) == (1, 2)
+    assert run.result.training["first_seconds"] > 0
+    # as train does it
+    fixed, settings = design.fixed, ("--batch-size", 4, "--trackers", "--validation-share", 0.3)
+    given = ("--base", fixed["base"], "--data", fixed["data"], *settings, "--validate-every", 1)
+    given = ("train", *given, "--num-threads", 1)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert smidgen(*given, "--output", one, "--steps", 1, "--lr", 0.01).code == 0
+    begun = ("--init", one / "delta.safetensors")
+    assert smidgen(*given, "--output", two, "--steps", 2, "--seed", 0, *begun).code == 0
+    delta = (two / "delta.safetensors").read_bytes()
+    assert delta == (run.folder / "delta.safetensors").read_bytes()
+
+
+def test_a_run_at_twice_the_size_begins_from_a_delta_at_the_bases_own(
+    smidgen, base, photos, tmp_path
+):
+    own = load_base(base).image_size.width
+    levels = f"[study.factors.start]\nplain = {{ image_size = {2 * own}, positions = 'extend' }}\n"
+    levels += f"begun = {{ image_size = {2 * own}, positions = 'stretch', "
+    levels += f"init_from = {{ image_size = {own} }} }}\n"
+    path = write_study(base, photos, tmp_path, seeds="[0]")
+    text = path.read_text().replace('against = "bitfit"', "").replace("method =", "resize =")
+    path.write_text(text.replace('[study.factors]\nresize = ["difffit", "bitfit"]\n', levels))
+    assert smidgen("study", "run", path, "--json").document["states"] == {"finished": 2}
+    found = {run.cell["start"]: run for run in runs_of(read_design(path))}
+    deltas = {name: Delta.load(run.folder / "delta.safetensors") for name, run in found.items()}
+    data = {name: delta.provenance.training["data"] for name, delta in deltas.items()}
+    assert data["plain"]["image_size"] == data["begun"]["image_size"] == 2 * own
+    assert (data["plain"]["positions"], data["begun"]["positions"]) == ("extend", "stretch")
+    first = found["begun"].request.trainings[0].output / "delta.safetensors"
+    assert deltas["begun"].provenance.training["init"] == sha256_of(first)
+
+
+def test_a_report_has_the_step_in_place_of_the_seconds_once_it_was_timed(smidgen, recipe):
+    assert smidgen("study", "run", recipe).code == 0
+    assert smidgen("study", "report", recipe).code == 0
+    words = read_design(recipe).output / "report.md"
+    assert "training, s" in words.read_text()
+    assert smidgen("study", "time", recipe).code == 0
+    assert smidgen("study", "report", recipe).code == 0
+    assert "training, s" not in words.read_text()
+    assert "of bitfit's" in words.read_text()
+
+
+def test_a_killed_run_goes_on_from_the_delta_that_was_trained_first(
+    smidgen, with_first, monkeypatch
+):
+    (run,) = [r for r in runs_of(read_design(with_first)) if r.cell["method"] == "begun"]
+    first, second = run.request.trainings
+
+    def killed(base, config, **more):
+        if config.output == second.output:
+            raise Interrupted("stopped", 15)
+        return train(base, config, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "train", killed)
+        with pytest.raises(Interrupted):
+            execute.perform(run)
+    made = first.output / "delta.safetensors"
+    before = made.stat().st_mtime_ns
+    assert [state for _, state, _ in states([run])] == ["begun"]
+    assert smidgen("study", "run", with_first, "--json").document["states"] == {"finished": 2}
+    assert made.stat().st_mtime_ns == before  # it was done and is not done again
+
+
+def test_a_result_with_another_first_training_is_of_other_settings(smidgen, with_first):
+    assert smidgen("study", "run", with_first).code == 0
+    with_first.write_text(with_first.read_text().replace("steps = 1, lr", "steps = 2, lr"))
+    status = smidgen("study", "status", with_first, "--json").document["runs"]
+    why = {row["run"]: row["why"] for row in status}
+    assert why["runs/fresh-0"] == ""
+    assert 'init_from.steps 1 -> "none"' in why["runs/begun-0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("lr = 0.01 }", 'method = "bitfit" }'), 'method "bitfit" -> "difffit"'),
+        (("begun = {", 'begun = { init = "x",'), "give one"),
+        (("lr = 0.01 }", "seed = 5 }"), "give seeds"),
+    ],
+)
+def test_a_first_training_that_cannot_be_begun_from_is_told(smidgen, with_first, change, complaint):
+    assert change[0] in with_first.read_text()
+    with_first.write_text(with_first.read_text().replace(*change))
+    plan = smidgen("study", "plan", with_first, "--json").document
+    reasons = [row["reason"] for row in plan["cells"] if "reason" in row]
+    assert [complaint in reason for reason in reasons] == [True]
 
 
 @pytest.mark.parametrize("how", [("--workers", "2"), ("--ray", "local")])

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from smidgen.api.weights import count_weights, reader_without_weights
 from smidgen.core.storage import offload as keep_outside
@@ -249,3 +250,14 @@ def time_steps(base: Base, config: RunConfig, num_classes: int) -> dict[str, flo
         "seconds_per_step": round(median, 4),
         "seconds": round(median * config.training.steps, 1),
     }
+
+
+def flops_of_image(base: Base, config: RunConfig, num_classes: int) -> int:
+    """Floating-point operations of a step of such a training, forward and backward, for each of its
+    images: of products with weights and of convolutions. PyTorch's counter passes over the products
+    within attention on a CPU, which are the same whatever is trained.
+    """
+    one = replace(config.training, batch_size=1, gradient_accumulation=1)
+    with TemporaryDirectory(prefix="smidgen-") as folder, FlopCounterMode(display=False) as counted:
+        rehearse(base, replace(config, training=one), num_classes, Path(folder), steps=1)
+    return counted.get_total_flops()

@@ -35,7 +35,7 @@ from smidgen.files.settings import make, settings_of
 from smidgen.files.writing import write_json
 from smidgen.sampling.config import MeasuredSampling
 from smidgen.study.design import STUDY, read_design
-from smidgen.study.runs import Request as StudyRequest
+from smidgen.study.request import Request as StudyRequest
 
 if TYPE_CHECKING:
     from smidgen.study.measuring import Evaluations

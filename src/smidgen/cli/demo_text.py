@@ -29,7 +29,7 @@ from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.settings import read_recipe
 from smidgen.files.writing import write_json
 from smidgen.sampling.config import MeasuredSampling
-from smidgen.study.runs import Request as StudyRequest
+from smidgen.study.request import Request as StudyRequest
 
 if TYPE_CHECKING:
     from smidgen.models.base import Base

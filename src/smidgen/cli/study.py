@@ -22,6 +22,7 @@ DESCRIPTION = """Compare what a recipe with a table [study] names: factors and l
 
   plan      what would be run, what each arm trains, which cells cannot be; --time: the hours
   run       do it: a folder each; finished runs are not repeated, the same command goes on
+  time      the step of each arm, in rounds in which they take turns, and its operations
   status    how each run stands
   analyse   statistics of what is finished, in table.csv and analysis.json
   report    one page with tables, figures and what the numbers support
@@ -127,6 +128,18 @@ def _run(design: Design, options: StudyOptions, switches: StudySwitches) -> Answ
     return {"output": str(design.output), "states": counts}, lines, design.output
 
 
+def _time(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
+    from smidgen.study.costs import TIMES
+    from smidgen.study.timing import time_study
+
+    found = time_study(design, tell=log)
+    rows = [
+        [arm, f"{one['step_ms'][0]:.4g} ms", f"{one['ratio'][0]:.2f} of {found['reference']}"]
+        for arm, one in found["arms"].items()
+    ]
+    return found, aligned(rows), design.output / TIMES
+
+
 def _status(design: Design, options: StudyOptions, switches: StudySwitches) -> Answer:
     from smidgen.study.runs import runs_of, states, tuning_of
 
@@ -177,6 +190,7 @@ def _report(design: Design, options: StudyOptions, switches: StudySwitches) -> A
 ACTIONS: Mapping[str, Callable[[Design, StudyOptions, StudySwitches], Answer]] = {
     "plan": _plan,
     "run": _run,
+    "time": _time,
     "status": _status,
     "analyse": _analyse,
     "report": _report,

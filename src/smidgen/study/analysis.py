@@ -10,17 +10,20 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
+import msgspec
+
 from smidgen.errors import SmidgenError, UsageError, closest
 from smidgen.files.writing import write_json
 from smidgen.statistics.anova import anova
 from smidgen.statistics.bootstrap import Comparison, compare_methods, mean_with_interval
 from smidgen.statistics.config import AnovaConfig
+from smidgen.study.costs import times_of, training_name
 from smidgen.study.design import Design
 from smidgen.study.results import finished, rows_of, write_table
 from smidgen.training.config import RunConfig
 
 ANALYSIS = "analysis.json"
-OF_AN_ARM = ("trainable", "delta_bytes", "seconds")
+OF_AN_ARM = ("trainable", "total", "delta_bytes", "seconds", "first_seconds")
 
 Row = Mapping[str, Any]
 
@@ -33,6 +36,17 @@ def analyse_study(design: Design) -> dict[str, Any]:
     rows = rows_of(design)
     write_table(design, rows)
     document = analysis_of(design, rows)
+    times, notes = times_of(design)
+    if times is not None:
+        document["time"] = {"reference": times.reference, "rounds": times.rounds}
+        document["notes"] += notes
+        cells = {arm_name(design, cell): cell for cell in design.cells()}
+        for arm in document["arms"]:
+            cost = times.arms.get(training_name(design, cells[arm["arm"]]))
+            if cost is not None:
+                arm["cost"] = {
+                    n: v for n, v in msgspec.to_builtins(cost).items() if n != "settings"
+                }
     write_json(document, design.output / ANALYSIS)
     return document
 

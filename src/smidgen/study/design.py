@@ -22,6 +22,7 @@ from smidgen.files.toml import toml
 STUDY = "study"
 VALIDATION_LOSS = "validation_loss"
 DRAWN = "sampling."  # before settings that say how samples are drawn, and not what is trained
+FIRST = "init_from."  # before settings of a run from whose delta this one begins
 OF_ANY_NUMBER = ("kid", "class_agreement")  # metrics whose mean does not depend on how many images
 MORE = "+"  # `"gammas+" = ["qkv"]`: factors that each give a part of one list
 
@@ -56,6 +57,7 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     `of_data`: so are as many images of its data, as `<metric>_of_data`.
     `curve`: so are those that it keeps on the way, by `metric` of `curve_images` where that is
     given. `keep_samples`: what is drawn of the two lies in the run's folder.
+    `pretraining` has the images that a base was trained on, by its name and their size in pixels.
     """
 
     factors: dict[str, list[Scalar] | dict[str, Level]]
@@ -73,6 +75,7 @@ class StudyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     curve: bool = False
     curve_images: int | None = None
     keep_samples: bool = False
+    pretraining: dict[str, dict[str, int]] = {}
     tune: Tuning | None = None
     sampling: Settings = {}
     evaluation: Settings = {}
@@ -259,6 +262,10 @@ def _problems(design: Design) -> Iterator[str]:
                 f"({', '.join(OF_ANY_NUMBER)}), and {table.metric} is higher or lower for few; "
                 "leave it out"
             )
+    for base, images in table.pretraining.items():
+        for size, count in images.items():
+            check_integer(f"pretraining.{base}, a size", int(size) if size.isdecimal() else size)
+            check_integer(f"pretraining.{base}.{size}", count, least=0)
     if table.tune is not None:
         if len(table.tune.values) < 2:
             yield "tune has fewer than two values; leave it out"

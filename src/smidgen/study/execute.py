@@ -29,9 +29,12 @@ from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS
 from smidgen.study.measuring import BEFORE, OF_DATA, evaluations, loaded, step_kept
-from smidgen.study.runs import FAILURE, RESULT, Request, Run
+from smidgen.study.request import Request
+from smidgen.study.runs import FAILURE, RESULT, Run
+from smidgen.training.config import RunConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.journal import read_log
+from smidgen.training.recipe import DELTA, REPORT
 
 SAMPLES, SHOWN = "samples.png", 8
 
@@ -60,9 +63,11 @@ def perform(run: Run, *, force: bool = False) -> None:
 
 def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
     """What result.json says of the run besides what was asked. Raises: SmidgenError."""
-    provide(request.data)
-    delta = train(loaded(request.base), request.config, force=force)
+    request = begun(request, force=force)
+    delta = trained(request, force=force)
     training = trained_facts(run.trained, delta)
+    if request.first is not None:
+        training["first_seconds"] = sum(map(seconds_of, request.trainings[:-1]))
     # a run of the tuning that is judged by its validation loss needs no samples
     table = run.design.table
     if run.tried is not None and table.tune is not None and table.tune.metric == VALIDATION_LOSS:
@@ -82,6 +87,32 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
         "warnings": found.after["warnings"],
         "curve": {step: numbers_of(one, "metrics") for step, one in found.curve.items()},
     }
+
+
+def begun(request: Request, *, force: bool = False) -> Request:
+    """With the delta of its first training to begin from, which is trained unless it is there.
+    Raises: as the training.
+    """
+    if request.first is None:
+        return request
+    first = begun(request.first, force=force)
+    trained(first, force=force)
+    config = replace(request.config, init=first.config.output / DELTA)
+    return replace(request, config=config)
+
+
+def trained(request: Request, *, force: bool = False) -> Delta:
+    """Its delta. Raises: as the training."""
+    provide(request.data)
+    return train(loaded(request.base), request.config, force=force)
+
+
+def seconds_of(config: RunConfig) -> float:
+    """What a training that is finished took, by its run.json. Raises: SmidgenError."""
+    try:
+        return read_json(config.output / REPORT, dict[str, Any])["seconds"]
+    except (Unreadable, KeyError) as error:
+        raise SmidgenError(f"{config.output / REPORT} does not say how long it took") from error
 
 
 def places_of(run: Run, request: Request) -> dict[str, str]:
@@ -129,7 +160,7 @@ def _mean(value: Any) -> float | None:
 def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
     """What the training cost, by its run.json and its log."""
     try:
-        report = read_json(folder / "run.json", dict[str, Any])
+        report = read_json(folder / REPORT, dict[str, Any])
         lines = [record for _, record in read_log(folder / "log.jsonl")]
     except Unreadable:
         report, lines = {}, []
@@ -140,7 +171,7 @@ def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
         # of the delta that is measured, which with keep = "best" is not the last one
         VALIDATION_LOSS: losses.get(step_kept(delta), last),
         "trainable": delta.num_parameters(),
-        "delta_bytes": (folder / "delta.safetensors").stat().st_size,
+        "delta_bytes": (folder / DELTA).stat().st_size,
         "num_threads": torch.get_num_threads(),
     }
 

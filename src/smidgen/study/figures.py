@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import probplot, t
 
@@ -25,6 +26,7 @@ def figures_of(
     with styled():
         found = {
             "cost": cost(analysis),
+            "spent": spent(analysis),
             "curves": curves(design, results),
             "cells": cells(design, rows),
             "effects": effects(analysis),
@@ -34,26 +36,56 @@ def figures_of(
 
 
 def cost(analysis: Mapping[str, Any]) -> Drawn:
-    """DiffFit's Figure 3: the metric against what is trained; the area is the time."""
+    """DiffFit's Figure 3: the metric against what is trained; the area is the time, that of a step
+    where all were timed.
+    """
     arms = [arm for arm in analysis["arms"] if {"mean", "trainable", "seconds"} <= set(arm)]
     if len({arm["trainable"] for arm in arms}) < 2:
         return None
+    timed = all("cost" in arm for arm in arms)
+    taken = [arm["cost"]["step_ms"][0] if timed else arm["seconds"] for arm in arms]
     figure, axes = new()
-    longest = max(arm["seconds"] for arm in arms) or 1.0
-    for number, arm in enumerate(arms):
-        colour = COLOURS[number % len(COLOURS)]
-        x, y = arm["trainable"], arm["mean"]
-        size = 900 * arm["seconds"] / longest
-        axes.scatter(x, y, s=size, color=colour, alpha=0.35, linewidths=0)
-        if arm["interval"] is not None:
-            low, high = arm["interval"]
-            axes.plot([x, x], [low, high], color=colour, linewidth=1.5)
-        axes.plot(x, y, MARKERS[number % len(MARKERS)], color=colour, markersize=5)
-        axes.annotate(arm["arm"], (x, y), (6, 6), textcoords="offset points", fontsize=9)
+    longest = max(taken) or 1.0
+    for number, (arm, time) in enumerate(zip(arms, taken, strict=True)):
+        x, colour = arm["trainable"], COLOURS[number % len(COLOURS)]
+        axes.scatter(x, arm["mean"], s=900 * time / longest, color=colour, alpha=0.35, linewidths=0)
+        point(axes, number, arm, x)
     axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{analysis['metric']} (mean)")
     axes.margins(0.18)
-    words = f"{analysis['metric']} against trained parameters; the area of a disc is training time"
+    what = "the time of a step" if timed else "training time"
+    words = f"{analysis['metric']} against trained parameters; the area of a disc is {what}"
     return words, figure
+
+
+def spent(analysis: Mapping[str, Any]) -> Drawn:
+    """DiffFit's Table 2 drawn: the metric against operations, without and with those of the base's
+    training and of the delta that an arm begins from.
+    """
+    arms = [arm for arm in analysis["arms"] if "mean" in arm and "cost" in arm]
+    if not any(arm["cost"]["gflops_of_base"] for arm in arms):
+        return None
+    figure, axes = new()
+    for number, arm in enumerate(arms):
+        cost, colour = arm["cost"], COLOURS[number % len(COLOURS)]
+        x, y = cost["gflops"], arm["mean"]
+        every = x + cost["gflops_before"] + (cost["gflops_of_base"] or 0.0)
+        axes.plot([x, every], [y, y], color=colour, linewidth=0.8, linestyle=":")
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(every, y, marker, color=colour, markersize=6, fillstyle="none")
+        point(axes, number, arm, x)
+    axes.set(xscale="log", xlabel="GFLOP of training", ylabel=f"{analysis['metric']} (mean)")
+    axes.margins(0.18)
+    words = f"{analysis['metric']} against the operations of the training, and (open) of all before"
+    return words, figure
+
+
+def point(axes: Axes, number: int, arm: Mapping[str, Any], x: float) -> None:
+    """An arm at its mean, with its interval and its name."""
+    colour, y = COLOURS[number % len(COLOURS)], arm["mean"]
+    if arm["interval"] is not None:
+        axes.plot([x, x], arm["interval"], color=colour, linewidth=1.5)
+    axes.plot(x, y, MARKERS[number % len(MARKERS)], color=colour, markersize=5)
+    axes.annotate(arm["arm"], (x, y), (6, 6), textcoords="offset points", fontsize=9)
 
 
 def curves(design: Design, results: Results) -> Drawn:
@@ -93,7 +125,9 @@ def curves(design: Design, results: Results) -> Drawn:
 
 
 def cells(design: Design, rows: Sequence[Mapping[str, Any]]) -> Drawn:
-    """Two factors as a heat-map of cell means; a cell without a result is empty."""
+    """Two factors as a heat-map of cell means; a cell without a result is empty, and a line goes
+    around those that the design has: the staircase of inputs before outputs.
+    """
     if len(design.arms) != 2:
         return None
     metric, (first, second) = design.table.metric, design.arms
@@ -114,12 +148,26 @@ def cells(design: Design, rows: Sequence[Mapping[str, Any]]) -> Drawn:
         if not np.isnan(value):
             colour = "white" if value < middle else "black"
             axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=colour)
+    of_design = {(cell[first], cell[second]) for cell in design.cells()}
+    inside = np.array([[(one, other) in of_design for other in across] for one in down])
+    outline(axes, inside)
     axes.set_xticks(range(len(across)), across, rotation=30, ha="right")
     axes.set_yticks(range(len(down)), down)
     axes.set(xlabel=second, ylabel=first)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, label=metric)
     return f"mean {metric} of each cell of {first} and {second}", figure
+
+
+def outline(axes: Axes, inside: np.ndarray) -> None:
+    """A line between cells of which one is inside (rows, columns) and the other is not."""
+    if inside.all():
+        return
+    framed = np.pad(inside, 1)
+    for row, column in np.argwhere(framed[1:, 1:-1] != framed[:-1, 1:-1]):
+        axes.plot([column - 0.5, column + 0.5], [row - 0.5] * 2, color="black", linewidth=1.5)
+    for row, column in np.argwhere(framed[1:-1, 1:] != framed[1:-1, :-1]):
+        axes.plot([column - 0.5] * 2, [row - 0.5, row + 0.5], color="black", linewidth=1.5)
 
 
 def effects(analysis: Mapping[str, Any]) -> Drawn:

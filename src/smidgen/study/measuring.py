@@ -32,7 +32,7 @@ from smidgen.sampling.config import MEASURED_IMAGES
 from smidgen.sampling.draw import prepare
 from smidgen.sampling.folder import fill_folder, standing_of
 from smidgen.study.design import StudyTable
-from smidgen.study.runs import Request
+from smidgen.study.request import Request
 from smidgen.training.recipe import DELTA
 from smidgen.training.state import step_of
 

@@ -13,13 +13,15 @@ from smidgen.api.weights import count_weights, reader_without_weights
 from smidgen.data.embedded_sets import SETS, load_set
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.toml import toml
 from smidgen.hosts.host import find_host
 from smidgen.models.architectures import meta_network
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.draw import prepare
-from smidgen.study.design import VALIDATION_LOSS, Cell, Design
+from smidgen.study.design import FIRST, VALIDATION_LOSS, Cell, Design
 from smidgen.study.measuring import loaded
-from smidgen.study.runs import Request, Run, runs_of, states, tuning_of
+from smidgen.study.request import Request
+from smidgen.study.runs import Run, first_request, runs_of, states, tuning_of
 
 PROBED = 2  # sampling steps of the estimate
 
@@ -70,16 +72,12 @@ def _counted(design: Design, cell: Cell) -> dict[str, Any]:
         )
     except SmidgenError as error:
         return row | {"reason": str(error)}
+    if request.first is not None:
+        of_first = {
+            k.removeprefix(FIRST): v for k, v in request.facts.items() if k.startswith(FIRST)
+        }
+        row["begins_from"] = of_first
     return row | {"parameters": found["trainable"], "share": found["share"]}
-
-
-def first_request(design: Design, cell: Cell) -> Request:
-    """What a cell's run does, with the first of the values that are tuned."""
-    tune = design.table.tune
-    tried = tune.values[0] if tune is not None and design.is_tuned(cell) else None
-    request = Run(design=design, cell=cell, seed=design.table.seeds[0], tried=tried).request
-    assert request is not None, "a run that tries a value waits for nothing"
-    return request
 
 
 def num_classes(request: Request) -> int:
@@ -120,8 +118,7 @@ def _time(design: Design, runs: list[Run]) -> dict[str, float]:
 
 def _probe(request: Request) -> tuple[float, float]:
     """Seconds of all training steps, and of drawing the samples."""
-    base = loaded(request.base)
-    training = time_steps(base, request.config, num_classes(request))["seconds"]
+    base, training = loaded(request.base), seconds_of_training(request)
     sampling = request.sampling
     few = replace(sampling, num_images=sampling.batch_size, steps=PROBED)
     if base.conditioner is not None:
@@ -134,6 +131,13 @@ def _probe(request: Request) -> tuple[float, float]:
     return training, each * sampling.steps * (sampling.num_images or 104)
 
 
+def seconds_of_training(request: Request) -> float:
+    """Of all its steps and those of the training before, by a few of each."""
+    before = 0.0 if request.first is None else seconds_of_training(request.first)
+    timed = time_steps(loaded(request.base), request.config, num_classes(request))
+    return before + timed["seconds"]
+
+
 def lines_of(plan: Mapping[str, Any]) -> Iterator[str]:
     """The plan for a person."""
     yield f"{plan['runs']} runs, and {plan['tuning_runs']} that tune, in {plan['output']}"
@@ -142,7 +146,9 @@ def lines_of(plan: Mapping[str, Any]) -> Iterator[str]:
         if "reason" in row:
             yield f"  {name}: cannot be: {row['reason']}"
         else:
-            yield f"  {name}: {row['parameters']:,} parameters, {row['share']:.3%}"
+            begun = ", ".join(f"{k} {toml(v)}" for k, v in row.get("begins_from", {}).items())
+            begun = f", begins from a delta trained first with {begun}" if begun else ""
+            yield f"  {name}: {row['parameters']:,} parameters, {row['share']:.3%}{begun}"
     yield ", ".join(f"{count} {state}" for state, count in plan["states"].items())
     if "time" in plan:
         found = plan["time"]

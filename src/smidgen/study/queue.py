@@ -160,7 +160,8 @@ def do(task: Task) -> list[str]:
             # a study has many runs, and a checkpoint of `full` holds the network three times
             together = [run for run in runs.values() if run.trained == trained]
             if all(run.standing[0] == "finished" for run in together):
-                shutil.rmtree(trained / "checkpoints", ignore_errors=True)
+                for config in mine[0].request.trainings if mine[0].request else ():
+                    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
     except Held:
         names += [f"{run.name} (another process has it)" for run in mine[len(names) :]]
     return names

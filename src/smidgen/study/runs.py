@@ -6,86 +6,32 @@ result.json is there and was made with these settings. Nothing heavy is imported
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from smidgen.data.embedded_sets import EMBEDDED, SETS, SUBJECTS, locate_reference
 from smidgen.errors import UsageError
-from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.names import file_part
-from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import Unreadable, read_json
-from smidgen.files.settings import check_values, fill, flatten, make, settings_of
 from smidgen.files.standing import changed
-from smidgen.methods import resolve
-from smidgen.models.chosen import TrainedBase
-from smidgen.models.prompts import DREAMBOOTH
-from smidgen.sampling.config import MeasuredSampling
 from smidgen.study.design import (
-    DRAWN,
     VALIDATION_LOSS,
     Cell,
     Design,
     Scalar,
-    Settings,
     label_of,
 )
-from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.study.request import Request, defaults_of, request_of
 
 RESULT, FAILURE = "result.json", "failure.json"
-REFERENCE = "reference"  # the one setting of a level that is the evaluation's
 RUNS, TUNING, TRAINED = "runs", "tuning", "trained"
 
 State = Literal["finished", "failed", "other settings", "begun", "waiting", "missing"]
-
-# settings that change no number, or that say where something lies on this machine
-NOT_COMPARED = (
-    *("output", "data", "cache_dir", "device", "batch_size_of_evaluation", "num_threads"),
-    *("checkpoint_every", "keep_checkpoints", "trackers", "sample_every", "max_bad_share"),
-    "offload",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """All that a run does, as the objects of the other verbs; `data` is its name in the recipe and
-    `reference` None that of a personalisation, the pictures themselves.
-    """
-
-    base: TrainedBase
-    config: RunConfig
-    sampling: MeasuredSampling
-    evaluation: EvaluationConfig
-    data: str
-    reference: Path | None
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Everything that the result depends on, as JSON, by names that say whose it is."""
-        values = flatten(self.base, self.config, self.config.training, self.config.method_config)
-        values = {name: one for name, one in values.items() if name not in NOT_COMPARED}
-        sampling = {f"sampling.{name}": one for name, one in self.sampling.facts().items()}
-        measured = {
-            f"evaluation.{name}": one
-            for name, one in flatten(self.evaluation).items()
-            if name not in (*NOT_COMPARED, "batch_size")
-        }
-        given = {"data": self.data, REFERENCE: None if self.reference is None else self.shown}
-        return json.loads(json.dumps(given | values | sampling | measured, default=str))
-
-    @property
-    def shown(self) -> str:
-        """What the reference is called: the same on every machine for a shipped one."""
-        assert self.reference is not None, "a personalisation has no reference of its own"
-        inside = self.reference.is_relative_to(str(EMBEDDED))
-        return self.reference.parent.name if inside else str(self.reference)
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +100,10 @@ class Run:
         Raises: UsageError for settings that make no sense, in the words of `train`.
         """
         values = self.settings
-        return None if values is None else request_of(self, values)
+        if values is None:
+            return None
+        where = f"{self.design.source}: {self.name}"
+        return request_of(self.design, values, seed=self.seed, output=self.trained, where=where)
 
     def kept(self, name: str) -> Kept | None:
         """Its result.json or failure.json, None if there is none that can be read."""
@@ -183,7 +132,8 @@ class Run:
             if changes := differences(found, self.request):
                 return "other settings", ", ".join(changes)
             return state, found.error or ""
-        begun = self.folder.exists() or self.trained.exists()
+        folders = (self.folder, *(config.output for config in self.request.trainings))
+        begun = any(folder.exists() for folder in folders)
         return ("begun" if begun else "missing"), ""
 
 
@@ -195,85 +145,6 @@ def differences(found: Kept, request: Request) -> list[str]:
     return changed(defaults | found.settings, request.facts)
 
 
-def defaults_of(request: Request) -> dict[str, Any]:
-    """The facts of a request with only what must be given, as far as they have defaults."""
-    found = settings_of(TrainedBase, RunConfig, TrainingConfig, type(request.config.method_config))
-    found |= settings_of(EvaluationConfig, prefix="evaluation.")
-    found |= settings_of(MeasuredSampling, prefix="sampling.")
-    known = request.facts
-    return json.loads(
-        json.dumps({n: one.default for n, one in found.items() if n in known}, default=str)
-    )
-
-
-def request_of(run: Run, values: Mapping[str, Any]) -> Request:
-    """The objects that these values of the recipe mean. Raises: UsageError."""
-    design = run.design
-    where = f"{design.source}: {run.name}"
-    values = dict(values)
-    reference, data = values.pop(REFERENCE, None), values.get("data")
-    if not isinstance(data, str):
-        raise UsageError(f"{where}: nothing says what to train on; give data")
-    values |= {"data": str(place_of(data)), "output": str(run.trained), "seed": run.seed}
-    drawn = {key.removeprefix(DRAWN): values.pop(key) for key in [*values] if key.startswith(DRAWN)}
-    method = resolve(str(values.get("method", "difffit")))
-    groups = (TrainedBase, RunConfig, TrainingConfig, method.config)
-    try:
-        checked = check_values(values, *groups, source="")
-        config = replace(
-            fill(RunConfig, checked),
-            method_config=fill(method.config, checked),
-            training=fill(TrainingConfig, checked),
-        ).resolved()
-        sampling = make(MeasuredSampling, {"seed": run.seed, **design.table.sampling, **drawn})
-        evaluation = make(EvaluationConfig, _as_data(design, config, reference))
-        base = fill(TrainedBase, checked)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
-    for name in ("keep_samples", "of_data"):
-        if getattr(design.table, name) and config.task == DREAMBOOTH:
-            raise UsageError(f"{where}: {name} is for images of classes; leave it out")
-    if design.table.before and (config.task == DREAMBOOTH or config.encodes_in_step):
-        raise UsageError(
-            f"{where}: before is of no use to a subject, which has the numbers of the base beside "
-            "its own, nor where text encoders are trained; leave it out"
-        )
-    if reference is None and config.task != DREAMBOOTH:
-        reference = data if data in SETS else None
-        if reference is None:
-            raise UsageError(
-                f"{where}: nothing says what samples are compared with; give reference"
-            )
-    return Request(
-        base=base,
-        config=config,
-        sampling=sampling,
-        evaluation=evaluation,
-        data=data,
-        reference=None if reference is None else locate_reference(str(reference)),
-    )
-
-
-def _as_data(design: Design, config: RunConfig, reference: Any) -> Settings:
-    """The settings of the evaluation; a reference that is the data's own folder is read as that is,
-    in its layout and split.
-    """
-    own = reference is not None and Path(str(reference)) == config.data
-    read = {"layout": config.layout, "split": config.split} if own else {}
-    return {name: one for name, one in read.items() if one is not None} | design.table.evaluation
-
-
-def place_of(data: str) -> Path:
-    """The folder of images that a recipe means: a path, or a shipped set in the cache folder, of
-    the subjects one (`subjects/owl-ink`).
-    """
-    name, _, subject = data.partition("/")
-    if Path(data).exists() or name not in (*SETS, SUBJECTS):
-        return Path(data)
-    folder = default_cache_dir() / "sets" / name
-    return folder / (subject if name == SUBJECTS else "train")
-
-
 def runs_of(design: Design) -> list[Run]:
     """The runs that the study compares, the seeds in turn: a first of everything comes first."""
     return [
@@ -281,6 +152,15 @@ def runs_of(design: Design) -> list[Run]:
         for seed in design.table.seeds
         for cell in design.cells()
     ]
+
+
+def first_request(design: Design, cell: Cell) -> Request:
+    """What a cell's run does, with the first of the values that are tuned."""
+    tune = design.table.tune
+    tried = tune.values[0] if tune is not None and design.is_tuned(cell) else None
+    request = Run(design=design, cell=cell, seed=design.table.seeds[0], tried=tried).request
+    assert request is not None, "a run that tries a value waits for nothing"
+    return request
 
 
 def tuning_of(design: Design, cell: Cell | None = None) -> list[Run]:
