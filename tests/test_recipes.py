@@ -23,7 +23,11 @@ STUDIES = [path for path in EVERY if STUDY in read_recipe(path)]
 RECIPES = [path for path in EVERY if path not in STUDIES]
 # of those on shipped bases the small ones: the others count the same, cell by cell
 PLANNED = [path for path in STUDIES if "glyphs" not in read_recipe(path)["base"]]
-PLANNED += [path for path in STUDIES if path.stem in ("study-small", "study-personalise")]
+PLANNED += [
+    path
+    for path in STUDIES
+    if path.stem in ("study-small", "study-personalise", "study-low-to-high")
+]
 RELEASED = "DiT-XL-2-256x256.pt"
 DIFFFIT_PAPER = [path for path in EVERY if RELEASED in path.read_text()]
 

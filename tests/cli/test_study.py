@@ -291,7 +291,7 @@ begun = { method = "difffit", init_from = { steps = 1, lr = 0.01 } }
 @pytest.fixture
 def with_first(base, photos, tmp_path):
     """A recipe with an arm that begins from the delta of another training."""
-    path = write_study(base, photos, tmp_path, seeds="[0]")
+    path = write_study(base, photos, tmp_path, seeds="[0]", study="before = true")
     text = path.read_text().replace('against = "bitfit"', "")
     path.write_text(text.replace('[study.factors]\nmethod = ["difffit", "bitfit"]\n', FIRST))
     return path
@@ -308,6 +308,12 @@ def test_an_arm_begins_from_a_delta_that_is_trained_first(smidgen, with_first, t
     assert not (first / "checkpoints").exists()
     assert (run.result.settings["init_from.steps"], run.result.settings["steps"]) == (1, 2)
     assert run.result.training["first_seconds"] > 0
+    # what is measured as the delta before is that one
+    start, made = (
+        Delta.load(one / file).state_dict()
+        for one, file in ((run.folder, "start.safetensors"), (first, "delta.safetensors"))
+    )
+    assert all(start[name].equal(made[name]) for name in made)
     # as train does it
     fixed, settings = design.fixed, ("--batch-size", 4, "--trackers", "--validation-share", 0.3)
     given = ("--base", fixed["base"], "--data", fixed["data"], *settings, "--validate-every", 1)
