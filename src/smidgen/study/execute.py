@@ -55,7 +55,9 @@ def perform(run: Run, *, force: bool = False) -> None:
     except (Interrupted, Held):
         raise
     except SmidgenError as error:
-        write_json(facts | {"error": str(error)}, run.folder / FAILURE)
+        # which is committed: where the study lies on this machine is nobody's business
+        told = str(error).replace(str(run.folder.resolve()), run.folder.as_posix())
+        write_json(facts | {"error": told}, run.folder / FAILURE)
         return
     write_json(facts | found, run.folder / RESULT)
     (run.folder / FAILURE).unlink(missing_ok=True)
