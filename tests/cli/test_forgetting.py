@@ -21,7 +21,7 @@ def test_a_study_measures_the_sources_classes_before_and_after(
         f'output = "{tmp_path / "study"}"\nsteps = 2\nbatch_size = 4\nlr = 0.5\n'
         "ema_decay = 0.0\nvalidation_share = 0\ntrackers = []\n"
         "[study]\nmetric = 'fd'\n[study.factors]\nmethod = ['difffit', 'full']\n"
-        "[study.factors.edits]\nbefore = { 'sampling.edits' = 'none' }\n"
+        "[study.factors.edits]\nbefore = { 'sampling.edits' = 'base' }\n"
         "after = { 'sampling.edits' = '-table' }\n"
         "[study.sampling]\nsteps = 2\nnum_images = 9\n[study.evaluation]\nfeatures = 'glyphs'\n"
     )

@@ -62,7 +62,7 @@ def test_without_its_table_a_delta_is_of_the_bases_own_classes(base):
     assert part_of(delta, "-scale").provenance.classes == NEW_CLASSES
     assert part_of(delta, "-table").provenance.training["edits"] == "-table"
     assert part_of(delta, "all") is delta
-    assert part_of(delta, "none") is None
+    assert part_of(delta, "base") is None
 
 
 def test_what_is_left_out_does_not_act(base):

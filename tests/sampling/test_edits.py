@@ -38,7 +38,7 @@ def test_without_its_table_a_delta_draws_the_bases_classes(base, method):
     assert np.array_equal(found, drawn(base, delta=reference, classes="ant,cat"))
     before = drawn(base, classes="ant,cat")
     assert not np.array_equal(found, before)
-    assert np.array_equal(drawn(base, delta=delta, edits="none", classes="ant,cat"), before)
+    assert np.array_equal(drawn(base, delta=delta, edits="base", classes="ant,cat"), before)
 
 
 def test_classes_are_those_of_the_table_that_acts(base):

@@ -3,7 +3,6 @@ Debian's).
 """
 
 import base64
-import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ import smidgen
 from tests.serving.serving import listening, write_library
 from tests.tiny.bases import tiny_base
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 PHONE = {"width": 360, "height": 740}
 KEY = "a-key-of-sixteen-or-more"
 
@@ -31,15 +28,6 @@ def folder(base, tmp_path_factory):
     Image.new("RGB", (8, 8), "red").save(found / "greek" / "samples.png")
     (found / "lora.safetensors").rename(found / "<img src=x onerror=alert(1)>.safetensors")
     return found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -75,7 +63,7 @@ def test_a_delta_is_chosen_and_drawn_by_keyboard_on_a_phone(base, folder, page):
         draw(page)
         assert "2 images in" in page.locator("#says").inner_text()
         expected = smidgen.sample(
-            base,
+            tiny_base(),
             delta=folder / "greek" / "delta.safetensors",
             classes=["elk"],
             num_images=2,

@@ -56,7 +56,7 @@ class Drawn:
         """The base itself, from what is given and what the run's recipe says."""
         if isinstance(self.base, Base):
             for name, value in vars(self).items():
-                if name != "base" and value not in (None, False):
+                if name != "base" and value is not None and value is not False:
                     raise UsageError(
                         f"{name} is for a base that is loaded here; give it to load_base, or "
                         "leave it out"
@@ -132,7 +132,7 @@ def evaluate(
     )
     if source_kind(source) == "images":
         for name, value in {**vars(drawn), "sampling": sampling}.items():
-            if value not in (None, False):
+            if value is not None and value is not False:  # but a shift of 0
                 raise UsageError(
                     f"{source} holds images: {name} is for a run or a delta; leave it out"
                 )

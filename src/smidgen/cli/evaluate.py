@@ -36,10 +36,10 @@ from smidgen.models.chosen import check_base_name
 from smidgen.models.names import BasePrecision
 from smidgen.models.positions import Positions
 from smidgen.processes import is_main
-from smidgen.sampling.config import MeasuredSampling
+from smidgen.sampling.config import UNUSUAL, MeasuredSampling, SamplingConfig
 from smidgen.sizes import ImageSize
 
-NOT_COMPARED = ("output", "statistics", "device", "batch_size", "cache_dir")
+NOT_COMPARED = ("output", "statistics", "device", "offload", "batch_size", "cache_dir")
 
 DESCRIPTION = f"""Measure a run, a delta or a folder of images against a reference.
 
@@ -220,7 +220,12 @@ def is_images(path: Path) -> bool:
 
 def asked_of(request: Request) -> dict[str, Any]:
     """What the result depends on: the settings, and a mark of the state of both inputs."""
-    values = {n: v for n, v in flatten(*request.configs).items() if n not in NOT_COMPARED}
+    usual = {n: getattr(SamplingConfig(), n) for n in UNUSUAL}  # results from before do not say
+    values = {
+        name: value
+        for name, value in flatten(*request.configs).items()
+        if name not in NOT_COMPARED and not (name in usual and value == usual[name])
+    }
     images = request.place.images
     delta = images / DELTA
     values["images_state"] = state_of(delta if delta.is_file() else images)

@@ -40,7 +40,9 @@ from smidgen.sampling.own_settings import OwnSettings, read_own_settings
 MOST_PROMPTS_BYTES = 2**20
 
 # these do not change the images, or are known by what they hold
-NOT_COMPARED = ("output", "batch_size", "device", "delta", "page", "like", "prompt_file")
+NOT_COMPARED = (
+    *("output", "batch_size", "device", "offload", "delta", "page", "like", "prompt_file"),
+)
 
 DESCRIPTION = """Draw images from a base, with or without a delta.
 
@@ -142,7 +144,7 @@ def with_prompts(config: LoadedSampling, file: Path | None) -> LoadedSampling:
     """
     if file is None:
         return config
-    check_file(file, "file of prompts")
+    check_file(file, "prompts")
     try:
         lines = read_bytes(file, MOST_PROMPTS_BYTES).decode("utf-8").splitlines()
     except (Unreadable, UnicodeDecodeError) as error:

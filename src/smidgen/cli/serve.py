@@ -15,6 +15,7 @@ DESCRIPTION = """Serve images of a base and of all deltas in a folder, several o
 
 examples:
   smidgen serve --base glyphs --deltas runs/
+  smidgen serve --base glyphs-text --deltas runs/ --studies docs/studies --port 9000
   curl http://127.0.0.1:8000/v1/images/generations -H "Content-Type: application/json" \\
       -d '{"model": "demo", "prompt": "alpha", "steps": 20, "sampler": "dpm++"}'"""
 

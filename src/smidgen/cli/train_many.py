@@ -11,7 +11,6 @@ from smidgen.cli.arguments import read_request
 from smidgen.cli.options import (
     answer,
     answer_dry_run,
-    check_input,
     check_output_folder,
     quiet_stdout,
 )
@@ -28,7 +27,7 @@ of train. The same command again goes on with what is not finished.
 
 examples:
   smidgen train-many --base glyphs --data scripts/ --steps 400 --output library
-  smidgen serve --base glyphs --deltas library"""
+  smidgen train-many recipes/difffit-glyphs.toml --data scripts/ --together 4 --output library"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,8 @@ def run(argv: Sequence[str]) -> None:
     parsed = parse_train(read_request("train-many", argv), DESCRIPTION, many=ManyOptions)
     config, switches = parsed["run"], parsed["switches"]
     check_base_name(parsed["base"].base)
-    check_input(config.data, "folder of data sets")
+    if not config.data.is_dir():
+        raise UsageError(f"data is {config.data}; expected a folder of data sets, a folder each")
     check_output_folder(config.output)
     if switches.time:
         raise UsageError("--time is for the dry run of one training (smidgen train)")

@@ -9,12 +9,12 @@ from smidgen.core.edit import Edit
 from smidgen.core.edits import EDITS, Table, Weight
 from smidgen.errors import UsageError, closest
 
-ALL, NONE = "all", "none"
+ALL, BARE = "all", "base"  # "none" is TOML's word for a setting that is not given
 DENOISER = "denoiser"
 
 
 def part_of(delta: Delta, words: str) -> Delta | None:
-    """The edits of `delta` that `words` mean, as a delta that shares them; None for "none".
+    """The edits of `delta` that `words` mean, as a delta that shares them; None for "base".
 
     Words have commas between them, each a kind of edits ("scale"), a component ("denoiser",
     "text_encoder") or a module ("blocks.3": edits with a site in there); "all" is all. With a minus
@@ -23,7 +23,7 @@ def part_of(delta: Delta, words: str) -> Delta | None:
 
     Raises: UsageError for a word that means no edit of this delta, or if none is left.
     """
-    if words == NONE:
+    if words == BARE:
         return None
     chosen, left_out = set[str](), set[str]()
     given = [word.strip() for word in words.split(",")]
@@ -39,7 +39,7 @@ def part_of(delta: Delta, words: str) -> Delta | None:
     if not kept:
         raise UsageError(
             f'edits "{words}" leaves none of the {len(delta.edits)} edits of this delta; give '
-            f'"{NONE}" for the base alone'
+            f'"{BARE}" for the base alone'
         )
     if len(kept) == len(delta.edits):
         return delta
@@ -67,7 +67,7 @@ def _meant(delta: Delta, word: str) -> set[str]:
         if word in (edit.kind, edit.component or DENOISER) or _acts_in(edit, word)
     }
     if not found:
-        known = [ALL, NONE, *kinds, *components]
+        known = [ALL, BARE, *kinds, *components]
         raise UsageError(
             f'edits: "{word}" means none of this delta{closest(word, known)}; or give a module in '
             "which it acts (smidgen inspect shows them)"

@@ -78,7 +78,8 @@ def draw_pairs(
 
     def pair(drawn: tuple[str, ...], said: tuple[str, ...], num_images: int) -> Pair:
         config = replace(sampling, prompt=drawn, classes="all", num_images=num_images)
-        tuned, plain = prepare(base, config, delta=delta), prepare(base, config)
+        tuned = prepare(base, config, delta=delta)
+        plain = prepare(base, replace(config, edits="all"))
         return Pair(tuned=tuned, plain=plain, said=said)
 
     own = pair(prompts.drawn, prompts.said, count)

@@ -65,12 +65,12 @@ class SamplingConfig:
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     """LOW HIGH: guidance acts where the noise is between these shares of the way from data, 0, to
     noise, 1."""
-    image: Path | None = None
+    image: Path | str | None = None
     """A picture to start from, or to restore; cropped and brought to the base's size."""
     image_strength: float | None = None
     """Share of the steps that are drawn, above 0 to 1: how far it is changed; none: 0.8, or 1 with
     a mask or to upscale."""
-    mask: Path | None = None
+    mask: Path | str | None = None
     """A picture as large as the image: drawn anew where it is white, kept where it is black."""
     restore: Restoration | None = None
     """inpaint: what the mask says; denoise: the image is noisy, and drawn from there; upscale: it
@@ -80,7 +80,7 @@ class SamplingConfig:
     edits: str = "all"
     """Which edits of the delta act, with commas between: kinds (shift, scale, bypass, tokens,
     table, weight, word), components (denoiser, text_encoder) or modules (blocks.3); -table: all but
-    the label table, so that the classes are the base's own; none: the base alone."""
+    the label table, so that the classes are the base's own; base: the base alone."""
     seed: int = 0
     """Image i depends on this and i only."""
     same_noise: bool = False
@@ -104,7 +104,7 @@ class SamplingConfig:
         check_number("guidance", self.guidance)
         check_choices(self)
         if not self.edits.strip():
-            raise UsageError('edits is ""; expected words such as "scale,-table", "all" or "none"')
+            raise UsageError('edits is ""; expected words such as "scale,-table", "all" or "base"')
         low, *high = self.guidance_interval or (1.0,)
         if len(high) != 1 or not 0 <= low < high[0] <= 1:
             raise UsageError(
@@ -283,9 +283,9 @@ class MeasuredSampling(LoadedSampling):
     num_images: int | None = None
     """Samples in total, image i of class i mod K; none: 10,000, or of a personalisation four of
     each of its prompts."""
-    image: Path | None = field(default=None, metadata=NO_FLAG)
+    image: Path | str | None = field(default=None, metadata=NO_FLAG)
     image_strength: float | None = field(default=None, metadata=NO_FLAG)
-    mask: Path | None = field(default=None, metadata=NO_FLAG)
+    mask: Path | str | None = field(default=None, metadata=NO_FLAG)
     restore: Restoration | None = field(default=None, metadata=NO_FLAG)
     noise_level: float | None = field(default=None, metadata=NO_FLAG)
     same_noise: bool = field(default=False, metadata=NO_FLAG)

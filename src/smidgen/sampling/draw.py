@@ -135,6 +135,8 @@ def prepare(
     """
     _ = base.family  # says so if no host calls this network
     config = config.resolved(base)
+    if delta is None and config.edits != "all":
+        raise UsageError(f'edits "{config.edits}" are of a delta; give one, or leave it out')
     placed = None if delta is None else _placed(delta, base, config.edits)
     known = labels or labels_of(base, placed, config.prompt, config.negative_prompt)
     chosen = tuple(known.names.index(name) for name in config.chosen(known.names))

@@ -12,10 +12,11 @@ from typing import Any
 from PIL import Image
 
 from smidgen.errors import SmidgenError
+from smidgen.files.names import excerpt
 from smidgen.files.pages import png_address, rendered
 from smidgen.files.toml import toml
 from smidgen.files.writing import write_text
-from smidgen.sampling.folder import SampleRecord
+from smidgen.sampling.folder import SampleRecord, image_name
 
 PAGE = "page.html"
 LARGE = 128  # pixels of a side: pictures under this are enlarged without smoothing
@@ -42,6 +43,12 @@ def write_page(record: SampleRecord, folder: Path) -> Path:
     """
     rows: dict[str, list[Cell]] = {}
     for file, shown in record.images.items():
+        number = file.partition("-")[0]
+        if not number.isdecimal() or file != image_name(int(number), shown):
+            raise SmidgenError(
+                f'{folder / "sample.json"} names "{excerpt(file)}", which no sample is called; '
+                "sample with --force"
+            )
         rows.setdefault(shown, []).append(_cell(folder, file))
     page = rendered(
         "smidgen.sampling",

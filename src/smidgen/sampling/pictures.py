@@ -69,9 +69,9 @@ def read_pictures(config: SamplingConfig) -> Pictures | None:
     return Pictures(image=image, mask=mask)
 
 
-def _read(name: str, path: Path) -> Image.Image:
+def _read(name: str, path: Path | str) -> Image.Image:
     try:
         with strict_pillow():
-            return decode(read_bytes(path), path, min_size=1)[0]
+            return decode(read_bytes(Path(path)), Path(path), min_size=1)[0]
     except UnusableImage as error:
         raise UsageError(f"{name} {path} cannot be used: {error}") from error

@@ -61,9 +61,13 @@ def untold(name: str, text: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-@lru_cache(maxsize=2)
 def loaded(options: TrainedBase, precision: str = "fp32") -> Base:
     """A base, once a process."""
+    return _loaded(options, precision)
+
+
+@lru_cache(maxsize=2)
+def _loaded(options: TrainedBase, precision: str) -> Base:
     return options.load(dtype=DTYPES[precision])
 
 

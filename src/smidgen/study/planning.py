@@ -120,7 +120,7 @@ def _probe(request: Request) -> tuple[float, float]:
     """Seconds of all training steps, and of drawing the samples."""
     base, training = loaded(request.base), seconds_of_training(request)
     sampling = request.sampling
-    few = replace(sampling, num_images=sampling.batch_size, steps=PROBED)
+    few = replace(sampling, num_images=sampling.batch_size, steps=PROBED, edits="all")
     if base.conditioner is not None:
         few = replace(few, prompt=("a picture",))
     drawing = prepare(base, few)
