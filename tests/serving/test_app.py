@@ -111,9 +111,7 @@ def test_images_stream_with_pictures_on_the_way(base, folder, client):
     kinds = [event["type"].rpartition(".")[2] for event in events]
     assert kinds.count("partial_image") == 4
     assert kinds.count("completed") == 2
-    expected = drawn(
-        base, folder / "greek" / "delta.safetensors", "fox", steps=6, seed=1, num_images=2
-    )
+    expected = drawn(folder / "greek" / "delta.safetensors", "fox", steps=6, seed=1, num_images=2)
     for event in events:
         if event["type"].endswith("completed"):
             image = image_of(event["b64_json"])
