@@ -184,3 +184,12 @@ def test_classes_are_those_of_the_first_delta(base):
     delta = class_delta(base, "bitfit")
     question = question_of(base, delta, ExplanationConfig())
     assert question.shown == NEW_CLASSES[0]
+
+
+def test_all_deltas_are_asked_for_one_class(base):
+    one = class_delta(base, "bitfit")
+    other = tiny_delta(base, "lora", NEW_CLASSES[::-1], std=0.05).float()
+    other.provenance = replace(other.provenance, fingerprint=base.fingerprint)
+    config = ExplanationConfig(num_images=1, times=1)
+    found = explain(base, [("one", one), ("other", other)], config)
+    assert {look.question.shown for look in found.looks} == {NEW_CLASSES[0]}

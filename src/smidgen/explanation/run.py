@@ -112,9 +112,13 @@ def explain(
     Raises: UsageError for a class, prompt or word that makes no sense; SmidgenError for a delta of
         another base.
     """
+    if base.conditioner is None:  # all are asked for one class, the first delta's unless told
+        config = replace(config, class_name=question_of(base, deltas[0][1], config).shown)
     questions = [question_of(base, delta, config) for _, delta in deltas]
+    several = len({question.shown for question in questions}) > 1
     looked: list[tuple[str, Delta | None, Question]] = [
-        (name, delta, question) for (name, delta), question in zip(deltas, questions, strict=True)
+        (f'{name}: "{question.shown}"' if several else name, delta, question)
+        for (name, delta), question in zip(deltas, questions, strict=True)
     ]
     if _base_knows(base, deltas[0][1], questions[0]):
         looked.insert(0, (BASE, None, questions[0]))
