@@ -11,7 +11,8 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.serving import pools
-from smidgen.serving.engine import Engine, Full, Job, Late
+from smidgen.serving.engine import Engine, Full, Late
+from smidgen.serving.job import Job
 from tests.tiny.bases import tiny_base
 from tests.tiny.deltas import tiny_delta
 from tests.tiny.weights import moved
@@ -202,7 +203,7 @@ def test_a_delta_for_which_there_is_no_memory_ends_alone(base, deltas, engine, m
 def test_a_mistake_in_a_tick_ends_its_images_and_not_the_engine(base, deltas, engine, monkeypatch):
     (bad,) = jobs_of(base, deltas, "one", steps=2, num_images=1)
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_calls", lambda self, jobs: 1 / 0)
+        patch.setattr("smidgen.serving.engine.calls_of", lambda jobs, base: 1 / 0)
         engine.submit([bad])
         with pytest.raises(ZeroDivisionError):
             bad.result.result(SECONDS)

@@ -24,9 +24,10 @@ from smidgen.errors import SmidgenError, UsageError, closest, shown
 from smidgen.files.reading import Unreadable, read_bytes
 from smidgen.models.base import Base
 from smidgen.serving.config import ServeConfig
-from smidgen.serving.engine import Engine, Full, Image, Job, Late, Stopping
+from smidgen.serving.engine import Engine, Full, Late, Stopping
 from smidgen.serving.guard import LOCAL, Guard
 from smidgen.serving.images import Order, order_of, size_of
+from smidgen.serving.job import Image, Job
 from smidgen.serving.library import Entry, Library, UnknownModel
 from smidgen.serving.measures import Measures
 from smidgen.serving.schemas import (

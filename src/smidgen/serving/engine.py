@@ -13,27 +13,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import NamedTuple
 
-import greenlet
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.hosts.family import Condition
 from smidgen.models.base import Base
-from smidgen.models.labels import Labels
-from smidgen.sampling.draw import Drawing, draw_batch
-from smidgen.sampling.pair import Call, Pair
-from smidgen.serving.pools import Key, Pool, Pools
-
-Image = NDArray[np.uint8]  # (H, W, 3)
+from smidgen.serving.batch import Part, calls_of
+from smidgen.serving.job import Job, joined
+from smidgen.serving.pools import Pool, Pools
 
 PASSED = 64  # images that may be begun before an older one that waits for a slot
 
@@ -54,143 +44,6 @@ class Late(SmidgenError):
 
 class Stopping(SmidgenError):
     """The server takes no more images."""
-
-
-class Asked(NamedTuple):
-    """What an image asks of the network: R rows, of which the first `own` are of its delta, the
-    others of what guidance leads away from.
-    """
-
-    x: Tensor
-    t: Tensor
-    condition: Condition
-    own: int
-
-
-@dataclasses.dataclass(eq=False)
-class Job:
-    """One image. `keys` are those of the drawing's delta and of the other one of its pair, None
-    where that is the base; `partials` says how many pictures are shown on the way, to `show`.
-    """
-
-    drawing: Drawing
-    number: int
-    keys: tuple[Key | None, Key | None]
-    seconds: float
-    partials: int = 0
-    show: Callable[[int, Image], None] | None = None
-    result: Future[Image] = dataclasses.field(default_factory=Future)
-    cancelled: bool = False
-    passed: int = 0
-
-    def __post_init__(self) -> None:
-        self.deadline = time.monotonic() + self.seconds
-        self.asked: Asked | None = None
-        self.pools: list[tuple[Pool, Key | None]] = []
-        self.has_image = False
-        self._own: int | None = None
-        self._steps = 0
-        self._greenlet: greenlet.greenlet | None = None
-
-    @property
-    def deltas(self) -> tuple[Delta | None, Delta | None]:
-        """Those of its two sides."""
-        pair = self.drawing.pair
-        return self.drawing.delta, None if pair is None else pair.both[1][0]
-
-    def begin(self) -> None:
-        """Run to the first call of the network."""
-        self._greenlet = greenlet.greenlet(self._draw)
-        self._resume()
-
-    def go_on(self, output: Tensor) -> None:
-        """Run with this output to the next call, or to the end."""
-        self.asked = None
-        self._resume(output)
-
-    def end(self, error: BaseException | None) -> None:
-        """No more of it is wanted; None: by nobody."""
-        if self._greenlet is not None and not self._greenlet.dead:
-            self._greenlet.throw(greenlet.GreenletExit)
-        self.asked = None
-        self._answer(error)
-
-    def _answer(self, found: Image | BaseException | None) -> None:
-        """Tell whoever waits, who may have gone at this very moment; None: nobody does."""
-        with suppress(InvalidStateError):
-            if found is None:
-                self.result.cancel()
-            elif isinstance(found, BaseException):
-                self.result.set_exception(found)
-            else:
-                self.result.set_result(found)
-                self.has_image = True
-
-    def _resume(self, *output: Tensor) -> None:
-        assert self._greenlet is not None, "the job has begun"
-        try:
-            self._greenlet.switch(*output)
-        except Exception as error:
-            if not isinstance(error, SmidgenError):
-                logger.exception("an image failed")
-            self._answer(error)
-
-    def _draw(self) -> None:
-        pair = self.drawing.pair
-        if pair is not None:
-            pair = _Beside(pair, self)
-        drawing = dataclasses.replace(self.drawing, pair=pair)
-        image = draw_batch(drawing, [self.number], self._ask)[0]
-        self._answer(image.permute(1, 2, 0).cpu().numpy())
-
-    def _ask(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """What draws calls this for the network: the output comes when the tick has it."""
-        own = len(x) if self._own is None else self._own
-        self.asked = Asked(x, t, condition, own)
-        engine = greenlet.getcurrent().parent
-        assert engine is not None, "jobs are begun by the engine"
-        output = engine.switch()
-        self._steps += 1
-        self._show(x[:1].float(), t[:1], output[:1].float())
-        return output
-
-    def _show(self, x: Tensor, t: Tensor, output: Tensor) -> None:
-        """What the image would be if this were its last step, at `partials` steps."""
-        steps, base = len(self.drawing.route.times()), self.drawing.base
-        done = self._steps * (self.partials + 1) // steps
-        if self.show is None or self._steps == steps:
-            return
-        if done > (self._steps - 1) * (self.partials + 1) // steps:
-            x0 = base.process.x0(base.process.predicted(output, x, t), x, t)
-            pixels = (base.codec.decode(x0)[0] + 1) * 127.5
-            shown = pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-            self.show(done - 1, shown)
-
-
-class _Beside(Pair):
-    """A pair whose two networks are two parts of what its job asks."""
-
-    def __init__(self, pair: Pair, job: Job) -> None:
-        super().__init__(pair.base, *pair.both, pair.null)
-        self._job = job
-
-    def calls(self, call: Call, num: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """As of any pair."""
-
-        def conditions(shown: Tensor) -> Condition:
-            parts = [
-                known.conditions(part)
-                for (_, known), part in zip(self.both, shown.split(num), strict=False)
-            ]
-            return _joined(parts)
-
-        labels = Labels(names=self.both[0][1].names, conditions=conditions)
-
-        def both(x: Tensor, t: Tensor, shown: Tensor) -> Tensor:
-            self._job._own = num
-            return call(x, t, shown, labels)
-
-        return both
 
 
 @dataclasses.dataclass
@@ -289,7 +142,8 @@ class Engine:
                 self._tick()
             except Exception as error:  # a mistake of this program: the images end, the server not
                 logger.exception("a tick failed")
-                self._attached = None
+                with suppress(Exception):
+                    self._detach()
                 for job in list(self._active):
                     self._end(job, error)
             self.counts.seconds += time.monotonic() - began
@@ -382,7 +236,7 @@ class Engine:
         self.counts.ticks += 1
         outputs: dict[tuple[Job, int], Tensor] = {}
         jobs = list(self._active)
-        for pool, parts in self._calls(jobs):
+        for pool, parts in calls_of(jobs, self.pools.base):
             self.counts.calls += 1
             try:
                 outputs |= self._called(pool, parts)
@@ -397,25 +251,7 @@ class Engine:
                     job.go_on(torch.cat(found))
             self._settle(job)
 
-    def _calls(self, jobs: Sequence[Job]) -> Iterator[tuple[Pool, list[_Part]]]:
-        """The calls of a tick: what may be in one batch, by pool and by the form of its condition.
-        Images of the base go along with those of deltas where they can.
-        """
-        found: dict[tuple[Pool, object], list[_Part]] = {}
-        alone: list[_Part] = []
-        for job in jobs:
-            for part in _parts_of(job):
-                if part.pool is self.pools.base:
-                    alone.append(part)
-                else:
-                    found.setdefault((part.pool, part.form), []).append(part)
-        for part in alone:
-            host = next((p for p, form in found if p.takes_base and form == part.form), None)
-            found.setdefault((host or self.pools.base, part.form), []).append(part)
-        for (pool, _), parts in found.items():
-            yield pool, parts
-
-    def _called(self, pool: Pool, parts: Sequence[_Part]) -> dict[tuple[Job, int], Tensor]:
+    def _called(self, pool: Pool, parts: Sequence[Part]) -> dict[tuple[Job, int], Tensor]:
         """The network's output for each part."""
         self._attach(pool)
         sizes = [len(part.x) for part in parts]
@@ -425,7 +261,7 @@ class Engine:
             self.base.denoiser,
             torch.cat([part.x for part in parts]),
             torch.cat([part.t for part in parts]),
-            _joined([part.condition for part in parts]),
+            joined([part.condition for part in parts]),
         )
         split = output.split(sizes)
         return {(part.job, part.side): one for part, one in zip(parts, split, strict=True)}
@@ -443,38 +279,3 @@ class Engine:
         if self._attached is not None:
             self._attached[1].close()
             self._attached = None
-
-
-class _Part(NamedTuple):
-    """What one side of a job asks."""
-
-    job: Job
-    side: int
-    pool: Pool
-    key: Key | None
-    x: Tensor
-    t: Tensor
-    condition: Condition
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """What parts of one call have alike."""
-        return tuple(
-            (name, value.shape[1:], value.dtype) for name, value in sorted(self.condition.items())
-        )
-
-
-def _parts_of(job: Job) -> Iterator[_Part]:
-    asked = job.asked
-    if asked is None:
-        return
-    for side, rows in enumerate((slice(asked.own), slice(asked.own, None))):
-        if len(asked.x[rows]):
-            condition = {name: value[rows] for name, value in asked.condition.items()}
-            pool, key = job.pools[side]
-            yield _Part(job, side, pool, key, asked.x[rows], asked.t[rows], condition)
-
-
-def _joined(conditions: Sequence[Condition]) -> Condition:
-    """Those of several as of one batch."""
-    return {name: torch.cat([one[name] for one in conditions]) for name in conditions[0]}

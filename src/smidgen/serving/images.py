@@ -25,7 +25,7 @@ from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.sampling.own_settings import KEYWORD, own_text
 from smidgen.serving.config import ServeConfig
-from smidgen.serving.engine import Job
+from smidgen.serving.job import Job
 from smidgen.serving.library import Library, parsed
 from smidgen.serving.schemas import MOST_SEED, Edit, Generation
 
