@@ -8,15 +8,14 @@ import base64
 import contextlib
 import hashlib
 import json
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import uvicorn
 import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+
+from tests.answering import answering
 
 WRITER, READER = "hf_writer", "hf_reader"  # tokens
 STAMP = "2026-12-01T00:00:00.000Z"
@@ -216,14 +215,5 @@ def create_app(hub: Hub) -> FastAPI:
 @contextlib.contextmanager
 def listening(hub: Hub) -> Iterator[str]:
     """The address of a hub that answers until the end."""
-    server = uvicorn.Server(uvicorn.Config(create_app(hub), port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    (socket,) = server.servers[0].sockets
-    try:
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(60)
+    with answering(create_app(hub)) as address:
+        yield address

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from smidgen.core.delta import Delta
 from smidgen.models.base import Base
 from smidgen.serving.app import create_app
 from smidgen.serving.config import ServeConfig
+from tests.answering import answering
 from tests.tiny.deltas import tiny_delta
 from tests.tiny.weights import moved
 
@@ -42,14 +39,5 @@ def write_library(folder: Path, base: Base) -> Path:
 def listening(base: Base, folder: Path, key: str | None = None, **settings: Any) -> Iterator[str]:
     """The address of a server that runs until the end."""
     app = create_app(base, ServeConfig(deltas=folder, **settings), key)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    (socket,) = server.servers[0].sockets
-    try:
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(60)
+    with answering(app) as address:
+        yield address

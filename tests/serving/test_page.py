@@ -105,6 +105,22 @@ def test_two_deltas_are_mixed_and_the_base_is_beside(base, folder, page):
         assert names == ["before 0", "greek 0"]
 
 
+def test_guidance_leads_away_from_a_weaker_delta(base, folder, page):
+    with listening(base, folder) as address:
+        page.goto(address)
+        page.get_by_role("button", name="greek").click()
+        assert not page.locator("#weaker-row").is_visible()
+        page.fill("#prompt", "bee")
+        page.fill("#n", "1")
+        page.fill("#steps", "3")
+        page.select_option("#kind", "auto")
+        page.select_option("#weaker", "thai")
+        with page.expect_request("**/generations") as asked:
+            draw(page)
+    body = asked.value.post_data_json
+    assert (body["guidance_kind"], body["guidance_model"]) == ("auto", "thai")
+
+
 def test_the_key_is_asked_for_and_nothing_comes_from_elsewhere(base, folder, browser):
     page = browser.new_page()
     asked = []

@@ -20,7 +20,8 @@ class ExplanationConfig:
     """For a base that reads prompts: what the network is told; none: the subject's prompt, or that
     of the first class that a delta was trained on."""
     without: str | None = None
-    """The prompt that it is compared with; none: that of the subject's class, or no prompt."""
+    """The prompt that it is compared with; none: that of the subject's class, where prompt is none
+    too, else no prompt."""
     word: str | None = None
     """A word of the prompt, whose attention is shown; none: the subject's token or the new word."""
     class_name: str | None = None

@@ -276,6 +276,6 @@ class Engine:
             self._attached = pool, stack.pop_all()
 
     def _detach(self) -> None:
-        if self._attached is not None:
-            self._attached[1].close()
-            self._attached = None
+        attached, self._attached = self._attached, None
+        if attached is not None:
+            attached[1].close()

@@ -37,18 +37,38 @@ class Guard:
         if problem is not None:
             await _answer(send, *problem)
             return
-        await self._app(scope, _Counted(receive, self._most), send)
+        counted = _Counted(receive, self._most)
+
+        async def answer(message: MutableMapping[str, Any]) -> None:
+            if not counted.is_over:
+                await send(message)
+            elif message["type"] == "http.response.start":  # what the application makes of the rest
+                await _answer(send, *self._too_large())
+
+        await self._app(scope, counted, answer)
 
     def _problem(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts is not None and name not in self._hosts:
-            return 421, "invalid_request_error", "this server answers on this machine's names only"
+            return (
+                421,
+                "invalid_request_error",
+                "expected this machine's own name, such as 127.0.0.1, as the host",
+            )
         if headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
-            return 403, "invalid_request_error", "a page of another site asks"
+            return (
+                403,
+                "invalid_request_error",
+                "a page of another site asks; open the server's own",
+            )
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if origin and origin.partition("://")[2] != host:
-            return 403, "invalid_request_error", "a page of another site asks"
+            return (
+                403,
+                "invalid_request_error",
+                "a page of another site asks; open the server's own",
+            )
         if self._key is not None and path not in OPEN:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             good = scheme.lower() == b"bearer"
@@ -56,10 +76,17 @@ class Guard:
                 return 401, "authentication_error", "expected Authorization: Bearer and the API key"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
-            return 400, "invalid_request_error", "content-length is no number"
+            return (
+                400,
+                "invalid_request_error",
+                "content-length is no number; give the body's bytes",
+            )
         if len(length) > 18 or int(length) > self._most:
-            return 413, "invalid_request_error", f"a request may have {self._most:,} bytes"
+            return self._too_large()
         return None
+
+    def _too_large(self) -> tuple[int, str, str]:
+        return 413, "invalid_request_error", f"a request may have {self._most:,} bytes; send fewer"
 
 
 class _Counted:
@@ -71,7 +98,12 @@ class _Counted:
     async def __call__(self) -> MutableMapping[str, Any]:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
-        return message if self._left >= 0 else {"type": "http.disconnect"}
+        return {"type": "http.disconnect"} if self.is_over else message
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more has come than may."""
+        return self._left < 0
 
 
 async def _answer(send: Send, status: int, kind: str, message: str) -> None:
