@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -40,6 +41,7 @@ RESULTS = Path("bench/results/serve.json")
 DELTAS, BATCH, STEPS, GUIDANCE = 64, 16, 10, 4.0
 PROMPT = "an outline picture of an owl in navy on white"
 RATES = (0.3, 0.6, 0.9)
+SWITCHED = 16  # requests of a round that diffusers draws, one after the other
 Send = Callable[[Sequence[str], Sequence[float]], list[float]]  # models, when they come -> seconds
 
 
@@ -86,7 +88,7 @@ def server(base: Base, folder: Path) -> Iterator[Send]:
     app.state.served.engine.stop()
 
 
-def switching(folder: Path, names: Sequence[str]) -> Send:
+def switching(folder: Path, names: Sequence[str]) -> Callable[[Sequence[str]], None]:
     """The same requests to a pipeline of diffusers, one after the other."""
     pipeline = StableDiffusionPipeline.from_pretrained(EMBEDDED / "glyphs-text").to(torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -95,10 +97,8 @@ def switching(folder: Path, names: Sequence[str]) -> Send:
         place = {"weight_name": f"{name}.safetensors", "adapter_name": name}
         pipeline.load_lora_weights(folder / "peft", **place)
 
-    def send(models: Sequence[str], times: Sequence[float]) -> list[float]:
-        began, seconds = time.perf_counter(), []
-        for seed, (model, at) in enumerate(zip(models, times, strict=True)):
-            time.sleep(max(0.0, began + at - time.perf_counter()))
+    def send(models: Sequence[str]) -> None:
+        for seed, model in enumerate(models):
             pipeline.set_adapters(model)
             pipeline(
                 PROMPT,
@@ -107,16 +107,14 @@ def switching(folder: Path, names: Sequence[str]) -> Send:
                 generator=torch.Generator().manual_seed(seed),
                 output_type="pil",
             )
-            seconds.append(time.perf_counter() - began - at)
-        return seconds
 
     return send
 
 
-def throughput(send: Send, models: Sequence[str]) -> float:
+def throughput(send: Callable[[Sequence[str]], Any], models: Sequence[str]) -> float:
     """Images a second of so many requests at once."""
     began = time.perf_counter()
-    send(models, [0.0] * len(models))
+    send(models)
     return len(models) / (time.perf_counter() - began)
 
 
@@ -146,10 +144,11 @@ def main() -> None:
         one = [names[0]] * arguments.requests
         stock = switching(folder, names)
         with server(base, folder) as served, torch.inference_mode():
+            at_once: Callable[[Sequence[str]], Any] = lambda m: served(m, [0.0] * len(m))  # noqa: E731
             arms = {
-                "the server, 64 deltas": lambda: throughput(served, mixed),
-                "the server, one delta": lambda: throughput(served, one),
-                "diffusers, switched for each request": lambda: throughput(stock, mixed[:16]),
+                "the server, 64 deltas": lambda: throughput(at_once, mixed),
+                "the server, one delta": lambda: throughput(at_once, one),
+                "diffusers, switched for each request": lambda: throughput(stock, mixed[:SWITCHED]),
             }
             for arm in arms.values():
                 arm()  # slots are filled, kernels chosen
@@ -174,6 +173,9 @@ def main() -> None:
         "deltas": f"{DELTAS} of LoRA, rank 16",
         "request": {"images": 1, "steps": STEPS, "sampler": "ddim", "guidance": GUIDANCE},
         "batch": BATCH,
+        "requests": {
+            name: SWITCHED if name.startswith("diffusers") else arguments.requests for name in found
+        },
         "images_a_second": {
             name: {
                 "median": round(statistics.median(values), 2),

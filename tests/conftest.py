@@ -45,9 +45,11 @@ def shapes_unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """A Chromium that a test may open pages in."""
+    """A Chromium that a test may open pages in. Of one module: while it is open a loop of asyncio
+    runs in this thread, in which no other can.
+    """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no Chromium here")

@@ -27,25 +27,42 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_was_taken_is_drawn_before_the_end(folder):
+@pytest.fixture
+def served(folder):
+    """A process that serves the folder, and its address."""
     command = [sys.executable, "-m", "smidgen.cli", "serve", "--base", "glyphs", "--port", "0"]
-    served = subprocess.Popen(
+    process = subprocess.Popen(
         [*command, "--deltas", str(folder)], stderr=subprocess.PIPE, text=True
     )
-    assert served.stderr is not None
-    line = served.stderr.readline()
-    assert "glyphs and 1 deltas" in line
-    (address,) = re.findall(r"http://\S+", line)
+    try:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:  # to its end, if the process ends
+            lines.append(line)
+            if found := re.search(r"glyphs and 1 deltas at (http://\S+)", line):
+                break
+        else:
+            raise AssertionError("".join(lines))
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_was_taken_is_drawn_before_the_end(served):
+    process, address = served
     body = {"model": "few", "prompt": "z", "steps": 12, "stream": True, "partial_images": 3}
     kinds = []
-    with httpx.stream("POST", f"{address}/v1/images/generations", json=body, timeout=120) as answer:
+    with httpx.stream(
+        "POST", f"{address}/v1/images/generations", json=body, timeout=None
+    ) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: "):
                 kinds.append(json.loads(line.removeprefix("data: "))["type"])
                 if len(kinds) == 1:
-                    served.send_signal(signal.SIGTERM)
+                    process.send_signal(signal.SIGTERM)
     assert kinds[-1] == "image_generation.completed"
-    assert served.wait(60) == 0
+    assert process.wait(600) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health")
 

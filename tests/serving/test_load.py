@@ -2,13 +2,15 @@
 
 import asyncio
 import base64
+import gc
 import io
 import random
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import Counter
+from weakref import ref
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +19,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import smidgen
 from smidgen.serving.app import create_app
+from smidgen.serving.batch import calls_of
 from smidgen.serving.config import ServeConfig
 from tests.serving.serving import fitting, listening
 from tests.tiny.bases import NEW_CLASSES, tiny_base
@@ -53,12 +56,6 @@ def asked(number):
     }
 
 
-def apart(call):
-    """Its result, in a thread of its own: where a browser is open, this one has a loop."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: asyncio.run(call())).result()
-
-
 def send(address, bodies):
     """All at once."""
 
@@ -67,7 +64,7 @@ def send(address, bodies):
         async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
             return await asyncio.gather(*(client.post(URL, json=body) for body in bodies))
 
-    return apart(all_of)
+    return asyncio.run(all_of())
 
 
 def test_each_of_200_mixed_requests_gets_the_image_of_sample(base, folder):
@@ -84,28 +81,48 @@ def test_each_of_200_mixed_requests_gets_the_image_of_sample(base, folder):
         assert np.abs(image - np.asarray(expected).astype(int)).max() <= 1, body
 
 
-def test_more_than_can_wait_are_refused_and_nothing_is_kept_of_them(base, folder):
-    app = create_app(base, ServeConfig(deltas=folder, slots=2, waiting=50))
-    engine, used = app.state.served.engine, []
-    for thousand in range(2):
-        bodies = [asked(number) | {"steps": 2} for number in range(thousand, 250 + thousand)]
+def test_more_than_can_wait_are_refused_and_nothing_is_kept_of_them(base, folder, monkeypatch):
+    go_on, jobs, asked_for = threading.Event(), [], 150
 
-        async def all_of(bodies=bodies) -> list[httpx.Response]:
-            transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(
-                transport=transport, base_url="http://localhost", timeout=120
-            ) as client:
-                return await asyncio.gather(*(client.post(URL, json=body) for body in bodies))
+    def held(*given):
+        go_on.wait()
+        return calls_of(*given)
 
-        answers = apart(all_of)
-        statuses = [answer.status_code for answer in answers]
-        assert set(statuses) == {200, 429}
-        assert all("retry-after" in a.headers for a in answers if a.status_code == 429)
-        used.append(psutil.Process().memory_info().rss)
-    engine.stop()
+    monkeypatch.setattr("smidgen.serving.engine.calls_of", held)
+    app = create_app(base, ServeConfig(deltas=folder, slots=2, waiting=50, batch_size=16))
+    engine = app.state.served.engine
+    submit = engine.submit
+    monkeypatch.setattr(
+        engine, "submit", lambda given: (jobs.extend(map(ref, given)), submit(given))
+    )
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", timeout=None
+        ) as client:
+            bodies = [asked(number) for number in range(asked_for)]
+            tasks = [asyncio.ensure_future(client.post(URL, json=body)) for body in bodies]
+            while sum(task.done() for task in tasks) < asked_for - 50 - 16:
+                await asyncio.sleep(0.01)
+            go_on.set()
+            return await asyncio.gather(*tasks)
+
+    try:
+        answers = asyncio.run(ask())
+    finally:
+        go_on.set()
+        engine.stop()
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 429}
+    assert 50 <= statuses[200] <= 50 + 16  # that waited, and that formed
+    assert all("retry-after" in a.headers for a in answers if a.status_code == 429)
     assert engine.waiting == engine.active == 0
     assert all(pool.is_idle for pool in engine.pools.pools)
-    assert used[1] < 1.05 * used[0]
+    del answers
+    gc.collect()
+    assert len(jobs) == asked_for
+    assert [job for job in jobs if job() is not None] == []
 
 
 def test_all_that_the_document_of_the_api_allows_is_answered_as_it_says(base, folder):
@@ -113,9 +130,11 @@ def test_all_that_the_document_of_the_api_allows_is_answered_as_it_says(base, fo
     app = create_app(base, config)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HOST)
 
-    for operation in schema.get_all_operations():
-        check(operation.ok())
-    app.state.served.engine.stop()
+    try:
+        for operation in schema.get_all_operations():
+            check(operation.ok())
+    finally:
+        app.state.served.engine.stop()
 
 
 def check(operation):

@@ -36,6 +36,7 @@ class Bringing:
 
     def __init__(self, device: torch.device, *, ahead: bool | None = None) -> None:
         self.device = torch.empty(0, device=device).device  # with its number, as of its tensors
+        self._asked = ahead
         self.ahead = device.type == "cuda" if ahead is None else ahead
         self._next: dict[Request, Tensor] = {}
         self._last: Request | None = None
@@ -44,7 +45,11 @@ class Bringing:
 
     def __deepcopy__(self, memo: Any) -> Bringing:
         """That of a copied network, which has weights of its own."""
-        return Bringing(self.device, ahead=self.ahead)
+        return self.elsewhere(self.device)
+
+    def elsewhere(self, device: str | torch.device) -> Bringing:
+        """As this one, to another device."""
+        return Bringing(torch.device(device), ahead=self._asked)
 
     def __call__(self, own: Tensor, *, again: bool) -> Tensor:
         """A copy on the device, for nobody else; `again`: that the backward pass asks for what the

@@ -85,8 +85,8 @@ def offload(network: nn.Module, device: str | torch.device, *, ahead: bool | Non
         module.__dict__[_OUTSIDE] = module.weight
     if not is_kept(network):
         keep(network, computes_in(network))
-    move(network, device)
     network.__dict__[_WIDENING].bringing = Bringing(torch.device(device), ahead=ahead)
+    move(network, device)
 
 
 def repeated_layers(network: nn.Module) -> Iterator[Any]:
@@ -114,7 +114,8 @@ def move(network: nn.Module, device: str | torch.device) -> None:
 def bring_to(network: nn.Module, device: str | torch.device) -> None:
     """Weights of `network` that are kept outside come to this device from now on."""
     if outside(network):
-        network.__dict__[_WIDENING].bringing = Bringing(torch.device(device))
+        before: Bringing = network.__dict__[_WIDENING].bringing
+        network.__dict__[_WIDENING].bringing = before.elsewhere(device)
 
 
 def runs_on(network: nn.Module) -> torch.device:

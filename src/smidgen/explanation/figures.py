@@ -17,7 +17,7 @@ from smidgen.figures import COLOURS, styled
 
 TILE = 1.25  # inches of a map
 LINE = 0.19  # of a bar
-DENOISER = "outside the blocks"
+OUTSIDE = "outside the blocks"
 
 
 def figures_of(found: Explanation) -> dict[str, Figure]:
@@ -157,7 +157,7 @@ def _order_of(size: Size) -> tuple[bool, int]:
 def _block_of(size: Size) -> str:
     if size.component:
         return size.component
-    return DENOISER if size.block is None else size.module
+    return OUTSIDE if size.block is None else size.module
 
 
 def _site_of(size: Size) -> str:

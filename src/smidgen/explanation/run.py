@@ -31,7 +31,7 @@ from smidgen.explanation.differences import Differences, Noised, differences, pr
 from smidgen.explanation.sizes import Size, measuring, sizes_of
 from smidgen.fast.acting import acting
 from smidgen.models.base import Base
-from smidgen.models.labels import Labels, class_names, class_prompts, new_words
+from smidgen.models.labels import Labels, class_names, new_words, trained_prompt
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.models.reader import word_in
 from smidgen.sampling.config import SamplingConfig
@@ -159,7 +159,7 @@ def question_of(base: Base, delta: Delta, config: ExplanationConfig) -> Question
     prompt, without = config.prompt, config.without
     if prompt is None and subject:
         prompt, without = subject["instance_prompt"], without or subject["class_prompt"]
-    prompt = prompt or next(iter(class_prompts(base, delta)), None)
+    prompt = prompt or trained_prompt(delta)
     if prompt is None:
         raise UsageError(
             "nothing says which prompt this delta was trained on; give prompt and without "

@@ -121,7 +121,8 @@ def _layers_of(modules: Collection[str]) -> set[str]:
         num_blocks * (num_layers + 1),
     ):
         raise SmidgenError(
-            f"a network of {down} input and {up} output blocks is no UNet of SD 1.x, 2.x or SDXL"
+            f"a network of {down} input and {up} output blocks is no UNet of SD 1.x, 2.x or SDXL; "
+            "give a model of these"
         )
     found = set[str]()
     for outer, inner, first, count in (

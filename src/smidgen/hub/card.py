@@ -15,6 +15,7 @@ from smidgen.evaluation.table import METRICS
 from smidgen.hub import usage
 from smidgen.hub.config import TAG, PushConfig
 from smidgen.hub.contents import Contents, last_name
+from smidgen.models.labels import trained_prompt
 from smidgen.models.names import on_hub
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _shows(delta: Delta) -> Iterator[tuple[str, str]]:
         more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
         named = ", ".join(map(_code, classes[:MOST_CLASSES]))
         yield f"classes ({len(classes):,})", named + more
-    prompt = usage.example_prompt(delta)
+    prompt = trained_prompt(delta)
     if prompt is not None:
         yield "prompt", _code(prompt)
 

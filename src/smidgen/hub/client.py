@@ -6,6 +6,7 @@ login`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MESSAGE = "Push a delta with smidgen"
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def model(repo: str, revision: str | None = None) -> ModelInfo | None:
@@ -165,6 +167,8 @@ def answered(work: Callable[[], T], repo: str, *, seconds: float | None = None) 
         raise SmidgenError(
             f"the hub did not answer within {seconds or ANSWER_SECONDS:g} seconds; try again"
         ) from error
+    except (KeyError, TypeError, AttributeError):  # a mistake of this program
+        raise
     except Exception as error:  # those of the http library too, which is not ours to name
         raise _refusal(error, repo) from error
 
@@ -189,12 +193,23 @@ def _refusal(error: Exception, repo: str) -> SmidgenError:
         return unknown(repo)
     if isinstance(error, RevisionNotFoundError):
         return SmidgenError(f'"{repo}" has no such revision; give a branch, tag or commit of it')
-    if status in (401, 403):
+    if status == 401:
         return SmidgenError(
-            f'the hub refuses this for "{repo}" ({said}); give a token that may write there'
+            f'the hub does not know the token that "{repo}" was asked with ({said}); renew it, or '
+            "to read what is public unset HF_TOKEN"
         )
+    if status == 403:
+        return SmidgenError(
+            f'the hub refuses this for "{repo}" ({said}); give a token that may read it, or to push one that may write'
+        )
+    if status == 404:
+        return SmidgenError(f'"{repo}" lacks what was asked for ({said}); look at its page')
     if status in (409, 412):
         return SmidgenError(f'"{repo}" changed in the meantime ({said}); run this again')
     if status is not None:
         return SmidgenError(f'the hub answers {status} for "{repo}" ({said}); try again later')
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return SmidgenError(
+            f"cannot write what the hub sends ({said}); make room or choose a place"
+        )
     return SmidgenError(f"the hub cannot be reached ({said}); try again when the network is there")

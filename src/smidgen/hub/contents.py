@@ -102,7 +102,10 @@ def check(name: str, path: Path) -> None:
     """
     size = size_of(path)
     if size > LIMITS[name]:
-        raise SmidgenError(f"{path} has {size:,} bytes; at most {LIMITS[name]:,} are taken")
+        raise SmidgenError(
+            f"{path} has {size:,} bytes; at most {LIMITS[name]:,} are "
+            "taken; take it out of the folder, or make it smaller"
+        )
     if name in PICTURES:
         _check_picture(path)
     elif name == RESULT:
@@ -121,7 +124,10 @@ def _check_picture(path: Path) -> None:
         with Image.open(path, formats=("PNG",)) as image:
             image.verify()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SmidgenError(f"{path} is no PNG that can be read ({in_one_line(error)})") from error
+        raise SmidgenError(
+            f"{path} is no PNG that can be read "
+            f"({in_one_line(error)}); draw it again, or take it away"
+        ) from error
 
 
 def _result(path: Path, delta: Path) -> tuple[dict[str, Any] | None, str | None]:

@@ -92,7 +92,10 @@ def _wanted(found: ModelInfo, repo: str) -> dict[str, int]:
         size = there[name]
         if size is None or size > most:
             said = "an unknown number of" if size is None else f"{size:,}"
-            raise SmidgenError(f'{name} of "{repo}" has {said} bytes; at most {most:,} are taken')
+            raise SmidgenError(
+                f'{name} of "{repo}" has {said} bytes; at most {most:,} are taken: smidgen pushes '
+                "none that is larger"
+            )
         sizes[name] = size
     return sizes
 

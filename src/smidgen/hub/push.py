@@ -25,11 +25,7 @@ class Parcel:
 
     contents: Contents
     card: ModelCard
-
-    @property
-    def files(self) -> dict[str, Path | bytes]:
-        """All files, in the order in which they are listed."""
-        return {CARD: str(self.card).encode(), **self.contents.files}
+    files: dict[str, Path | bytes]
 
     def facts(self) -> dict[str, Any]:
         """The files with their bytes, and the warnings, as JSON."""
@@ -46,7 +42,9 @@ def pack(config: PushConfig) -> Parcel:
     Raises: UsageError, SmidgenError as `read_contents`.
     """
     contents = read_contents(config.source)
-    return Parcel(contents=contents, card=make_card(contents, config))
+    card = make_card(contents, config)
+    files = {CARD: str(card).encode(), **contents.files}
+    return Parcel(contents=contents, card=card, files=files)
 
 
 def push(config: PushConfig, *, force: bool = False) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 
 from smidgen.core.bypass import Bypass
 from smidgen.core.delta import Delta
@@ -12,6 +11,7 @@ from smidgen.core.word import Word
 from smidgen.hosts.host import families_by_host
 from smidgen.hub.config import DELTA
 from smidgen.interop.lora import not_lora
+from smidgen.models.labels import trained_prompt
 from smidgen.models.names import shipped_names
 
 OWN_NETWORK = "dit"  # the host whose network is ours and not diffusers' own
@@ -21,7 +21,7 @@ WITHOUT_LORA_LOADER = ("pixart",)  # whose pipelines in diffusers have no `load_
 def here(delta: Delta, repo: str, base: str) -> list[str]:
     """Lines of Markdown: pull and draw, in Python and on the command line."""
     folder = repo.partition("/")[2]
-    prompt = example_prompt(delta)
+    prompt = trained_prompt(delta)
     in_python = "" if prompt is None else f", prompts={prompt!r}"
     on_line = "" if prompt is None else f" --prompt {shlex.quote(prompt)}"
     return [
@@ -76,7 +76,7 @@ def in_diffusers(delta: Delta, repo: str, base: str) -> list[str]:
         f"pipe = DiffusionPipeline.from_pretrained({source})",
         f'delta = smidgen.Delta.load("{file}")',
         f"with {', '.join(attached)}:",
-        f"    image = pipe({example_prompt(delta) or ''!r}).images[0]",
+        f"    image = pipe({trained_prompt(delta) or ''!r}).images[0]",
     )
     lora = not delta.components and all(not_lora(edit) is None for edit in edits)
     if lora and host not in WITHOUT_LORA_LOADER:
@@ -89,23 +89,6 @@ def in_diffusers(delta: Delta, repo: str, base: str) -> list[str]:
             ),
         ]  # fmt: skip
     return lines
-
-
-def example_prompt(delta: Delta) -> str | None:
-    """A prompt that the delta was trained on, None where it was trained on classes of a table."""
-    training = delta.provenance.training
-    subject = (training.get("dreambooth") or {}).get("instance_prompt")
-    captions = training.get("captions")
-    examples = captions.get("examples") if isinstance(captions, Mapping) else None
-    if isinstance(subject, str):
-        return subject
-    if isinstance(examples, list) and examples and isinstance(examples[0], str):
-        return examples[0]
-    prompts = training.get("prompts") or {}
-    template, classes = prompts.get("template"), prompts.get("classes")
-    if isinstance(template, str) and classes:
-        return template.replace("{class}", str(classes[0]))
-    return None
 
 
 def _words(delta: Delta, base: str, file: str) -> list[str]:

@@ -142,6 +142,7 @@ def factors_of(delta: Delta) -> list[Factors]:
 
 
 def not_lora(edit: Edit) -> str | None:
+    """What the edit is in place of LoRA, for a message; None if it is LoRA."""
     if not isinstance(edit, Bypass):
         return f"a {edit.kind}"
     body, (read, *writes) = edit.body, edit.sites

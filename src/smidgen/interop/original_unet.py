@@ -15,7 +15,7 @@ from smidgen.core.edits import Weight, edit_from_spec
 from smidgen.core.fingerprint import fingerprint, fingerprints_match
 from smidgen.core.partial import DENOISER, part_of
 from smidgen.core.sites import Site
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.hosts.unet_names import diffusers_names
 
 FAMILY = "unet"
@@ -33,6 +33,11 @@ def for_original_unet(delta: Delta, network: nn.Module) -> Delta:
         raise SmidgenError(
             f"the delta is of a {delta.provenance.host} base; only those of UNets (SD 1.x, 2.x, "
             "SDXL) act in a network of the original code: fold it, or export LoRA"
+        )
+    if all(edit.component for edit in delta.edits.values()):
+        raise UsageError(
+            "all edits of this delta are in text encoders, and none in the UNet; fold it into the "
+            "base (smidgen fold), or write its words for other programs (smidgen convert)"
         )
     own = part_of(delta, DENOISER)
     assert own is not None, "it is not none that was asked for"

@@ -71,6 +71,20 @@ def labels_of(
     return Labels(names=names, conditions=conditions)
 
 
+def trained_prompt(delta: Delta) -> str | None:
+    """A prompt that the delta was trained on: that of its subject, of its first caption or of its
+    first class; None where it was trained on classes of a label table.
+    """
+    training = delta.provenance.training
+    if subject := training.get(DREAMBOOTH):
+        return subject["instance_prompt"]
+    if captions := training.get(CAPTIONS):
+        return next(iter(captions["examples"]), None)
+    prompts = training.get(PROMPTS) or {}
+    template = prompts.get("template") or DEFAULT_PROMPT
+    return next((prompt_of(name, template) for name in prompts.get("classes", ())), None)
+
+
 def rows_of(names: Sequence[str], known: Sequence[str], base: str) -> list[int]:
     """The rows of these classes in the label table of the base of this name, whose classes are the
     `known` ones. A base that knows its classes by number alone, as a released `.pt` of DiT does,

@@ -55,8 +55,9 @@ def perform(run: Run, *, force: bool = False) -> None:
     except (Interrupted, Held):
         raise
     except SmidgenError as error:
-        # which is committed: where the study lies on this machine is nobody's business
-        told = str(error).replace(str(run.folder.resolve()), run.folder.as_posix())
+        told = str(error)  # is committed: what lies where on this machine is nobody's business
+        for place in (Path.cwd(), default_cache_dir()):
+            told = told.replace(f"{place.resolve()}/", "")
         write_json(facts | {"error": told}, run.folder / FAILURE)
         return
     write_json(facts | found, run.folder / RESULT)

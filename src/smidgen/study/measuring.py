@@ -28,7 +28,6 @@ from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES
 from smidgen.models.chosen import TrainedBase
 from smidgen.progress import counting_bar
-from smidgen.sampling.config import MEASURED_IMAGES
 from smidgen.sampling.draw import prepare
 from smidgen.sampling.folder import fill_folder, standing_of
 from smidgen.study.design import StudyTable
@@ -84,7 +83,7 @@ def evaluations(
 
     def evaluated(side: str, source: Path) -> Document:
         if table.keep_samples:
-            count = request.sampling.num_images or MEASURED_IMAGES
+            count = request.num_images
             with part(f"sample_{side}", f"drawing {count} samples {side}"):
                 source = _kept_samples(source, base, request, folder / side, told=told)
         with part("evaluate", f"measuring those {side}"):
@@ -122,7 +121,7 @@ def measure_data(base: Base, request: Request) -> dict[str, Any]:
     assert reference is not None, "the data of a subject is its reference"
     found = open_images(config.data, layout=config.layout, split=config.split)
     chosen = [found.files[place] for place in _in_turn(found.class_numbers)]
-    chosen = chosen[: request.sampling.num_images or MEASURED_IMAGES]
+    chosen = chosen[: request.num_images]
     size = request.sampling.batch_size
 
     def batches() -> Iterator[ArrayBatch]:
@@ -154,8 +153,7 @@ def _in_turn(classes: Sequence[int]) -> list[int]:
 def _kept_samples(source: Path, base: Base, request: Request, folder: Path, *, told: bool) -> Path:
     """The folder with the samples of a run or a delta, drawn unless they lie there."""
     path = evaluation.delta_of(source)
-    sampling = request.sampling
-    sampling = replace(sampling, num_images=sampling.num_images or MEASURED_IMAGES)
+    sampling = replace(request.sampling, num_images=request.num_images)
     drawing = prepare(base, sampling, delta=Delta.load(path))
     settings = drawing.facts() | {"delta_sha256": sha256_of(path)}
     if standing_of(folder, settings, force=True) != "finished":

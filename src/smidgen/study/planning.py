@@ -128,7 +128,9 @@ def _probe(request: Request) -> tuple[float, float]:
     begun = time.perf_counter()
     next(iter(drawing.batches()))
     each = (time.perf_counter() - begun) / (PROBED * sampling.batch_size)
-    return training, each * sampling.steps * (sampling.num_images or 104)
+    # of a subject four of each of its prompts, unless told, with the delta and without
+    count = request.num_images if request.reference is not None else sampling.num_images or 104
+    return training, each * sampling.steps * count
 
 
 def seconds_of_training(request: Request) -> float:

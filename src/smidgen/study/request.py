@@ -19,7 +19,7 @@ from smidgen.files.standing import changed
 from smidgen.methods import resolve
 from smidgen.models.chosen import TrainedBase
 from smidgen.models.prompts import DREAMBOOTH
-from smidgen.sampling.config import MeasuredSampling
+from smidgen.sampling.config import MEASURED_IMAGES, MeasuredSampling
 from smidgen.study.design import DRAWN, FIRST, Design, Settings
 from smidgen.training.config import RunConfig, TrainingConfig
 
@@ -68,6 +68,11 @@ class Request:
             first = self.first.facts
             facts |= {FIRST + name: first[name] for name in first if first[name] != facts.get(name)}
         return facts
+
+    @property
+    def num_images(self) -> int:
+        """Samples that are measured of a set, which is no subject's."""
+        return self.sampling.num_images or MEASURED_IMAGES
 
     @property
     def trainings(self) -> tuple[RunConfig, ...]:

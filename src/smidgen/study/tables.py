@@ -111,6 +111,7 @@ def cost_table(analysis: Mapping[str, Any]) -> Table:
 
 
 def with_quartiles(values: Sequence[float]) -> str:
+    """Median, lower and upper quartile as a cell."""
     middle, low, high = map(number, values)
     return f"{middle} ({low} to {high})"
 
@@ -129,6 +130,7 @@ def bytes_table(analysis: Mapping[str, Any], blocks: Sequence[str]) -> Table:
 
 
 def with_spread(mean: float, interval: tuple[float, float] | None) -> str:
+    """A mean and its interval, where there is one, as a cell."""
     return number(mean) + ("" if interval is None else f" ({' to '.join(map(number, interval))})")
 
 
@@ -174,6 +176,7 @@ def effect_tables(analysis: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def size_of(effect: Mapping[str, Any], name: str) -> str:
+    """The size of an effect that has this name, with its interval, as a cell."""
     low, high = effect[f"{name}_interval"]
     return f"{effect[name]:.2f} ({low:.2f} to {high:.2f})"
 
