@@ -3,10 +3,10 @@ bench.serve
 
 The base is glyphs-text, each delta a LoRA of rank 16 with random values, a request one guided image
 in ten steps of DDIM. All requests at once, in rounds that take turns: a server with a different
-delta for each, a server with one delta for all, and diffusers, which loads all as adapters and sets
-one for each request. Then requests that come at random (Poisson) at shares of what the server drew:
-from coming to being done, median and 95th percentile. The requests go through the server's whole
-ASGI application, without a socket. Writes bench/results/serve.json.
+delta for each, a server with one delta for all, and diffusers, which loads all as adapters, sets
+one for each request and draws 16 of these. Then requests that come at random (Poisson) at shares of
+what the server drew: from coming to being done, median and 95th percentile. The requests go through
+the server's whole ASGI application, without a socket. Writes bench/results/serve.json.
 """
 
 from __future__ import annotations

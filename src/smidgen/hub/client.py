@@ -195,12 +195,13 @@ def _refusal(error: Exception, repo: str) -> SmidgenError:
         return SmidgenError(f'"{repo}" has no such revision; give a branch, tag or commit of it')
     if status == 401:
         return SmidgenError(
-            f'the hub does not know the token that "{repo}" was asked with ({said}); renew it, or '
-            "to read what is public unset HF_TOKEN"
+            f'the hub does not know the token that "{repo}" was asked with ({said}); to push give '
+            "one that may write, to read what is public unset HF_TOKEN"
         )
     if status == 403:
         return SmidgenError(
-            f'the hub refuses this for "{repo}" ({said}); give a token that may read it, or to push one that may write'
+            f'the hub refuses this for "{repo}" ({said}); give a token that may read it, or to '
+            "push one that may write"
         )
     if status == 404:
         return SmidgenError(f'"{repo}" lacks what was asked for ({said}); look at its page')
