@@ -75,7 +75,7 @@ def test_a_flow_is_measured_by_the_prompts_of_the_classes_that_it_was_trained_on
 def test_a_delta_without_classes_is_not_measured_by_itself(base, tmp_path):
     path = tmp_path / "delta.safetensors"
     lora(base).save(path)
-    with pytest.raises(UsageError, match="names no classes: draw images"):
+    with pytest.raises(UsageError, match="names no classes, and"):
         smidgen.evaluate(path, write_photos(tmp_path / "photos"), base=base)
 
 

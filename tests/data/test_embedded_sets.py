@@ -10,6 +10,7 @@ from PIL import Image
 from smidgen.data import embedded_sets
 from smidgen.data.embedded_sets import (
     EMBEDDED,
+    LINE_DRAWINGS,
     MARKER,
     SETS,
     SUBJECTS,
@@ -243,3 +244,23 @@ def test_subjects_unpack_to_a_folder_each_with_their_licences_beside_them(tmp_pa
     next((folder / "owl-ink").glob("*.png")).unlink()
     with pytest.raises(SmidgenError, match="39 of the 40 pictures of subjects"):
         unpack(SUBJECTS, folder)
+
+
+def test_the_line_drawings_are_of_other_things_in_test_and_say_what_they_show(tmp_path):
+    folder = unpack(LINE_DRAWINGS, tmp_path / "lines")
+    shown = {part: {path.name for path in (folder / part).iterdir()} for part in ("train", "test")}
+    assert (len(shown["train"]), len(shown["test"])) == (100, 56)
+    assert not shown["train"] & shown["test"]
+    assert not {"owl", "dog", "fish", "castle"} & (shown["train"] | shown["test"])  # the subjects
+    pictures = {part: sorted((folder / part).glob("*/*.png")) for part in shown}
+    assert (len(pictures["train"]), len(pictures["test"])) == (200, 560)
+    for path in pictures["train"][::9]:
+        (caption,) = path.with_suffix(".txt").read_text().splitlines()
+        image = np.asarray(Image.open(path))[None]
+        grounds = grounds_of(image)
+        assert asked_colours(caption) == (inks_of(image, grounds)[0], grounds[0])
+        noun = path.parent.name
+        assert caption.startswith(
+            f"a line picture of {'an' if noun[0] in 'aeiou' else 'a'} {noun} "
+        )
+    assert "CC BY 4.0" in (folder / "LICENSES.txt").read_text()

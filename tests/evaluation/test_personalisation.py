@@ -24,7 +24,7 @@ from tests.tiny.images import write_image
 from tests.tiny.pipelines import TINY_PIPELINES
 from tests.tiny.weights import moved
 
-from .conftest import colour_extractor
+from .small_clip import clip, read_texts, seen
 
 OWL = {
     "token": "sks",
@@ -34,18 +34,6 @@ OWL = {
 }
 SAMPLING = SamplingConfig(steps=2, sampler="dpm++", guidance=2.0, seed=3, batch_size=8)
 EACH = 2
-
-
-def read_texts(texts):
-    """Unit vectors made of the letters of each text."""
-    rows = [[text.count(letter) for letter in "aeiotn"] for text in texts]
-    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
-
-
-def clip(device, *, name="clip-b32", **_):
-    return dataclasses.replace(
-        colour_extractor(), name=name, heads={}, text=read_texts, domain=None
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -89,12 +77,6 @@ def drawn(base, prompts, delta, count):
         **{name: getattr(SAMPLING, name) for name in ("steps", "sampler", "guidance", "seed")},
     )
     return np.stack([np.asarray(image) for image in images])
-
-
-def seen(images):
-    extractor = clip("cpu")
-    stack = torch.stack([extractor.prepare(image) for image in images])
-    return extractor.read(stack)[0].double().numpy()
 
 
 def near(first, second):
@@ -196,7 +178,7 @@ def test_what_is_of_no_use_is_refused(base, delta, subject, tmp_path):
         measure(base, delta, subject, metrics="ink")
     with pytest.raises(UsageError, match="no such file or folder"):
         measure(base, delta, tmp_path / "gone")
-    with pytest.raises(UsageError, match="drift needs a run of --task dreambooth"):
+    with pytest.raises(UsageError, match="drift needs a run or a delta of a base"):
         api.evaluate(subject, subject, features="clip-b32", metrics="drift")
     unnamed = delta.clone()
     unnamed.provenance = dataclasses.replace(delta.provenance, training={"dreambooth": {}})

@@ -1,6 +1,7 @@
 """The metrics of a personalisation, each against its definition written out."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.spatial.distance import cosine
 from smidgen.data.embedded_sets import mix_colours
 from smidgen.evaluation.glyph_colours import GROUND_RGB, INK_RGB
 from smidgen.evaluation.samples import (
+    Others,
     Samples,
     colours_right,
     diversity,
@@ -27,22 +29,24 @@ OTHER = torch.tensor([0, 1, 0, 1])
 
 def made(**changes) -> Samples:
     generator = torch.Generator().manual_seed(0)
-    subject, base, other, other_base, reference = (
-        torch.randn(count, 6, generator=generator) + 1 for count in (5, 5, 4, 4, 3)
+    subject, base, reference = (
+        torch.randn(count, 6, generator=generator) + 1 for count in (5, 5, 3)
     )
     values = {
         "subject": subject,
         "base": base,
         "prompt": PROMPT,
-        "other": other,
-        "other_base": other_base,
-        "other_prompt": OTHER,
         "reference": reference,
-        "rmse": torch.tensor([1.0, 2.0, 3.0, 6.0]),
         "colours": torch.tensor([[True, True], [True, False], [False, False], [True, True]]),
         "base_colours": torch.tensor([[True, True], [False, True]]),
     }
     return Samples(**values | changes)
+
+
+def others() -> Others:
+    generator = torch.Generator().manual_seed(1)
+    tuned, base = (torch.randn(4, 6, generator=generator) + 1 for _ in range(2))
+    return Others(tuned=tuned, base=base, prompt=OTHER, rmse=torch.tensor([1.0, 2.0, 3.0, 6.0]))
 
 
 def spread(features: torch.Tensor, prompt: torch.Tensor) -> float:
@@ -75,16 +79,14 @@ def test_diversity_of_one_sample_a_prompt_is_unknown():
 
 
 def test_drift_is_the_distance_of_pairs_of_the_same_noise_beside_that_of_other_noise():
-    samples = made()
-    pairs = zip(samples.other.double(), samples.other_base.double(), strict=True)
-    found = drift(samples)
+    seen = others()
+    pairs = zip(seen.tuned.double(), seen.base.double(), strict=True)
+    found = drift(seen)
     assert found.value == pytest.approx(np.mean([cosine(one, other) for one, other in pairs]))
     assert found.baselines["drift_of_base"] == 0
-    assert found.baselines["drift_of_other_noise"] == pytest.approx(
-        spread(samples.other_base, OTHER)
-    )
-    assert drift(made(other=samples.other_base)).value == pytest.approx(0, abs=1e-12)
-    assert drift_rmse(samples).value == 3
+    assert found.baselines["drift_of_other_noise"] == pytest.approx(spread(seen.base, OTHER))
+    assert drift(replace(seen, tuned=seen.base)).value == pytest.approx(0, abs=1e-12)
+    assert drift_rmse(seen).value == 3
 
 
 def test_the_difference_of_pixels_is_the_root_of_the_mean_square_of_each_pair():

@@ -19,6 +19,7 @@ GIVEN = {
     "texts": 1,
     "classes": 5,
     "samples": 1,
+    "others": 1,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

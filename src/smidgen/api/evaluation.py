@@ -14,6 +14,7 @@ from smidgen.core.delta import Delta, read_header
 from smidgen.data.folder import Progress
 from smidgen.errors import UsageError
 from smidgen.evaluation import run
+from smidgen.evaluation.captions import captions_of
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.personalisation import measure_personalisation
 from smidgen.files.reading import sha256_of
@@ -105,7 +106,8 @@ def evaluate(
     """The metrics of a run's folder, a delta's file or a folder of images, as result.json has them.
 
     Of a run and a delta, samples are drawn as `sampling` says (None: 10,000 as its other defaults
-    do), of the classes that it was trained on, in their prompts if the base reads such. `base`
+    do), of the classes that it was trained on, in their prompts if the base reads such; of a delta
+    that knows no classes, one that was trained on captions, by those of the reference. `base`
     None: the one that the run's recipe or the delta's header names; `codec`, `image_size`,
     `positions`, `frequency_shift` and `base_precision` are as in `load_base`, None: as the recipe
     has them; `offload` is as there too. Of a personalisation the subject's prompts are drawn, four
@@ -180,18 +182,20 @@ def measure(
             facts=facts,
             progress=progress,
         )
-    sampling = replace(sampling, num_images=sampling.num_images or MEASURED_IMAGES)
-    if not class_names(base, delta):
-        raise UsageError(
-            f'base "{base.name}" reads prompts and this delta names no classes: draw images '
-            "(smidgen sample --prompt) and evaluate their folder"
-        )
+    count = sampling.num_images or MEASURED_IMAGES
+    sampling = replace(sampling, num_images=count)
+    of_classes = bool(class_names(base, delta))
+    if not of_classes and not sampling.prompt:
+        captions = captions_of(reference, config, count)
+        sampling = replace(sampling, prompt=captions)
+        facts |= {"prompt": f"{len(captions):,} captions of the reference"}
     return run.measure_drawing(
         prepare(base, sampling, delta=delta),
         reference,
         config,
         name=str(source),
         facts=facts,
+        of_classes=of_classes,
         progress=progress,
     )
 

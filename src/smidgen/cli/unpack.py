@@ -8,7 +8,15 @@ from pathlib import Path
 
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_output_folder, quiet_stdout
-from smidgen.data.embedded_sets import NAMES, SETS, SPLITS, SUBJECTS, is_whole, unpack
+from smidgen.data.embedded_sets import (
+    LINE_DRAWINGS,
+    NAMES,
+    SETS,
+    SPLITS,
+    SUBJECTS,
+    is_whole,
+    unpack,
+)
 from smidgen.errors import UsageError, closest
 
 DESCRIPTION = f"""Write a shipped set of letters as train/ and test/, each with a folder a class.
@@ -17,6 +25,8 @@ The letters in test/ come from font families that none in train/ shows.
 Sets: {", ".join(SETS)}
 The set {SUBJECTS} has a folder each of a few drawings, five pictures in it, to personalise
 glyphs-text with; they are of the classes and styles that the folders' names say.
+The set {LINE_DRAWINGS} has captioned pictures in a style that glyphs-text has never seen, of
+other things in test/ than in train/.
 
 examples:
   smidgen unpack hebrew --output data/hebrew

@@ -2,7 +2,7 @@
 
 A set is embedded/<name>/glyphs.npz: grey coverage masks at 16 levels with the ids of an ink and a
 ground, half the bytes of the coloured pictures and no loss. LICENSES.json beside it names every
-font of letters, LICENSES.txt who drew the subjects. N images, K classes; images are 32 x 32.
+font of letters, LICENSES.txt who made the drawings. N images, K classes; images are 32 x 32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ SETS = (
     "hangul",
 )
 SUBJECTS = "subjects"  # a few pictures of each of a few drawings, for personalisation
-NAMES = (*SETS, SUBJECTS)
+LINE_DRAWINGS = "line-drawings"  # of a style that no base knows; other things in test than in train
+NAMES = (*SETS, SUBJECTS, LINE_DRAWINGS)
 REFERENCES = ("latin", *SETS)  # statistics of unseen font families, of the base's script too
 INKS = {
     "black": (24, 24, 28),
@@ -50,8 +51,13 @@ GROUNDS = {
     "grey": (220, 228, 238),
     "mint": (224, 242, 224),
 }
-# of a subject's picture, a line each
-CAPTIONS = "a picture of a {{token}} {noun}\na picture of a {{token}} {noun} in {ink} on {ground}\n"
+# of a picture of these sets, a line each
+CAPTIONS = {
+    SUBJECTS: (
+        "a picture of a {{token}} {noun}\na picture of a {{token}} {noun} in {ink} on {ground}\n"
+    ),
+    LINE_DRAWINGS: "a line picture of {a} {noun} in {ink} on {ground}\n",
+}
 LEVELS = 16  # grey levels of a mask; 15 is full ink
 MARKER = ".smidgen-set.json"  # written last: a folder that has it is complete
 SPLITS = ("train", "test")
@@ -82,13 +88,18 @@ class EmbeddedSet:
         """Its parts, which are folders where there are several."""
         return SPLITS if self.is_test.any() else ("",)
 
-    def captions(self, place: int) -> str:
-        """What a picture of a subject shows, a line each: the class that its name begins with, and
-        that with its ink and its ground; {token} is for the word that will mean it.
+    def captions(self, place: int, template: str) -> str:
+        """What a picture shows, by one of CAPTIONS: what its class' name begins with, its ink and
+        its ground; {token} is left for the word that will mean a subject.
         """
-        noun = self.class_names[self.label[place]].rpartition("-")[0]
+        noun = self.class_names[self.label[place]].partition("-")[0]
         ink, ground = self.inks[self.ink[place]], self.grounds[self.ground[place]]
-        return CAPTIONS.format(noun=noun, ink=_word_of(ink, INKS), ground=_word_of(ground, GROUNDS))
+        return template.format(
+            a="an" if noun[0] in "aeiou" else "a",
+            noun=noun,
+            ink=_word_of(ink, INKS),
+            ground=_word_of(ground, GROUNDS),
+        )
 
     def images(self, chosen: np.ndarray) -> np.ndarray:
         """RGB images (M, 32, 32, 3) uint8 at the places `chosen` (M,)."""
@@ -225,14 +236,16 @@ def read_marker(folder: Path) -> dict[str, str] | None:
 
 
 def write_split(name: str, embedded: EmbeddedSet, split: str, folder: Path) -> None:
-    """Writes folder/<class>/NNNNN.png, numbered through the split; of subjects with captions."""
-    for class_name in embedded.class_names:
-        (folder / class_name).mkdir(parents=True)
+    """Writes folder/<class>/NNNNN.png, numbered through the split, and the captions of sets that
+    have some.
+    """
     chosen = np.flatnonzero(embedded.is_test == (split == "test"))
+    for label in np.unique(embedded.label[chosen]):
+        (folder / embedded.class_names[label]).mkdir(parents=True)
     for number, (place, image) in enumerate(zip(chosen, embedded.images(chosen), strict=True)):
         class_name = embedded.class_names[embedded.label[place]]
         path = folder / class_name / f"{number:05d}.png"
         Image.fromarray(image).save(path, compress_level=1)
-        if name == SUBJECTS:
-            captions = embedded.captions(int(place))
+        if template := CAPTIONS.get(name):
+            captions = embedded.captions(int(place), template)
             path.with_suffix(".txt").write_text(captions, encoding="utf-8")

@@ -20,7 +20,7 @@ from smidgen.evaluation.table import METRICS, Needs, needing
 
 CHUNK = 4096  # rows that are taken to float64 at a time
 # what takes the features themselves
-KEEPING: tuple[Needs, ...] = ("features", "features-to-gaussian", "samples")
+KEEPING: tuple[Needs, ...] = ("features", "features-to-gaussian", "samples", "others")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,6 +13,7 @@ from smidgen.errors import SmidgenError, shown
 from smidgen.evaluation.numbers import Sets, compute
 from smidgen.evaluation.plan import Plan
 from smidgen.evaluation.protocol import feature_protocol, image_protocol, metric_order, notes
+from smidgen.evaluation.samples import Others
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import Measured
 from smidgen.evaluation.table import CLIP, METRICS
@@ -26,12 +27,14 @@ class Source:
 
     `identity` names their content. `sampling` says how they were drawn, None where nothing does.
     `certain`: the class names are those that were drawn, and not guessed from names of files.
+    `captions`: what was drawn has captions in the place of classes.
     """
 
     name: str
     identity: Mapping[str, str]
     sampling: Mapping[str, Any] | None
     certain: bool
+    captions: bool = False
     warnings: tuple[str, ...] = ()
     skipped: tuple[Mapping[str, Any], ...] = ()
 
@@ -42,13 +45,15 @@ def make_document(
     known: Mapping[str, Statistics],
     source: Source,
     reference: str,
+    others: Mapping[str, Others] | None = None,
 ) -> dict[str, Any]:
-    """The document; with several extractors `by_features` has the block of each.
+    """The document; with several extractors `by_features` has the block of each. `others` has for
+    each of them the samples of other prompts.
 
     Raises: SmidgenError if a class that was drawn is not in the reference, or a metric that was
         named cannot be had.
     """
-    intended, first = measured.intended, known[plan.first.name]
+    intended, first = None if source.captions else measured.intended, known[plan.first.name]
     warnings = list(source.warnings)
     if first.num_skipped:
         warnings.append(f"{first.num_skipped} of the files in {reference} were skipped")
@@ -68,6 +73,8 @@ def make_document(
                 extractor=extractor,
                 intended=intended,
                 prompt=plan.prompt,
+                told=source.captions or intended is not None,
+                others=None if others is None else others[extractor.name],
             ),
             plan,
             source.identity[extractor.name],

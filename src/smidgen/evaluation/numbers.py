@@ -17,7 +17,7 @@ import torch
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.accumulate import Accumulated
 from smidgen.evaluation.features import Extractor
-from smidgen.evaluation.samples import Samples
+from smidgen.evaluation.samples import Others, Samples
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.table import METRICS, Found, Metric
 
@@ -33,8 +33,9 @@ class Sets:
     """The images and the reference as one extractor sees them.
 
     `intended` is what each image was meant to show, None where that is not known or not among the
-    reference's classes. `prompt` made the texts of classes. `samples` are those of a
-    personalisation, None of anything else.
+    reference's classes. `prompt` made the texts that images are compared with, of which `told` says
+    whether they are what the images were meant to show. `samples` are those of a personalisation,
+    `others` those of a delta in a base that reads prompts, None of anything else.
     """
 
     made: Accumulated
@@ -42,7 +43,9 @@ class Sets:
     extractor: Extractor
     intended: Sequence[str] | None
     prompt: str
+    told: bool = True
     samples: Samples | None = None
+    others: Others | None = None
 
 
 def compute(names: Sequence[str], sets: Sets) -> tuple[dict[str, Found], list[str]]:
@@ -105,7 +108,7 @@ def _given(row: Metric, sets: Sets) -> tuple[Any, ...]:
         case "probabilities":
             return (made.probabilities[row.head or ""],)
         case "texts":
-            if sets.intended is None or made.text_cosines is None:
+            if not sets.told or made.text_cosines is None:
                 raise Unknown(UNNAMED)
             return (made.text_cosines,)
         case "classes":
@@ -113,6 +116,9 @@ def _given(row: Metric, sets: Sets) -> tuple[Any, ...]:
         case "samples":
             assert sets.samples is not None, "the plan gives such metrics to a personalisation only"
             return (sets.samples,)
+        case "others":
+            assert sets.others is not None, "the plan gives such metrics where prompts are read"
+            return (sets.others,)
 
 
 def _classified(sets: Sets) -> tuple[Any, ...]:

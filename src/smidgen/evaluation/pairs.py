@@ -1,8 +1,10 @@
-"""Pairs of drawings for a personalisation: the same prompts and noise with a delta and without."""
+"""Pairs of drawings of a base that reads prompts: the same prompts and noise with a delta and
+without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -11,14 +13,16 @@ from torch import Tensor
 
 from smidgen import processes
 from smidgen.core.delta import Delta
-from smidgen.evaluation.contexts import Prompts
-from smidgen.evaluation.samples import colours_right, pixel_rmse
-from smidgen.evaluation.stream import ArrayBatch
+from smidgen.evaluation.contexts import Prompts, world_of
+from smidgen.evaluation.features import Extractor
+from smidgen.evaluation.samples import Others, colours_right, pixel_rmse
+from smidgen.evaluation.stream import ArrayBatch, accumulate, array_batches
 from smidgen.models.base import Base
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
 
 PER_PROMPT = 4  # samples, as in DreamBench
+PER_OTHER = 8  # of another prompt, where nothing else is drawn of prompts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +63,12 @@ class Pair:
                 yield start + numbers.start, images, said
                 yield start + self.num_images + numbers.start, base, said
 
+    def seen(self, features: Tensor) -> Others:
+        """Its samples as an extractor sees them, (2 N, D), those with the delta first."""
+        tuned, base = features.chunk(2)
+        rmse = torch.tensor(processes.gather_list(self.rmse))
+        return Others(tuned=tuned, base=base, prompt=self.prompt, rmse=rmse)
+
     def all_colours(self) -> tuple[Tensor, Tensor]:
         """Whether colours are right, (C, 2), with the delta and without, of all processes."""
         both = processes.gather_list(self.colours)
@@ -75,15 +85,51 @@ def draw_pairs(
     """
     count = sampling.num_images or PER_PROMPT * len(prompts.drawn)
     each = -(-count // len(prompts.drawn))
+    own = _pair(base, delta, prompts.drawn, replace(sampling, num_images=count), prompts.said)
+    return own, _of_others(base, delta, prompts.others, sampling, each)
 
-    def pair(drawn: tuple[str, ...], said: tuple[str, ...], num_images: int) -> Pair:
-        config = replace(sampling, prompt=drawn, classes="all", num_images=num_images)
-        tuned = prepare(base, config, delta=delta)
-        plain = prepare(base, replace(config, edits="all"))
-        return Pair(tuned=tuned, plain=plain, said=said)
 
-    own = pair(prompts.drawn, prompts.said, count)
-    return own, pair(prompts.others, prompts.others, each * len(prompts.others))
+def draw_others(
+    base: Base, delta: Delta | None, sampling: SamplingConfig, extractors: Sequence[Extractor]
+) -> Mapping[str, Others]:
+    """Samples of the world's other prompts, as each extractor sees them, by its name.
+
+    Raises: as `prepare`.
+    """
+    pair = _of_others(base, delta, world_of(base).others, sampling, PER_OTHER)
+    seen = accumulate(
+        array_batches(pair.batches(0), extractors),
+        extractors,
+        {one.name: frozenset({"drift"}) for one in extractors},
+        what="samples of other prompts",
+        shared=True,
+    ).accumulated
+    return {name: pair.seen(_kept(one.features)) for name, one in seen.items()}
+
+
+def _kept(features: Tensor | None) -> Tensor:
+    assert features is not None, "features are kept for the drift"
+    return features
+
+
+def _of_others(
+    base: Base, delta: Delta | None, others: tuple[str, ...], sampling: SamplingConfig, each: int
+) -> Pair:
+    """The pair of prompts that nothing was trained for, so many samples of each."""
+    return _pair(base, delta, others, replace(sampling, num_images=each * len(others)), others)
+
+
+def _pair(
+    base: Base,
+    delta: Delta | None,
+    prompts: tuple[str, ...],
+    sampling: SamplingConfig,
+    said: tuple[str, ...],
+) -> Pair:
+    config = replace(sampling, prompt=prompts, classes="all")
+    tuned = prepare(base, config, delta=delta)
+    plain = prepare(base, replace(config, edits="all"))
+    return Pair(tuned=tuned, plain=plain, said=said)
 
 
 def all_batches(pairs: Sequence[Pair]) -> Iterator[ArrayBatch]:

@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from smidgen import processes
 from smidgen.core.delta import Delta
 from smidgen.data.embedded_sets import locate_reference, name_reference
 from smidgen.data.folder import Progress
@@ -68,17 +65,12 @@ class Study:
             raise SmidgenError(
                 f"{self.reference} has no pictures of the subject; give their folder"
             )
-        other, other_base = whole.features[both:].chunk(2)
         colours, base_colours = own.all_colours()
         samples = Samples(
             subject=tuned.features,
             base=plain.features,
             prompt=own.prompt,
-            other=other,
-            other_base=other_base,
-            other_prompt=others.prompt,
             reference=known.features,
-            rmse=torch.tensor(processes.gather_list(others.rmse)),
             colours=colours,
             base_colours=base_colours,
         )
@@ -89,6 +81,7 @@ class Study:
             intended=tuned.intended,
             prompt="{}",
             samples=samples,
+            others=others.seen(whole.features[both:]),
         )
         return sets, replace(sets, made=plain)
 
@@ -147,7 +140,7 @@ def _plan(config: EvaluationConfig, features: str, *, colours: bool) -> Plan:
             )
     chosen = config if config.features is not None else replace(config, features=features)
     available = [name for name in OF_SUBJECT if colours or name not in COLOURS]
-    return make_plan(chosen, device_of(config.device), available)
+    return make_plan(chosen, device_of(config.device), available, others=True)
 
 
 def _accumulate(
@@ -192,7 +185,7 @@ def _block(study: Study, extractor: Extractor, known: Statistics, identity: str)
     tuned, plain = study.sets(extractor, known)
     block = make_block(tuned, study.plan, identity, study.reference)
     metrics = block["metrics"]
-    of_sets = [name for name in metrics if METRICS[name].needs != "samples"]
+    of_sets = [name for name in metrics if METRICS[name].needs not in ("samples", "others")]
     floors, _ = compute(of_sets, plain)
     baselines = {
         f"{name}_of_base": found.value

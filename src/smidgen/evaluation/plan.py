@@ -44,9 +44,16 @@ class Plan:
         return bool(needing(self.metrics[extractor.name], needed))
 
 
-def make_plan(config: EvaluationConfig, device: str, of_subject: Collection[str] = ()) -> Plan:
+def make_plan(
+    config: EvaluationConfig,
+    device: str,
+    of_subject: Collection[str] = (),
+    *,
+    others: bool = False,
+) -> Plan:
     """The extractors on `device`, and their metrics. `of_subject` are those of the personalisation
-    that is measured: they are its defaults, and some can be had of nothing else.
+    that is measured: they are its defaults, and some can be had of nothing else. `others`: samples
+    of other prompts can be had.
 
     Raises: UsageError for unknown features, or a metric that none of them allow; SmidgenError for
         weights that cannot be had.
@@ -57,16 +64,19 @@ def make_plan(config: EvaluationConfig, device: str, of_subject: Collection[str]
     found = _load(names, device, config.weights, config.resize)
     if metrics is None and of_subject:
         chosen = {
-            e.name: frozenset(n for n in of_subject if allows(n, e, of_subject)) for e in found
+            e.name: frozenset(n for n in of_subject if allows(n, e, of_subject, others))
+            for e in found
         }
         return Plan(extractors=found, metrics=chosen, asked=False)
     if metrics is None:
         chosen = {e.name: frozenset(n for n in METRICS if _default(n, e)) for e in found}
         return Plan(extractors=found, metrics=chosen, asked=False, prompt=config.prompt)
     for name in metrics:
-        if not any(allows(name, extractor, of_subject) for extractor in found):
+        if not any(allows(name, extractor, of_subject, others) for extractor in found):
             raise UsageError(f"{name} needs {_needed(name)}; the features are {', '.join(names)}")
-    chosen = {e.name: frozenset(n for n in metrics if allows(n, e, of_subject)) for e in found}
+    chosen = {
+        e.name: frozenset(n for n in metrics if allows(n, e, of_subject, others)) for e in found
+    }
     if empty := [name for name, some in chosen.items() if not some]:
         raise UsageError(f"none of the metrics {', '.join(metrics)} is defined on {empty[0]}")
     return Plan(extractors=found, metrics=chosen, asked=True, prompt=config.prompt)
@@ -87,7 +97,9 @@ def _load(
     return tuple(found)
 
 
-def allows(name: str, extractor: Extractor, of_subject: Collection[str] = ()) -> bool:
+def allows(
+    name: str, extractor: Extractor, of_subject: Collection[str] = (), others: bool = False
+) -> bool:
     """Whether the metric is defined on these features, and of what is measured."""
     row = METRICS[name]
     return (
@@ -96,6 +108,7 @@ def allows(name: str, extractor: Extractor, of_subject: Collection[str] = ()) ->
         and (row.needs != "classes" or bool(extractor.heads))
         and (row.needs != "texts" or extractor.text is not None)
         and (row.needs != "samples" or name in of_subject)
+        and (row.needs != "others" or others)
     )
 
 
@@ -112,6 +125,8 @@ def _needed(name: str) -> str:
     if row.needs == "samples":
         only = f" of {GLYPHS_BASE}, and the features {features[0]}" if features else ""
         return f"a run of --task dreambooth{only}"
+    if row.needs == "others":
+        return "a run or a delta of a base that reads prompts"
     if features:
         return f"the features {' or '.join(features)}"
     return "features with class names, such as glyphs"

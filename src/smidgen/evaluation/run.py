@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.document import Source, make_document, strange_classes
 from smidgen.evaluation.estimate import announced
+from smidgen.evaluation.features import Extractor
+from smidgen.evaluation.names import PROMPT
+from smidgen.evaluation.pairs import draw_others
 from smidgen.evaluation.plan import Plan, make_plan
 from smidgen.evaluation.reference import content_key, reference_statistics
 from smidgen.evaluation.sample_batches import SampleBatch, open_sample_batch
+from smidgen.evaluation.samples import Others
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import (
     ArrayBatch,
@@ -82,20 +87,30 @@ def measure_batches(
     sampling: Mapping[str, Any],
     name: str = "samples",
     classes: Sequence[str] = (),
+    captions: bool = False,
+    others: Callable[[Sequence[Extractor]], Mapping[str, Others]] | None = None,
     num_images: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`evaluate` of images straight from a sampler; none is held and no file written.
 
-    A batch is (number of its first image, uint8 (B, H, W, 3), class name of each image or None).
-    With several processes each gives its own part of the batches. `sampling` says how they were
-    drawn, as JSON; `name` is what the protocol calls them. A reference without one of `classes` is
-    refused before the first batch.
+    A batch is (number of its first image, uint8 (B, H, W, 3), class name of each image or None),
+    with `captions` its caption in the place of a class. With several processes each gives its own
+    part of the batches. `sampling` says how they were drawn, as JSON; `name` is what the protocol
+    calls them. A reference without one of `classes` is refused before the first batch. `others`
+    draws samples of other prompts, if a metric needs them.
 
     Raises: as `evaluate`, and what the batches raise.
     """
     check_reference(Path(reference), config)
-    plan = make_plan(config, device_of(config.device))
+    plan = make_plan(config, device_of(config.device), others=others is not None)
+    if captions:
+        if config.prompt != PROMPT:
+            raise UsageError(
+                f'prompt "{config.prompt}" makes texts of classes, and the images have captions; '
+                "leave it out"
+            )
+        plan = replace(plan, prompt="{}")
     known = _reference(plan, Path(reference), config, progress)
     strange_classes(
         classes, known[plan.first.name].classes, name_reference(reference), certain=True
@@ -105,8 +120,12 @@ def measure_batches(
     prepared = array_batches(batches, plan.extractors)
     measured = _accumulate(plan, prepared, name, total=num_images, progress=progress)
     identity = array_identity(plan, measured)
-    source = Source(name=name, identity=identity, sampling=sampling, certain=True)
-    return make_document(plan, measured, known, source, name_reference(reference))
+    source = Source(
+        name=name, identity=identity, sampling=sampling, certain=True, captions=captions
+    )
+    wanted = any(plan.needs(one, "others") for one in plan.extractors)
+    seen = others(plan.extractors) if others is not None and wanted else None
+    return make_document(plan, measured, known, source, name_reference(reference), seen)
 
 
 def measure_drawing(
@@ -123,13 +142,17 @@ def measure_drawing(
     besides its own. `of_classes`: the names of what is drawn are classes, not captions.
     """
     drawn = drawing.batches(part=(processes.rank(), processes.world_size()))
+    others = None
+    if drawing.base.conditioner is not None:
+        acting = replace(drawing.config, edits="all")  # of the delta as it is drawn, a part maybe
+        others = partial(draw_others, drawing.base, drawing.delta, acting)
     with closing(drawn):
         return measure_batches(
             (
                 (
                     places.start,
                     images,
-                    [drawing.name(place) for place in places] if of_classes else None,
+                    [drawing.name(place) for place in places],
                 )
                 for places, images in drawn
             ),
@@ -138,6 +161,8 @@ def measure_drawing(
             sampling=drawing.facts() | dict(facts or {}),
             name=name,
             classes=drawing.labels.names if of_classes else (),
+            captions=not of_classes,
+            others=others,
             num_images=drawing.num_images,
             progress=progress,
         )

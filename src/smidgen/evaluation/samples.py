@@ -1,5 +1,5 @@
-"""The metrics of a personalisation that no two sets of images have: how samples of one prompt
-differ, how far other prompts drift, whether colours are those of the prompt.
+"""The metrics of a delta in a base that reads prompts that no two sets of images have: how samples
+of one prompt differ, how far other prompts drift, whether colours are those of the prompt.
 
 Letters: N samples of the subject's prompts, M of others, R real pictures, D feature dimensions.
 """
@@ -23,23 +23,31 @@ COLOURLESS = "no prompt names an ink and a ground"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Samples:
-    """Samples of the base with a delta and, of the same prompts and noise, without it (`base`,
-    `other_base`), as one extractor sees them.
+class Others:
+    """Samples of prompts that the delta was not trained for, with it and, of the same noise,
+    without it (`base`), as one extractor sees them. `prompt` (M) says of which prompt each is,
+    `rmse` (M) is the root mean square of the difference of the pixels of each pair, of 255.
+    """
 
-    `prompt` (N) and `other_prompt` (M) say of which prompt each is. `rmse` (M) is the root mean
-    square of the difference of the pixels of each pair of others, of 255. `colours` (N, 2) and
-    `base_colours` have whether ink and ground are those of the prompt; no rows where none is named.
+    tuned: Tensor  # (M, D)
+    base: Tensor
+    prompt: Tensor
+    rmse: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """Samples of the base with a delta and, of the same prompts and noise, without it (`base`), as
+    one extractor sees them.
+
+    `prompt` (N) says of which prompt each is. `colours` (N, 2) and `base_colours` have whether ink
+    and ground are those of the prompt; no rows where none is named.
     """
 
     subject: Tensor  # (N, D)
     base: Tensor
     prompt: Tensor
-    other: Tensor  # (M, D)
-    other_base: Tensor
-    other_prompt: Tensor
     reference: Tensor  # (R, D)
-    rmse: Tensor
     colours: Tensor
     base_colours: Tensor
 
@@ -60,22 +68,22 @@ def diversity(samples: Samples) -> Found:
     )
 
 
-def drift(samples: Samples) -> Found:
+def drift(others: Others) -> Found:
     """1 - the mean cosine of each sample of another prompt with the base's own of the same noise;
     beside it the same of two samples of one prompt of the base, which only the noise sets apart.
     """
     return Found(
-        value=1 - float(paired_cosine(samples.other, samples.other_base).mean()),
+        value=1 - float(paired_cosine(others.tuned, others.base).mean()),
         baselines={
             "drift_of_base": 0.0,
-            "drift_of_other_noise": mean_spread(samples.other_base, samples.other_prompt),
+            "drift_of_other_noise": mean_spread(others.base, others.prompt),
         },
     )
 
 
-def drift_rmse(samples: Samples) -> Found:
+def drift_rmse(others: Others) -> Found:
     """The mean over the pairs of `drift` of the root mean square of the pixels' differences."""
-    return Found(value=float(samples.rmse.mean()), baselines={"drift_rmse_of_base": 0.0})
+    return Found(value=float(others.rmse.mean()), baselines={"drift_rmse_of_base": 0.0})
 
 
 def ink(samples: Samples) -> Found:

@@ -24,6 +24,7 @@ Needs = Literal[
     "texts",
     "classes",
     "samples",
+    "others",
 ]
 
 
@@ -42,6 +43,7 @@ class Metric:
     - classes: the class (N) that a head sees in each image and the one that it should, as indices;
       the same pair (M) of the reference, None where not known; the head, and names of its classes
     - samples: the Samples of a personalisation; of nothing else there are such metrics
+    - others: the Others, samples of other prompts; of a delta in a base that reads prompts
 
     `function` is "module:name". It gets `settings` as keywords too, and returns a number, one with
     a spread (`mean` and `std`), or Found. Rows of one `group` share one call, which returns the
@@ -91,6 +93,7 @@ _neighbours = partial(
 )
 _cosine = partial(Metric, function="smidgen.evaluation.similarity:mean_cosine", needs="directions")
 _samples = partial(Metric, needs="samples")
+_others = partial(Metric, needs="others")
 
 
 def _beside(name: str) -> dict[str, str]:
@@ -225,15 +228,16 @@ METRICS: Mapping[str, Metric] = {
         function="smidgen.evaluation.samples:diversity",
         baselines=_beside("diversity"),
     ),
-    "drift": _samples(
+    "drift": _others(
         label="drift of other prompts",
         short="drift",
-        help="of a personalisation: 1 - mean cosine of samples of other prompts with and without",
+        help="of a base that reads prompts: 1 - mean cosine of samples of other prompts with and "
+        "without the delta",
         function="smidgen.evaluation.samples:drift",
         higher_is_better=False,
         baselines={"drift_of_base": "no delta", "drift_of_other_noise": "other noise"},
     ),
-    "drift_rmse": _samples(
+    "drift_rmse": _others(
         label="drift in pixels, of 255",
         short="drift (pixels)",
         help="the same as the root mean square of the pixels' differences",

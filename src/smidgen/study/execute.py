@@ -14,8 +14,9 @@ from PIL import Image
 
 from smidgen.api.training import run as train
 from smidgen.core.delta import Delta
-from smidgen.data.embedded_sets import SETS, SUBJECTS, unpack
+from smidgen.data.embedded_sets import NAMES, unpack
 from smidgen.errors import SmidgenError
+from smidgen.evaluation.captions import captions_of
 from smidgen.evaluation.contexts import prompts_of, subject_of, world_of
 from smidgen.evaluation.machine import machine
 from smidgen.evaluation.personalisation import NEARNESS, share_of_way
@@ -24,12 +25,13 @@ from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import Unreadable, read_json
 from smidgen.files.writing import write_json, write_png
 from smidgen.models.base import Base
+from smidgen.models.labels import class_names
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS
 from smidgen.study.measuring import BEFORE, OF_DATA, evaluations, loaded, step_kept
-from smidgen.study.request import Request
+from smidgen.study.request import Request, sets_place
 from smidgen.study.runs import FAILURE, RESULT, Run
 from smidgen.training.config import RunConfig
 from smidgen.training.interrupt import Interrupted
@@ -75,6 +77,8 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
     table = run.design.table
     if run.tried is not None and table.tune is not None and table.tune.metric == VALIDATION_LOSS:
         return {"training": training}
+    if request.reference is not None:
+        provide(request.shown)
     found = evaluations(request, table, run.folder)
     metrics, baselines = (numbers_of(found.after, name) for name in ("metrics", "baselines"))
     for beside, document in ((BEFORE, found.before), (OF_DATA, found.of_data)):
@@ -128,8 +132,8 @@ def places_of(run: Run, request: Request) -> dict[str, str]:
 def provide(data: str) -> None:
     """Writes a shipped set to the cache folder, unless it lies there."""
     name = data.partition("/")[0]
-    if not Path(data).exists() and name in (*SETS, SUBJECTS):
-        unpack(name, default_cache_dir() / "sets" / name)
+    if not Path(data).exists() and name in NAMES:
+        unpack(name, sets_place() / name)
 
 
 def numbers_of(document: Mapping[str, Any], name: str) -> dict[str, float | None]:
@@ -181,13 +185,17 @@ def trained_facts(folder: Path, delta: Delta) -> dict[str, Any]:
 
 def write_samples(folder: Path, base: Base, request: Request, delta: Delta) -> None:
     """The first samples side by side: those of one seed show the same noise in every arm. Of a
-    subject they are of its first prompts.
+    subject they are of its first prompts, of captions of the first that are measured.
     """
     sampling: SamplingConfig = replace(request.sampling, num_images=SHOWN)
     if request.config.task == DREAMBOOTH:
         subject = subject_of(delta.provenance.training[DREAMBOOTH])
         drawn = prompts_of(subject, world_of(base)).drawn
         sampling = replace(sampling, prompt=drawn[:SHOWN])
+    elif not class_names(base, delta):
+        assert request.reference is not None, "a personalisation alone has none"
+        captions = captions_of(request.reference, request.evaluation, SHOWN)
+        sampling = replace(sampling, prompt=captions)
     batches = prepare(base, sampling, delta=delta).batches()
     images = np.concatenate([images for _, images in batches])
     write_png(Image.fromarray(np.concatenate(list(images), axis=1)), folder / SAMPLES)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smidgen.data.embedded_sets import EMBEDDED, SETS, SUBJECTS, locate_reference
+from smidgen.data.embedded_sets import EMBEDDED, LINE_DRAWINGS, NAMES, SETS, locate_reference
 from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.files.places import default_cache_dir
@@ -83,8 +83,10 @@ class Request:
     def shown(self) -> str:
         """What the reference is called: the same on every machine for a shipped one."""
         assert self.reference is not None, "a personalisation has no reference of its own"
-        inside = self.reference.is_relative_to(str(EMBEDDED))
-        return self.reference.parent.name if inside else str(self.reference)
+        if self.reference.is_relative_to(str(EMBEDDED)):
+            return self.reference.parent.name
+        shipped = self.reference.is_relative_to(sets_place())
+        return str(self.reference.relative_to(sets_place()) if shipped else self.reference)
 
 
 def defaults_of(request: Request) -> dict[str, Any]:
@@ -142,7 +144,8 @@ def request_of(
             "its own, nor where text encoders are trained; leave it out"
         )
     if reference is None and config.task != DREAMBOOTH:
-        reference = data if data in SETS else None
+        tested = {**{name: name for name in SETS}, LINE_DRAWINGS: f"{LINE_DRAWINGS}/test"}
+        reference = tested.get(data)
         if reference is None:
             raise UsageError(
                 f"{where}: nothing says what samples are compared with; give reference"
@@ -153,7 +156,7 @@ def request_of(
         sampling=sampling,
         evaluation=evaluation,
         data=data,
-        reference=None if reference is None else locate_reference(str(reference)),
+        reference=None if reference is None else _reference_place(str(reference)),
         first=begun,
     )
     _check_first(request, where)
@@ -188,11 +191,22 @@ def _as_data(design: Design, config: RunConfig, reference: Any) -> Settings:
 
 
 def place_of(data: str) -> Path:
-    """The folder of images that a recipe means: a path, or a shipped set in the cache folder, of
-    the subjects one (`subjects/owl-ink`).
+    """The folder of images that a recipe means: a path, or a shipped set in the cache folder, its
+    train/ unless another part is named (`hebrew/test`, `subjects/owl-ink`).
     """
-    name, _, subject = data.partition("/")
-    if Path(data).exists() or name not in (*SETS, SUBJECTS):
+    name, _, part = data.partition("/")
+    if Path(data).exists() or name not in NAMES:
         return Path(data)
-    folder = default_cache_dir() / "sets" / name
-    return folder / (subject if name == SUBJECTS else "train")
+    return sets_place() / name / (part or "train")
+
+
+def sets_place() -> Path:
+    """Where shipped sets lie as folders of images."""
+    return default_cache_dir() / "sets"
+
+
+def _reference_place(reference: str) -> Path:
+    """The images or statistics that a recipe means: a part of a shipped set, a shipped set's own
+    statistics, or a path.
+    """
+    return place_of(reference) if "/" in reference else locate_reference(reference)
