@@ -4,13 +4,14 @@
 # `make bench` measures speed beside peers and takes twenty minutes; `python -m bench.speed --only NAME` one table.
 # `make bench-gpu` measures steps and samplings of DiT-XL/2 on a CUDA device.
 # `make fuzz` takes twenty minutes and `make kills` about as long: more of what the tests do.
+# `make docs` makes the site of the documentation, dist/site.
 # Each makes .venv by itself and needs nothing but Python 3.11 or later and make.
 # Tests run in two processes of one thread each: each takes half, then what the other has left.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo demo-text study test laws check bench bench-gpu fuzz kills clean
+.PHONY: demo demo-text study test laws check bench bench-gpu docs fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
@@ -39,6 +40,9 @@ bench: .venv/installed-dev
 
 bench-gpu: .venv/installed-dev
 	.venv/bin/python -m bench.speed --gpu
+
+docs: .venv/installed-dev
+	.venv/bin/mkdocs build --strict
 
 fuzz: .venv/installed-dev
 	.venv/bin/python -m tests.fuzz

@@ -56,9 +56,9 @@ def train(
     `data`: a sub-folder for each class, or images of one class; or what `layout` says (food-101,
     webdataset, hf and others: data/layouts), of which `split` is read, None its default.
     `method`: one, or several as "difffit+lora". `method_config`: its own options, those of several
-    by method: {"lora": {"rank": 4}}. `output`: the run's folder, None
-    runs/<data>-<method> (with a number if that holds another run). A run that was interrupted goes
-    on, a finished one is not repeated; with other settings in the same folder `force` starts over.
+    by method: {"lora": {"rank": 4}}. `output`: the run's folder, None `runs/<data>-<method>` (with
+    a number if that holds another run). A run that was interrupted goes on, a finished one is not
+    repeated; with other settings in the same folder `force` starts over.
     `settings`: those of RunConfig, such as resize and flip, and of TrainingConfig, such as steps,
     lr, batch_size, seed; for a base that reads prompts, `prompt` makes those of the classes.
 
