@@ -1,32 +1,29 @@
 """The README's Python is run as it stands, on a small folder and for a few steps."""
 
-import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 import smidgen
 from smidgen.data.embedded_sets import unpack
+from tests.documentation.pages import blocks_of
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = [block.text for block in blocks_of("README.md") if block.language == "python"]
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """A folder photos/ of two classes in the working folder, and a cache of its own."""
-    greek = unpack("greek", tmp_path / "greek")
+def photos(folder, small_sets):
+    """A folder photos/ of two classes in the working folder."""
+    greek = unpack("greek", folder / "greek")
     for name in ("alpha", "beta"):
         files = sorted((greek / "train" / name).iterdir())[:8]
-        (tmp_path / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name).mkdir(parents=True)
         for file in files:
-            shutil.copy(file, tmp_path / "photos" / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "cache"))
+            shutil.copy(file, folder / "photos" / name)
 
 
-def test_the_readme_trains_samples_saves_and_attaches(photos, monkeypatch):
+@pytest.mark.usefixtures("photos")
+def test_the_readme_trains_samples_saves_and_attaches(monkeypatch):
     train, sample = smidgen.train, smidgen.sample
     short = {"steps": 2, "batch_size": 8, "trackers": (), "progress": False}
     monkeypatch.setattr(smidgen, "train", lambda *args, **given: train(*args, **(given | short)))
