@@ -25,6 +25,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "files": ("errors", "sizes"),
     "processes": ("errors",),
     "progress": (),
+    "cluster": ("errors",),
     "figures": (),
     "core": ("errors", "files"),
     # L1
@@ -49,8 +50,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "api": (*L1, "methods", *L3, "verification", "processes", "progress", "figures"),
     "__init__": ("errors", "api"),
     # L5
-    "study": (*L1, "methods", *L3, "api", "processes", "progress", "figures"),
-    "serving": (*MODELS, "models", "fast", "sampling", "processes"),
+    "study": (*L1, "methods", *L3, "api", "processes", "progress", "figures", "cluster"),
+    "serving": (*MODELS, "models", "fast", "sampling", "processes", "cluster"),
     # L6
     "cli": (
         *L1,
@@ -73,7 +74,7 @@ ONE_DOOR = {
     "accelerate": "training/runtime.py",
     "datasets": "data/hub_images.py",
     "jinja2": "files/pages.py",
-    "ray": "study/queue.py",
+    "ray": "cluster.py",
     "uvicorn": "serving/run.py",
 }
 

@@ -16,6 +16,7 @@ DESCRIPTION = """Serve images of a base and of all deltas in a folder, several o
 examples:
   smidgen serve --base glyphs --deltas runs/
   smidgen serve --base glyphs-text --deltas runs/ --studies docs/studies --port 9000
+  smidgen serve --base glyphs --deltas runs/ --ray local --replicas 2
   curl http://127.0.0.1:8000/v1/images/generations -H "Content-Type: application/json" \\
       -d '{"model": "demo", "prompt": "alpha", "steps": 20, "sampler": "dpm++"}'"""
 
@@ -39,4 +40,4 @@ def run(argv: Sequence[str]) -> None:
     from smidgen.serving.run import serve
 
     with quiet_stdout():
-        serve(base_options.load(), config, key, log)
+        serve(base_options, config, key, log)

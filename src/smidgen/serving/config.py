@@ -9,6 +9,7 @@ from pathlib import Path
 from smidgen.errors import UsageError
 from smidgen.files.checks import check_integer, check_number
 
+DRAIN_SECONDS = 30  # for what was taken, at the end
 API_KEY = "SMIDGEN_API_KEY"  # of the environment: a flag would be seen by everyone on the machine
 
 
@@ -26,6 +27,11 @@ class ServeConfig:
     variable SMIDGEN_API_KEY."""
     port: int = 8000
     """Port to listen at; 0: any that is free."""
+    ray: str | None = None
+    """Address of a Ray cluster to answer from, or local; its machines need the folder of deltas.
+    With --device cuda each replica has a GPU."""
+    replicas: int = 1
+    """With --ray: how many processes answer, each with the base and a batch of its own."""
     slots: int = 64
     """Deltas of one kind that may act at once, 2 or more; the least recently used one leaves. Each
     has its memory from the first image of its kind on."""
@@ -45,8 +51,15 @@ class ServeConfig:
     def __post_init__(self) -> None:
         check_integer("port", self.port, least=0, most=65_535)
         check_integer("slots", self.slots, least=2)
-        for name in ("batch_size", "waiting", "most_images", "most_steps", "most_body"):
+        for name in ("replicas", "batch_size", "waiting", "most_images", "most_steps", "most_body"):
             check_integer(name, getattr(self, name))
+        if self.replicas > 1 and self.ray is None:
+            raise UsageError(
+                f"replicas is {self.replicas}, which need a Ray cluster; give --ray local or the "
+                "address of one"
+            )
+        if self.ray is not None and self.port == 0:
+            raise UsageError("port is 0; with ray give the port that its proxies listen at")
         check_number("image_seconds", self.image_seconds)
         if self.image_seconds <= 0:
             raise UsageError(f"image_seconds is {self.image_seconds}; expected more than 0")

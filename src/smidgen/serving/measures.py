@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -17,6 +19,8 @@ class Measures:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
+        process = Info("smidgen_process", "Whose numbers these are.", registry=self.registry)
+        process.info({"host": socket.gethostname(), "pid": str(os.getpid())})
         self.seconds = Histogram(
             "smidgen_request_seconds",
             "From a request for images, one that streams not counted, to its last one.",

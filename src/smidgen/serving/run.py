@@ -8,19 +8,28 @@ from collections.abc import Callable
 
 import uvicorn
 
+from smidgen import cluster
 from smidgen.errors import SmidgenError
-from smidgen.models.base import Base
+from smidgen.models.chosen import BaseOnDevice
 from smidgen.serving.app import create_app
-from smidgen.serving.config import ServeConfig
+from smidgen.serving.config import DRAIN_SECONDS, ServeConfig
+from smidgen.serving.replicas import serve_on_ray
 
-DRAIN_SECONDS = 30
 
+def serve(
+    options: BaseOnDevice, config: ServeConfig, key: str | None, log: Callable[[str], None]
+) -> None:
+    """Answer until SIGTERM or Ctrl-C, here or from a Ray cluster; what was taken is drawn first.
+    `log` is told the address.
 
-def serve(base: Base, config: ServeConfig, key: str | None, log: Callable[[str], None]) -> None:
-    """Answer until SIGTERM or Ctrl-C; what was taken is drawn first. `log` is told the address.
-
-    Raises: SmidgenError if the address cannot be had; as `create_app`.
+    Raises: SmidgenError if the base cannot be loaded or the address not be had; as `create_app`.
     """
+    if config.ray is not None:
+        if config.ray == cluster.LOCAL:
+            _listening(config).close()
+        serve_on_ray(options, config, key, log)
+        return
+    base = options.load()
     listening = _listening(config)
     app = create_app(base, config, key)
     names = [entry.name for entry in app.state.served.library.entries()]

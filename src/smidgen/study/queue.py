@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from smidgen import cluster
 from smidgen.errors import UsageError
 from smidgen.files.lock import Held, held
 from smidgen.study.design import Design, read_design
@@ -114,19 +115,12 @@ def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[list[str
 
 def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
     """As core tasks of Ray, one process each, which it keeps and with them their bases."""
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UsageError('--ray needs Ray: pip install "smidgen[ray]"') from None
-    ray.init(address=None if address == "local" else address, log_to_driver=False)
-    try:
+    with cluster.joined(address) as ray:
         remote = ray.remote(do)
         waiting = [remote.remote(task) for task in tasks]
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1)
             yield from ray.get(done)
-    finally:
-        ray.shutdown()
 
 
 def _limit(threads: int) -> None:

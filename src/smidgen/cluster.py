@@ -1,0 +1,52 @@
+"""The door to Ray: a cluster that is joined for as long as something is done on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from smidgen.errors import SmidgenError, UsageError
+
+LOCAL = "local"
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[Any]:
+    """The module `ray`, joined to the cluster at `address`, or to one of this machine's own
+    ("local") that ends with it.
+
+    Raises: UsageError without Ray; SmidgenError if no cluster answers.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError('--ray needs Ray: pip install "smidgen[ray]"') from None
+    try:
+        ray.init(address=None if address == LOCAL else address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SmidgenError(
+            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one there "
+            "(ray start --head), or give local"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def serving(address: str) -> Iterator[Any]:
+    """The module `ray.serve` of such a cluster; what it serves ends with it.
+
+    Raises: UsageError without Ray Serve; as `joined`.
+    """
+    with joined(address):
+        try:
+            from ray import serve  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UsageError('--ray needs Ray Serve: pip install "smidgen[ray]"') from None
+        try:
+            yield serve
+        finally:
+            serve.shutdown()

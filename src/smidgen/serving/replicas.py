@@ -1,0 +1,65 @@
+"""The server on a Ray cluster: replicas of the one application, each with a base and an engine of
+its own, behind the proxies of Ray Serve.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from smidgen import cluster
+from smidgen.errors import SmidgenError, shown
+from smidgen.models.chosen import BaseOnDevice
+from smidgen.serving.app import create_app
+from smidgen.serving.config import DRAIN_SECONDS, ServeConfig
+
+NAME = "smidgen"
+
+
+def serve_on_ray(
+    options: BaseOnDevice, config: ServeConfig, key: str | None, log: Callable[[str], None]
+) -> None:
+    """Answer until SIGTERM or Ctrl-C, from `config.replicas` processes of the cluster at
+    `config.ray`; what was taken is drawn first. `log` is told the address.
+
+    Every replica reads the folder of deltas for itself, which all machines must have.
+
+    Raises: UsageError without Ray or for a key that is missing; SmidgenError if there is no cluster
+        or its replicas do not start, as when the base cannot be loaded there.
+    """
+    config.check_key(key)
+    assert config.ray is not None
+    stop = threading.Event()
+    with cluster.serving(config.ray) as serve:
+        serve.start(http_options={"host": config.host, "port": config.port})
+        try:
+            serve.run(_application(serve, options, config, key), name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise SmidgenError(
+                "the replicas did not start; the same command without --ray says why, or the "
+                f"cluster's logs do ({shown(str(error).splitlines()[0])})"
+            ) from error
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # Ray sets its own when it is joined
+        log(f"serving {config.replicas} times {options.base} at http://{config.host}:{config.port}")
+        stop.wait()
+
+
+def _application(serve: Any, options: BaseOnDevice, config: ServeConfig, key: str | None) -> Any:
+    """What Ray Serve runs."""
+
+    def build() -> Any:
+        return create_app(options.load(), config, key)
+
+    deployment = serve.deployment(
+        serve.ingress(build)(),
+        name=NAME,
+        num_replicas=config.replicas,
+        # the engine refuses what is too much, not Ray
+        max_ongoing_requests=config.batch_size + config.waiting,
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+        ray_actor_options={"num_gpus": int(options.device == "cuda")},
+    )
+    return deployment.bind()
