@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,22 +23,38 @@ def joined(address: str) -> Iterator[Any]:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError('--ray needs Ray: pip install "smidgen[ray]"') from None
+    _check_that_something_listens(address)
     try:
         ray.init(address=None if address == LOCAL else address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SmidgenError(
-            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one there "
-            "(ray start --head), or give local"
-        ) from error
+        raise _missing(address, error) from error
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
+def _check_that_something_listens(address: str) -> None:
+    """Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise _missing(address, error) from error
+
+
+def _missing(address: str, error: Exception) -> SmidgenError:
+    why = str(error).partition("\n")[0]
+    return SmidgenError(
+        f"no Ray cluster at {address} ({why}); start one there (ray start --head), or give local"
+    )
+
+
 @contextlib.contextmanager
 def serving(address: str) -> Iterator[Any]:
-    """The module `ray.serve` of such a cluster; what it serves ends with it.
+    """The module `ray.serve` of such a cluster.
 
     Raises: UsageError without Ray Serve; as `joined`.
     """
@@ -46,7 +63,4 @@ def serving(address: str) -> Iterator[Any]:
             from ray import serve  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UsageError('--ray needs Ray Serve: pip install "smidgen[ray]"') from None
-        try:
-            yield serve
-        finally:
-            serve.shutdown()
+        yield serve

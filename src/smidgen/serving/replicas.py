@@ -4,6 +4,7 @@ its own, behind the proxies of Ray Serve.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
 from collections.abc import Callable
@@ -36,18 +37,23 @@ def serve_on_ray(
         serve.start(http_options={"host": config.host, "port": config.port})
         try:
             serve.run(_application(serve, options, config, key), name=NAME, route_prefix="/")
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())  # joining has set Ray's own
+            where = f"http://{config.host}:{config.port}"
+            log(f"serving {config.replicas} times {options.base} at {where}")
+            stop.wait()
         except RuntimeError as error:
             raise SmidgenError(
                 "the replicas did not start; the same command without --ray says why, or the "
                 f"cluster's logs do ({shown(str(error).splitlines()[0])})"
             ) from error
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # Ray sets its own when it is joined
-        log(f"serving {config.replicas} times {options.base} at http://{config.host}:{config.port}")
-        stop.wait()
+        finally:
+            serve.delete(NAME)  # other applications of the cluster go on
 
 
 def _application(serve: Any, options: BaseOnDevice, config: ServeConfig, key: str | None) -> Any:
     """What Ray Serve runs."""
+    # no process there need be in this one's folder
+    config = dataclasses.replace(config, deltas=config.deltas.resolve())
 
     def build() -> Any:
         return create_app(options.load(), config, key)
