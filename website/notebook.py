@@ -1,7 +1,6 @@
-"""Notebooks as pages: text, code, and what a cell left, in one Markdown file beside them."""
+"""Notebooks as pages: their text and code."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -9,24 +8,13 @@ from mkdocs.structure.files import File, Files
 
 
 def markdown_of(path: Path) -> str:
-    """The notebook's cells."""
+    """The notebook's cells; it holds no outputs."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n\n".join(part for cell in cells for part in _parts(cell))
+    return "\n\n".join(_part(cell["cell_type"], "".join(cell["source"])) for cell in cells)
 
 
-def _parts(cell: dict) -> Iterator[str]:
-    source = "".join(cell["source"])
-    if cell["cell_type"] == "markdown":
-        yield source
-        return
-    yield f"```python\n{source}\n```"
-    for output in cell["outputs"]:
-        data = output.get("data", {})
-        if "image/png" in data:
-            yield f"![What the cell shows](data:image/png;base64,{data['image/png'].strip()})"
-        else:
-            text = "".join(output.get("text") or data["text/plain"])
-            yield f"```text\n{text.rstrip()}\n```"
+def _part(kind: str, source: str) -> str:
+    return source if kind == "markdown" else f"```python\n{source}\n```"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
