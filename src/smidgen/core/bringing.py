@@ -1,12 +1,15 @@
-"""How weights that are kept outside a device come to it, each when its module runs.
+"""How weights that are kept outside a device come to it, each when its module runs: copied from the
+memory of the machine, or from the parts that several processes have of it.
 
 On a GPU the next one travels, on a stream of its own, while the one before is computed with. Which
 is next is what came next the last time: a training asks for the same weights in the same order at
-every step, forwards, recomputing and backwards. A wrong guess costs time alone.
+every step, forwards, recomputing and backwards. A wrong guess costs time alone, and processes that
+ask for the same weights in the same order guess alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +34,26 @@ class Early(NamedTuple):
     arrived: Any
 
 
-class Bringing:
-    """Copies of weights on `device`; `ahead`: one of them early, None: where that is of use."""
+class Group(NamedTuple):
+    """Processes that have a part of each weight: the place of this one among `count`, and what
+    gives each of them all parts (n) of a weight in order, (count n), once all of them call it.
+    """
 
-    def __init__(self, device: torch.device, *, ahead: bool | None = None) -> None:
+    rank: int
+    count: int
+    gather: Callable[[Tensor], Tensor]
+
+
+class Bringing:
+    """Weights on `device`, copied, or gathered from a `group`; `ahead`: one of them early, None:
+    where that is of use.
+    """
+
+    def __init__(
+        self, device: torch.device, group: Group | None = None, *, ahead: bool | None = None
+    ) -> None:
         self.device = torch.empty(0, device=device).device  # with its number, as of its tensors
+        self.group = group
         self._asked = ahead
         self.ahead = device.type == "cuda" if ahead is None else ahead
         self._next: dict[Request, Tensor] = {}
@@ -49,11 +67,11 @@ class Bringing:
 
     def elsewhere(self, device: str | torch.device) -> Bringing:
         """As this one, to another device."""
-        return Bringing(torch.device(device), ahead=self._asked)
+        return Bringing(torch.device(device), self.group, ahead=self._asked)
 
     def __call__(self, own: Tensor, *, again: bool) -> Tensor:
-        """A copy on the device, for nobody else; `again`: that the backward pass asks for what the
-        forward pass had.
+        """A copy on the device, for nobody else, of a weight or of all its parts, flat; `again`:
+        that the backward pass asks for what the forward pass had.
         """
         if not self.ahead:
             return self._copy(own)
@@ -67,6 +85,8 @@ class Bringing:
         return found
 
     def _copy(self, own: Tensor) -> Tensor:
+        if self.group is not None:
+            return self.group.gather(own.detach())
         return own.detach().to(self.device, non_blocking=True, copy=True)
 
     def _taken(self, own: Tensor) -> Tensor:

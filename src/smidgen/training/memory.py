@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
-from smidgen.core.storage import bring_to, outside, stored_bytes
+from smidgen.core.sharding import count_alone, part_bytes
+from smidgen.core.storage import bring_to, bytes_of, outside, stored_bytes
 from smidgen.fast.acting import acting
 from smidgen.hosts.host import find_family
 from smidgen.models.calling import DTYPES, calling, dtype_of
@@ -51,11 +52,13 @@ class MemoryEstimate:
 
     The base's `weights`, the `delta`, its `optimizer` moments and its `average` stay; the `step`
     has activations, gradients, weights that are brought in, and the holes in the heap. What of the
-    base is `offloaded` lies in the memory of the machine and is no part of the total.
+    base is `offloaded` lies in the memory of the machine, what is `in_others` in the processes that
+    have the other parts of its weights: neither is part of the total.
     """
 
     weights: int
     offloaded: int
+    in_others: int
     delta: int
     optimizer: int
     average: int
@@ -67,8 +70,9 @@ class MemoryEstimate:
         return self.weights + self.delta + self.optimizer + self.average + self.step
 
     def as_dict(self) -> dict[str, int]:
-        """The parts and their total; of what is offloaded where something is."""
-        parts = {name: size for name, size in asdict(self).items() if size or name != "offloaded"}
+        """The parts and their total; of what lies elsewhere where something does."""
+        elsewhere = ("offloaded", "in_others")
+        parts = {name: size for name, size in asdict(self).items() if size or name not in elsewhere}
         return parts | {"total": self.total}
 
 
@@ -87,17 +91,18 @@ def estimate_memory(
     libraries and the codec are not in it, nor what compilation saves, which is not known
     beforehand.
     """
-    size = _bytes(delta.parameters())
+    size = bytes_of(delta.parameters())
     heap = HEAP_CHECKPOINTED if config.gradient_checkpointing else HEAP
     heap = heap if device == "cpu" else 1.0
     # Writing a delta takes its bytes and a copy in the file's form; the peak is that or a step's.
     encoders = () if reader is None else reader.encoders
     networks = (denoiser, *(one.network for one in encoders))
-    offloaded = outside(denoiser)
-    early = max(offloaded, default=0)  # one of them is on its way, or has just come
+    brought, parts = outside(denoiser), part_bytes(denoiser)
+    early = max(brought, default=0)  # one of them is on its way, or has just come
     return MemoryEstimate(
-        weights=sum(map(stored_bytes, networks)) - sum(offloaded) + early,
-        offloaded=sum(offloaded),
+        weights=sum(map(stored_bytes, networks)) - sum(brought) + parts + early,
+        offloaded=0 if parts else sum(brought),
+        in_others=max(0, sum(brought) - parts) if parts else 0,
         delta=size,
         optimizer=bytes_of_moments(delta.parameters(), eight_bit=config.optimizer == ADAMW_8BIT),
         average=size,
@@ -126,6 +131,7 @@ def step_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)
         bring_to(network, "cpu")
+        count_alone(network)
         copies = {spec["name"]: edit_from_spec(spec) for spec in delta.specs()}
         fresh = Delta(copies, delta.provenance)
         with (
@@ -228,7 +234,3 @@ class Peak(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
