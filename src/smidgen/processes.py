@@ -150,6 +150,21 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def gather_parts(part: Tensor) -> Tensor:
+    """The parts (n) of all processes in order of rank, (N n), on each; every process must call it,
+    with as many numbers. Raises: ProcessLost.
+    """
+    import torch
+
+    whole = part.new_empty(world_size() * part.numel())
+    with _together() as dist:  # as bytes, whatever the numbers are
+        group = _group() if part.device.type == "cpu" else None
+        # the name before torch 2.13, which deprecates it
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(whole.view(torch.uint8), part.view(torch.uint8), group=group)
+    return whole
+
+
 @contextmanager
 def _together() -> Iterator[Any]:
     """torch.distributed; a peer that ended breaks what all do together: told in one line."""

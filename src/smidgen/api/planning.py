@@ -15,7 +15,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from smidgen.api.weights import count_weights, reader_without_weights
-from smidgen.core.storage import offload as keep_outside
 from smidgen.data.captions import distinct
 from smidgen.data.findings import Findings, findings_of
 from smidgen.data.folder import ImageFolder, Look, Progress, check_bad_share, look_at_all
@@ -28,10 +27,11 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.labels import rows_of
 from smidgen.models.names import is_architecture
+from smidgen.models.placing import check_placing, check_processes, place
 from smidgen.models.positions import given_positions, note_on_size, positions_at
-from smidgen.models.precision import check_offload
 from smidgen.models.pretrained import known_classes, known_size, prompt_files, refuse_dit_settings
 from smidgen.models.prompts import DREAMBOOTH
+from smidgen.processes import world_size
 from smidgen.sizes import ImageSize, nearest
 from smidgen.training.buckets import BUCKETS, identity_of_buckets, sizes_of
 from smidgen.training.captions import (
@@ -62,29 +62,30 @@ def plan_run(
     image_size: ImageSize | None = None,
     device: str = "cpu",
     offload: bool = False,
+    shard: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The facts of a training on `base`, loaded with the settings `given` at this image size (None:
-    its own), `offload` as in `load_base`: `images`, the Findings, `precision` that of the passes,
-    `run` how it stands to what is in the output, the counts of `inspect` with `memory`, `refusal`,
-    the line with which it would end, or None, and `warning`, that the base was trained at another
-    size or has no weights, or None. `base` may be the name of an architecture.
+    its own), `offload` and `shard` as in `load_base`: `images`, the Findings, `precision` that of
+    the passes, `run` how it stands to what is in the output, the counts of `inspect` with `memory`,
+    `refusal`, the line with which it would end, or None, and `warning`, that the base was trained
+    at another size or has no weights, or None. `base` may be the name of an architecture.
 
     Every image is read and decoded, as training would; progress(done, total) is called for each.
 
     Raises: as the training, for what leaves nothing to count.
     """
     config = config.resolved()
-    check_offload(device, wanted=offload)
+    check_placing(device, offload=offload, shard=shard)
+    check_processes(shard=shard)
     known = known_size(base, given.get("codec"))
     trained = None if known is None else known.trained
     size = image_size or trained
     if image_size is not None and known is not None:
         known.sides.check(image_size, str(base))
     network = meta_network(base)
-    if offload:
-        keep_outside(network, "meta")
+    place(network, "meta", offload=offload, shard=shard)
     positions = positions_at(trained, size, given.get("positions"))
     if not isinstance(network, DiT):
         refuse_dit_settings(positions=given.get("positions"))
@@ -148,6 +149,7 @@ def plan_run(
         token=config.token,
         base_precision=given.get("base_precision"),
         offload=offload,
+        num_shards=world_size() if shard else 1,
         device=torch.device(device).type,
     )
     # tensor by tensor is what `smidgen inspect` shows

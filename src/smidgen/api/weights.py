@@ -12,9 +12,10 @@ from torch import nn
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
+from smidgen.core.sharding import alone, shard
 from smidgen.core.storage import narrow, quantise
-from smidgen.core.storage import offload as keep_outside
 from smidgen.errors import UsageError
+from smidgen.files.checks import check_integer
 from smidgen.files.settings import make
 from smidgen.hosts.host import Host, find_family, find_host
 from smidgen.methods import acts_in_encoders, configure, parts_of
@@ -24,7 +25,8 @@ from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
-from smidgen.models.precision import EIGHT_BIT, check_offload
+from smidgen.models.placing import check_placing, place
+from smidgen.models.precision import EIGHT_BIT
 from smidgen.models.pretrained import known_size, prompt_files, stored_precision
 from smidgen.models.reader import Reader
 from smidgen.sizes import ImageSize
@@ -58,6 +60,7 @@ def inspect(
     image_size: ImageSize | int | str | None = None,
     base_precision: str | None = None,
     offload: bool = False,
+    num_shards: int = 1,
     device: str = "cpu",
     **settings: Any,
 ) -> dict[str, Any]:
@@ -71,7 +74,8 @@ def inspect(
     that no site reaches, with their counts. Any `settings`, those of TrainingConfig, add `memory`:
     the bytes of such a training at its peak (`total`) and what for, and on Linux those of the whole
     process then (`process`), if the images are encoded already; `image_size`, `base_precision` and
-    `offload` are as in `load_base`, and `device` what kind of device that would be on, here or not.
+    `offload` are as in `load_base`, `num_shards` the processes that would share its weights with
+    `shard`, and `device` what kind of device that would be on, here or not.
 
     Raises: UsageError for an unknown name or value, SmidgenError if the method cannot work there.
     """
@@ -87,6 +91,7 @@ def inspect(
         latent_size=_latent_size(base, size),
         base_precision=base_precision,
         offload=offload,
+        num_shards=num_shards,
         device=device,
         training=training,
         reader=reader_without_weights(base, size) if reads else None,
@@ -147,6 +152,7 @@ def count_weights(
     train_labels: bool = True,
     base_precision: str | None = None,
     offload: bool = False,
+    num_shards: int = 1,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """`inspect` with the method's own Config; `training` None: without the memory, which is that of
@@ -162,12 +168,16 @@ def count_weights(
             narrow(shape.denoiser, stored)
         if base_precision == EIGHT_BIT:
             quantise(shape.denoiser)
-        check_offload(device, wanted=offload)
-        if offload:
-            keep_outside(shape.denoiser, "meta")
+        check_integer("num_shards", num_shards)
+        check_placing(device, offload=offload, shard=num_shards > 1)
+        if num_shards > 1:
+            shard(shape.denoiser, "meta", alone(num_shards))
+        else:
+            place(shape.denoiser, "meta", offload=offload)
     else:
         device = base.device.type
-        for name, value in (("base_precision", base_precision), ("offload", offload)):
+        given = {"base_precision": base_precision, "offload": offload, "num_shards": num_shards > 1}
+        for name, value in given.items():
             if value:
                 raise UsageError(f"{name} is for a base that is not loaded yet; leave it out")
     count = _num_labels(shape)

@@ -152,6 +152,7 @@ def plan(base: TrainedBase, config: RunConfig, switches: TrainSwitches) -> dict[
             image_size=base.image_size,
             device=device,
             offload=base.offload,
+            shard=base.shard,
             force=switches.force,
             progress=report,
         )

@@ -97,7 +97,7 @@ def _edits(
         raise SmidgenError(f"{method} does not work on a {base.host.family} base: {reason}")
     build = _module(method).build
     # beside a base on another device the edits are made on the CPU, where the generator draws
-    on_meta = next(base.denoiser.parameters()).is_meta
+    on_meta = runs_on(base.denoiser).type == "meta"
     with torch.device("meta") if on_meta else nullcontext():
         edits: dict[str, Edit] = dict(build(base, config, generator))
     table = label_edits(base, classes, generator, trained=train_labels)

@@ -111,11 +111,18 @@ class TrainedBase(BaseOnDevice):
     base: str
     """A shipped name (glyphs), a folder, a file (.pt, .safetensors) or a hub id; with --dry-run an
     architecture (DiT-XL/2, sd-1.5) too, which is counted without weights."""
+    shard: bool = False
+    """Each process keeps a part of the weights of its blocks; all of a weight is there while it is
+    computed with: for several processes (torchrun) and a base that is too large for each."""
 
     def check_name(self) -> None:
         """As for any base, but for architectures, which `run` refuses where weights are needed."""
         if not is_architecture(self.base):
             super().check_name()
+
+    def load(self, **more: Any) -> Base:
+        """The base on its device, or the part of it that is this process's."""
+        return super().load(shard=self.shard, **more)
 
 
 def check_base_name(name: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from smidgen.core.storage import offload as keep_outside
 from smidgen.core.storage import quantise
 from smidgen.diffusion.process import Flow, Process
 from smidgen.errors import SmidgenError
@@ -30,6 +29,7 @@ from smidgen.models.pipelines import (
     sides_of,
     trained_size_of,
 )
+from smidgen.models.placing import place
 from smidgen.models.precision import EIGHT_BIT, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
@@ -48,6 +48,7 @@ def load_pipeline(
     base_precision: str | None,
     image_size: ImageSize | None,
     offload: bool = False,
+    shard: bool = False,
 ) -> Base:
     """The base in a folder of diffusers' `save_pretrained`; its text encoders wait for a prompt.
 
@@ -71,7 +72,7 @@ def load_pipeline(
     if base_precision == EIGHT_BIT:
         quantise(denoiser)
     denoiser.requires_grad_(False).eval()
-    keep_outside(denoiser, device) if offload else denoiser.to(device)
+    place(denoiser, device, offload=offload, shard=shard)
     family = _family(denoiser, index, pipeline) if pipeline.prompts else None
     num_tokens = size.area // sides.multiple**2
     base = Base(

@@ -1,5 +1,5 @@
 """In which precision the frozen weights of a base are kept, as asked for, else as their files have
-them, and where. What the network computes in is another matter (core/storage.py).
+them. Where is in placing.py; what the network computes in is another matter (core/storage.py).
 """
 
 from __future__ import annotations
@@ -24,15 +24,6 @@ def check_base_precision(asked: str | None) -> None:
     if asked is not None and asked not in get_args(BasePrecision):
         known = ", ".join(get_args(BasePrecision))
         raise UsageError(f'unknown base_precision "{asked}"; choose from: {known}')
-
-
-def check_offload(device: str | torch.device, *, wanted: bool) -> None:
-    """Raises: UsageError if weights should be kept outside a device without memory of its own."""
-    if wanted and torch.device(device).type == "cpu":
-        raise UsageError(
-            "offload keeps weights in the memory of the machine and out of that of an accelerator; "
-            "on a CPU both are the same: leave it out"
-        )
 
 
 def kept_in(asked: str | None, dtype: torch.dtype, files: Sequence[Path] = ()) -> torch.dtype:

@@ -11,7 +11,6 @@ from typing import Any, get_args
 import torch
 
 from smidgen.core.storage import narrow, quantise
-from smidgen.core.storage import offload as keep_outside
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.checks import check_choice
@@ -51,13 +50,14 @@ from smidgen.models.pipelines import (
     sides_of,
     trained_size_of,
 )
+from smidgen.models.placing import check_placing, check_processes, check_same, place
 from smidgen.models.positions import (
     Positions,
     given_positions,
     note_on_size,
     positions_at,
 )
-from smidgen.models.precision import EIGHT_BIT, check_base_precision, check_offload, kept_in
+from smidgen.models.precision import EIGHT_BIT, check_base_precision, kept_in
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
 from smidgen.models.single_files import folder_of, is_single_file
@@ -80,6 +80,7 @@ def load_base(
     frequency_shift: float | None = None,
     num_heads: int | None = None,
     offload: bool = False,
+    shard: bool = False,
 ) -> Base:
     """A frozen base from a shipped name, a folder (ours or a pipeline of diffusers), a file or a
     hub id.
@@ -91,20 +92,24 @@ def load_base(
     precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
     same numbers. In int8 are the weights of linears and convolutions, all else is as with None.
     With `offload` the weights of its blocks stay in the memory of the machine and come to the
-    device one by one. The rest is for a DiT: at another `image_size` than its own, `positions`
-    "stretch" cover the range of its own, None: they are extended. `frequency_shift` None: what the
-    folder records, else 0, that of the released weights. `num_classes` is checked against the file.
-    `num_heads` is for a file of a width outside the DiT family.
+    device one by one; with `shard` each of the processes that torchrun started keeps a part of
+    them, and all must do with the base the same, call by call. The rest is for a DiT: at another
+    `image_size` than its own, `positions` "stretch" cover the range of its own, None: they are
+    extended. `frequency_shift` None: what the folder records, else 0, that of the released weights.
+    `num_classes` is checked against the file. `num_heads` is for a file of a width outside the DiT
+    family.
 
     Raises: UsageError for an architecture's name instead of weights, a file without codec, a size
-        or a number of classes that does not fit, `offload` on a CPU; SmidgenError if nothing there
-        can be read, or the hub does not answer (within ten seconds).
+        or a number of classes that does not fit, `offload` on a CPU, `shard` in one process or
+        with other weights in each; SmidgenError if nothing there can be read, or the hub does not
+        answer (within ten seconds).
     """
     size = None if image_size is None else ImageSize.of(image_size)
     check_choice("positions", positions, get_args(Positions))
     _check_device(device)
     check_base_precision(base_precision)
-    check_offload(device, wanted=offload)
+    check_placing(device, offload=offload, shard=shard)
+    check_processes(shard=shard)
     source = _locate(name)
     described = _describe(source)
     if is_pipeline(described):
@@ -124,7 +129,10 @@ def load_base(
             base_precision=base_precision,
             image_size=size,
             offload=offload,
+            shard=shard,
         )
+        if shard:
+            check_same(base.name, base.fingerprint)
         base.given = _given(codec=codec, base_precision=base_precision)
         return base
     _refuse_component(source, described)
@@ -143,7 +151,7 @@ def load_base(
         logger.warning("%s", note)
     positions = positions_at(known.trained, size, positions)
     stored = kept_in(base_precision, dtype)
-    denoiser = build_dit(config, state, device="cpu" if offload else device, dtype=dtype)
+    denoiser = build_dit(config, state, device="cpu" if offload or shard else device, dtype=dtype)
     if stored != dtype:
         narrow(denoiser, stored)
     base = Base(
@@ -163,8 +171,9 @@ def load_base(
     )
     if base_precision == EIGHT_BIT:  # whose fingerprint is that of the weights as they came
         quantise(denoiser)
-    if offload:
-        keep_outside(denoiser, device)
+    place(denoiser, device, offload=offload, shard=shard)
+    if shard:
+        check_same(base.name, base.fingerprint)
     return base
 
 

@@ -30,7 +30,7 @@ BEGUN_FROM = "begun-from"  # the folder of first trainings, in a study's
 NOT_COMPARED = (
     *("output", "data", "cache_dir", "device", "batch_size_of_evaluation", "num_threads"),
     *("checkpoint_every", "keep_checkpoints", "trackers", "sample_every", "max_bad_share"),
-    "offload",
+    *("offload", "shard"),
 )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from smidgen.core.delta import Delta
+from smidgen.core.sharding import group_of
 from smidgen.core.storage import outside
 from smidgen.data.latents import LatentSet
 from smidgen.diffusion.process import Process
@@ -239,8 +240,15 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
     sizes_of(base, config)
     _check_frozen(base, config)
     training, reads_prompts = config.training, base.family.encode is not None
+    is_sharded = group_of(base.denoiser) is not None
     if training.compile and outside(base.denoiser):
-        raise UsageError("compile and offload do not go together; give one of them")
+        given = "shard" if is_sharded else "offload"
+        raise UsageError(f"compile and {given} do not go together; give one of them")
+    if is_sharded and "full" in parts_of(config.method):
+        raise UsageError(
+            f"shard is of no use to {config.method}, which trains a copy of all weights in every "
+            "process; leave it out"
+        )
     if config.task == DREAMBOOTH and not reads_prompts:
         raise UsageError(
             f'task {DREAMBOOTH} is of no use to base "{base.name}", which reads no prompts; give '
