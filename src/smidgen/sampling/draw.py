@@ -21,6 +21,7 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Table, Weight
 from smidgen.core.partial import part_of
+from smidgen.core.sharding import group_of
 from smidgen.diffusion.guidance import guide
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.errors import UsageError
@@ -91,7 +92,8 @@ class Drawing:
         self, *, part: tuple[int, int] = (0, 1), report: Report | None = None
     ) -> Generator[Drawn, None, None]:
         """The images in batches; the delta acts in the base only while one is drawn. `part` (k, n):
-        every n-th batch only, from batch k on, for the k-th of n processes. Where only some
+        every n-th batch only, from batch k on, for the k-th of n processes; all n draw equally
+        often if each has a part of the base. Where only some
         `numbers` are asked for, the batches that hold them are drawn whole, to the same bits, and
         these images come one by one.
         """
@@ -99,7 +101,8 @@ class Drawing:
         starts, done = range(0, total, size), 0
         if not isinstance(asked, range):
             starts = sorted({number // size * size for number in asked})
-        for start in starts[part[0] :: part[1]]:
+        own = starts[part[0] :: part[1]]
+        for start in own:
             numbers = range(start, min(start + size, total))
             wanted = numbers if isinstance(asked, range) else [n for n in asked if n in numbers]
             images, done = self.images(numbers), done + len(wanted)
@@ -110,6 +113,15 @@ class Drawing:
                 continue
             for number in wanted:
                 yield range(number, number + 1), images[number - start :][:1]
+        self.go_along(len(starts[:: part[1]]) - len(own))
+
+    def go_along(self, num_batches: int) -> None:
+        """Draw so many batches for nobody, while other processes draw theirs, for which they need
+        the parts of the weights that this one has; nothing is drawn where none has parts.
+        """
+        if group_of(self.base.denoiser) is not None:
+            for _ in range(num_batches):
+                self.images(self.numbers[:1])
 
     def images(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """The images of these numbers, uint8 (B, H, W, 3), drawn at once."""

@@ -18,7 +18,7 @@ from smidgen.diffusion.process import Diffusion
 from smidgen.files.places import default_cache_dir
 from smidgen.files.writing import write_png
 from smidgen.models.base import Base
-from smidgen.processes import barrier, is_main, rank, world_size
+from smidgen.processes import barrier, gather_objects, is_main, rank, world_size
 from smidgen.progress import counting_bar
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
@@ -100,12 +100,15 @@ def fill(drawing: Drawing, files: list[Path], *, progress: bool = False) -> None
     batches = [range(start, min(start + size, len(files))) for start in own]
     missing = [[number for number in batch if not _is_whole(files[number])] for batch in batches]
     done, total = 0, sum(map(len, missing))
+    drawn = sum(map(bool, missing))
+    idle = max(gather_objects(drawn)) - drawn
     with counting_bar("drawing class images", progress=progress and is_main()) as report:
         for numbers in filter(None, missing):
             for number, image in zip(numbers, drawing.images(numbers), strict=True):
                 write_png(Image.fromarray(image), files[number], REMEDY)
             done += len(numbers)
             report(done, total)
+    drawing.go_along(idle)
 
 
 def _is_whole(path: Path) -> bool:

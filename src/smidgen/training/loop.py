@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from smidgen.core.delta import Delta
+from smidgen.core.sharding import group_of
 from smidgen.data.latents import LatentSet
 from smidgen.data.split import hold_out
 from smidgen.errors import UsageError
@@ -345,9 +346,9 @@ def _validate(session: Session) -> None:
     """Log the average's validation loss, note whether it is the best; keep a copy of it."""
     state, base = session.state, session.base
     if session.validation is not None:
-        dtype = dtype_of(base.denoiser)
+        dtype, in_step = dtype_of(base.denoiser), group_of(base.denoiser) is not None
         with averaged(state), session.accelerator.autocast():
-            loss = session.validation.loss(session.plain, base.device, dtype)
+            loss = session.validation.loss(session.plain, base.device, dtype, in_step=in_step)
         session.journal.note(state.step, {"validation_loss": loss})
         if not judged_by_kid(session.config) and is_better({LOSS: loss}, state.best):
             state.best = {"step": state.step, LOSS: loss}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from smidgen.core.sharding import group_of
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.run import measure_drawing
 from smidgen.files.writing import write_png
@@ -50,10 +51,13 @@ def evaluators_of(base: Base, config: RunConfig, task: Task) -> list[Evaluator]:
         return labels if task.texts is None else task.texts.fixed(labels)
 
     def draw_grid(step: int) -> dict[str, float]:
-        if is_main():  # nothing in it waits for the others
-            labels = shown(GRID_CAPTIONS)
-            count = GRID_CAPTIONS if of_subject else GRID_IMAGES
-            images = [part for _, part in _drawing(base, labels, count).batches()]
+        # nothing in it waits for the others, unless they have parts of the weights
+        if not is_main() and group_of(base.denoiser) is None:
+            return {}
+        labels = shown(GRID_CAPTIONS)
+        count = GRID_CAPTIONS if of_subject else GRID_IMAGES
+        images = [part for _, part in _drawing(base, labels, count).batches()]
+        if is_main():
             path = config.output / "samples" / f"step-{step}.png"
             write_png(grid(np.concatenate(images)), path, AGAIN)
         return {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smidgen.data.latents import LatentSet
 from smidgen.models.calling import Network
-from smidgen.processes import shard, sum_over_processes
+from smidgen.processes import shard, sum_over_processes, world_size
 from smidgen.training.config import TrainingConfig
 from smidgen.training.objective import Batch, Task, batch_loss
 from smidgen.training.randomness import generator_for
@@ -56,8 +56,12 @@ class Validation:
         ]
 
     @torch.no_grad()
-    def loss(self, network: Network, device: torch.device, dtype: torch.dtype) -> float:
-        """The mean loss over all draws, of which each of several processes takes its share."""
+    def loss(
+        self, network: Network, device: torch.device, dtype: torch.dtype, *, in_step: bool = False
+    ) -> float:
+        """The mean loss over all draws, of which each of several processes takes its share. In step
+        all call the network equally often, as they must where each has a part of the weights.
+        """
         total = torch.zeros((), dtype=torch.float64)
         size = self._config.batch_size
         parts = [
@@ -65,8 +69,11 @@ class Validation:
             for draws in self._draws
             for start in range(0, len(draws.labels), size)
         ]
-        for number in shard(range(len(parts))):
-            batch = Batch(**parts[number]).to(device)
+        own = shard(range(len(parts)))
+        idle = len(parts[:: world_size()]) - len(own) if in_step else 0
+        for number in (*own, *[None] * idle):
+            batch = Batch(**parts[number or 0]).to(device)
             losses = batch_loss(network, batch, self._task, self._config, dtype)
-            total += losses.cpu().double().sum()
+            if number is not None:
+                total += losses.cpu().double().sum()
         return sum_over_processes(total).item() / sum(len(one.labels) for one in self._draws)
