@@ -199,3 +199,80 @@ def test_steps_are_rehearsed_whatever_is_kept_and_trained(tmp_path, settings):
     training = TrainingConfig(batch_size=4, **settings)
     config = RunConfig(data=tmp_path, output=tmp_path / "run", training=training)
     assert rehearse(tiny_base(), config, 2, tmp_path, steps=2).steps == 2
+
+
+PATIENT = {"validate_every": 2, "checkpoint_every": 4, "patience": 2, "steps": 40}
+
+
+def test_a_run_ends_when_its_patience_does(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    losses_of(monkeypatch, {2: 2.0, 4: 3.0, 6: 1.0, 8: 1.0, 10: 4.0})  # a sixth would be an error
+    grids = []
+    seen = Evaluator(every=8, run=lambda step: grids.append(step) or {})
+    result = run(tmp_path, **PATIENT, keep="best", evaluators=(seen,))
+    assert (result.steps, result.best_step, step_of(tmp_path)) == (10, 6, 6)
+    assert max(line["step"] for line in read_log(tmp_path)) == 10
+    assert grids == [8, 10]  # as at the last step of any run
+    assert "ended at step 10 of 40: not better since step 6" in caplog.text
+
+
+def test_with_the_last_kept_it_ends_with_the_last_one(tmp_path, monkeypatch):
+    losses_of(monkeypatch, {2: 1.0, 4: 3.0, 6: 2.0})
+    assert (run(tmp_path, **PATIENT).steps, step_of(tmp_path)) == (6, 6)
+
+
+def test_patience_is_counted_by_kid_where_that_is_measured(tmp_path, monkeypatch):
+    losses_of(monkeypatch, {step: float(step) for step in (4, 8, 12)})
+    found = {2: 0.5, 4: 0.3, 6: 0.28, 8: 0.31}  # 0.28 is within the interval of 0.3
+    values = {step: {"kid": mean, "kid_std": 0.05} for step, mean in found.items()}
+    settings = PATIENT | {"validate_every": 4}
+    result = run(tmp_path, **settings, metrics_every=2, evaluators=(evaluator(values),))
+    assert (result.steps, result.best_step) == (8, 4)
+
+
+@pytest.mark.parametrize("killed", [5, 9])
+def test_a_killed_run_has_the_patience_that_it_had(tmp_path, monkeypatch, killed):
+    losses = {2: 2.0, 4: 3.0, 6: 1.0, 8: 1.5, 10: 4.0}
+    losses_of(monkeypatch, losses)
+    run(tmp_path / "whole", **PATIENT)
+    losses_of(monkeypatch, losses)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", **PATIENT, on_step=stop_at(killed))
+    saved = killed // 4 * 4
+    losses_of(monkeypatch, {step: loss for step, loss in losses.items() if step > saved})
+    assert run(tmp_path / "cut", **PATIENT).steps == 10
+    assert final_files(tmp_path / "cut") == final_files(tmp_path / "whole")
+    assert run(tmp_path / "cut", **PATIENT).steps == 10  # and no validation more
+
+
+def test_a_run_without_anything_to_judge_has_no_patience(tmp_path):
+    with pytest.raises(UsageError, match="patience is 3 and nothing would judge it"):
+        TrainingConfig(patience=3, validation_share=0.0)
+    with pytest.raises(UsageError, match="patience is 2 and none of the 2 images is held out"):
+        run(tmp_path, latents=latent_set(2), **PATIENT)
+    with pytest.raises(UsageError, match="patience is 0"):
+        TrainingConfig(patience=0)
+
+
+def test_a_run_that_ended_early_is_finished_until_it_gets_more_patience(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "cache"))
+    photos = write_photos(tmp_path / "photos")
+    settings = {"batch_size": 4, "trackers": (), "progress": False, "validation_share": 0.2}
+    settings |= {"steps": 20, "validate_every": 2, "checkpoint_every": 4}
+    losses = {2: 2.0, 4: 3.0, 6: 1.0, 8: 1.0, 10: 1.0, 12: 1.0}
+
+    def train(name, patience):
+        smidgen.train(tiny_base(), photos, output=tmp_path / name, patience=patience, **settings)
+        report = json.loads((tmp_path / name / "run.json").read_text())
+        return report["resumed_at_step"], report["steps"]
+
+    losses_of(monkeypatch, losses)
+    assert train("run", 1) == (0, 4)
+    assert train("run", 1) == (0, 4)  # finished: nothing is validated
+    losses_of(monkeypatch, {step: loss for step, loss in losses.items() if step > 4})
+    assert train("run", 3) == (4, 12)
+    losses_of(monkeypatch, losses)
+    assert train("once", 3) == (0, 12)
+    moved, once = (Delta.load(tmp_path / name / DELTA) for name in ("run", "once"))
+    assert all(map(torch.equal, moved.parameters(), once.parameters()))
+    assert moved.provenance.training["settings"]["patience"] == 3

@@ -1,6 +1,7 @@
 """Trainings in mixed batches end where each would alone."""
 
 import dataclasses
+import json
 import os
 import signal
 from functools import partial
@@ -18,7 +19,8 @@ from smidgen.models.labels import labels_of
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.interrupt import Interrupted
-from smidgen.training.mixed import Place, not_mixable
+from smidgen.training.mixed import Place, _Mixed, not_mixable
+from smidgen.training.validation import Validation
 from tests.tiny.bases import tiny_base
 from tests.tiny.images import write_photos
 from tests.tiny.pipelines import TINY_PIPELINES
@@ -159,6 +161,33 @@ def test_an_interrupted_one_resumes_in_mixed_batches_and_nowhere_else(tmp_path, 
     found = train_many(tiny_base(), config, together=3)
     for name, delta in found.items():
         assert far(whole[name], delta) == 0
+
+
+def test_one_whose_patience_ends_leaves_the_batch_and_the_others_go_on(tmp_path, data, monkeypatch):
+    sizes, known = [], {}
+    losses = ([1.0, 2.0], [3.0, 2.0, 1.0, 4.0], [6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    step = _Mixed._step
+
+    def counted(self, places):
+        sizes.append(len(places))
+        step(self, places)
+
+    def loss(self, *_):
+        """Of the first, second and third run that validates, in turn."""
+        return next(known.setdefault(self, iter(losses[len(known) % 3])))
+
+    monkeypatch.setattr(_Mixed, "_step", counted)
+    monkeypatch.setattr(Validation, "loss", loss)
+    settings = {"validate_every": 1, "patience": 1, "keep": "best"}
+    found = train_many(tiny_base(), config_of(data, tmp_path / "many", **settings), together=3)
+    assert sizes == [3, 3, 2, 2, 1, 1]
+    for (name, delta), steps, best in zip(found.items(), (2, 4, 6), (1, 3, 6), strict=True):
+        assert isinstance(delta, Delta), delta
+        alone = run(tiny_base(), config_of(data / name, tmp_path / "alone" / name, **settings))
+        assert far(alone, delta) < 1e-4
+        for way in ("many", "alone"):
+            report = json.loads((tmp_path / way / name / "run.json").read_text())
+            assert (report["steps"], report["best_step"]) == (steps, best)
 
 
 def test_folders_that_are_none(tmp_path):

@@ -29,8 +29,8 @@ from smidgen.training.interrupt import Interrupted
 from smidgen.training.mixed import Place, not_mixable, train_mixed
 from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import check_recipe, read_recipe
-from smidgen.training.run import defaults_of, fine_tune, read_delta, recipe_of, settled
-from smidgen.training.start import begun_with
+from smidgen.training.run import defaults_of, fine_tune, recipe_of, settled
+from smidgen.training.start import begun_with, read_start
 
 RUNS = Path("runs")
 
@@ -172,12 +172,14 @@ def start_of(base: Base, config: RunConfig, trained: Delta) -> Delta:
         training={**trained.provenance.training, "step": 0},
         train_labels=config.training.train_labels,
     )
-    return delta if config.init is None else begun_with(delta, _read_init(config.init, base))
+    return delta if config.init is None else begun_with(delta, _read_init(config, base))
 
 
-def _read_init(path: Path, base: Base) -> Delta:
+def _read_init(config: RunConfig, base: Base) -> Delta:
+    path = config.init
+    assert path is not None, "it is read where it is given"
     if is_delta(path):
-        return read_delta(path, base)
+        return read_start(path, base, other_base=config.init_other_base)
     return read_embeddings(path, base) if is_embeddings(path) else read_lora(path, base)
 
 

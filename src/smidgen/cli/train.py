@@ -128,7 +128,7 @@ def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, An
         "trainable": delta.num_parameters(),
         "total": total,
         "share": delta.num_parameters() / total,
-        "steps": config.training.steps,
+        "steps": report.get("steps", config.training.steps),
         "run": report,
     }
 

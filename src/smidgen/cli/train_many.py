@@ -83,5 +83,6 @@ def _told(folder: Path, result: Any) -> dict[str, Any]:
     return {
         "delta": str(folder / "delta.safetensors"),
         "trainable": result.num_parameters(),
+        "step": result.provenance.training["step"],
         "classes": list(result.provenance.classes),
     }

@@ -58,6 +58,14 @@ def fingerprints_match(a: str, b: str) -> bool:
     return shapes_a == shapes_b and distance <= TOLERANCE
 
 
+def shapes_match(a: str, b: str) -> bool:
+    """Whether two fingerprints are of weights of the same names and shapes, whatever their values.
+
+    Raises: SmidgenError if one is not a fingerprint of this version.
+    """
+    return _parse(a)[0] == _parse(b)[0]
+
+
 def _parse(text: str) -> tuple[str, tuple[int, ...]]:
     try:
         kind, shapes, values = text.split(":")

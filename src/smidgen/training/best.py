@@ -1,4 +1,4 @@
-"""Which of the deltas that a run judges on its way is the best one."""
+"""Which of the deltas that a run judges on its way is the best one, and when that ends the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ LOSS, KID, SPREAD = "loss", "kid", "kid_std"
 
 def judged_by_kid(config: TrainingConfig) -> bool:
     """Whether the best is that of the samples' KID, in place of the validation loss."""
-    return config.keep == "best" and config.metrics_every > 0
+    return (config.keep == "best" or config.patience is not None) and config.metrics_every > 0
+
+
+def ran_out(since_best: int, patience: int | None) -> bool:
+    """Whether a run ends after so many judgements without a better one."""
+    return patience is not None and since_best >= patience
 
 
 def is_better(found: Mapping[str, float], best: Mapping[str, float]) -> bool:
@@ -29,7 +34,7 @@ def is_better(found: Mapping[str, float], best: Mapping[str, float]) -> bool:
         return LOSS not in best or found[LOSS] < best[LOSS]
     if KID not in found or SPREAD not in found:
         raise SmidgenError(
-            f"keep best is judged by KID where metrics are measured, and these have none "
+            f"the best is judged by KID where metrics are measured, and these have none "
             f"({', '.join(found)}); leave metrics_every out and it is judged by the validation loss"
         )
     return KID not in best or found[KID] + found[SPREAD] < best[KID] - best[SPREAD]

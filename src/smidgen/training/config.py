@@ -13,7 +13,7 @@ from smidgen.data.names import CachePrecision, CaptionSource, LayoutName
 from smidgen.errors import UsageError
 from smidgen.fast.names import FrozenPrecision
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
-from smidgen.files.settings import NO_FLAG, check_choices
+from smidgen.files.settings import NO_FLAG, SWITCH, check_choices
 from smidgen.models.prompts import CLASS, DREAMBOOTH
 from smidgen.training.subject import CLASS_IMAGES, check_task
 
@@ -117,6 +117,9 @@ class TrainingConfig:
     """What the run ends with. last: the delta of its last step; best: of the steps at which it was
     judged that of the lowest validation loss or, with --metrics-every, of the lowest KID, the
     earliest of those whose intervals overlap."""
+    patience: int | None = None
+    """The run ends early after so many judgements in a row without a better one than before, judged
+    as for keep best; none: it makes all its steps."""
     validation_share: float = 0.02
     """Share of the images that are held out for the validation loss; 0: none."""
     validate_every: int | None = None
@@ -135,7 +138,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         counts = ("steps", "gradient_accumulation", "checkpoint_every", "validate_every")
-        for name in (*counts, "keep_checkpoints", "keep_deltas"):
+        for name in (*counts, "keep_checkpoints", "keep_deltas", "patience"):
             check_integer(name, getattr(self, name), least=1)
         check_integer("batch_size", self.batch_size, most=MOST_IMAGES)
         check_integer("num_threads", self.num_threads, most=MOST_THREADS)
@@ -151,6 +154,11 @@ class TrainingConfig:
             raise UsageError(
                 "keep is best and nothing would judge it; give validation_share above 0, or "
                 "metrics_every"
+            )
+        if self.patience is not None and not (self.validation_share or self.metrics_every):
+            raise UsageError(
+                f"patience is {self.patience} and nothing would judge it; give validation_share "
+                "above 0, or metrics_every"
             )
         if self.validation_share == 1:
             raise UsageError(
@@ -259,6 +267,9 @@ class RunConfig:
     init: Path | None = None
     """Begin from this delta, or LoRA file of another program, of the same method, in place of a
     fresh one."""
+    init_other_base: bool = field(default=False, metadata=SWITCH)
+    """That delta may be of another base with weights of the same names and shapes, such as an
+    earlier version of this one."""
     output: Path
     """Folder for the run; its delta.safetensors is the result."""
     method_config: Any = field(default=None, metadata=NO_FLAG)
@@ -270,6 +281,8 @@ class RunConfig:
         check_integer("class_images", self.class_images, most=MOST_IMAGES)
         check_number("class_guidance", self.class_guidance)
         check_choices(self)
+        if self.init_other_base and self.init is None:
+            raise UsageError("init_other_base is about init, which is not given; give both")
         if self.keep_tags and not self.shuffle_tags:
             raise UsageError("keep_tags says which tags are not shuffled; give shuffle_tags too")
         check_task(self)

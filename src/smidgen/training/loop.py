@@ -27,7 +27,7 @@ from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import labels_of
 from smidgen.processes import from_main, shared, world_size
 from smidgen.training import runtime
-from smidgen.training.best import KID, LOSS, SPREAD, is_better, judged_by_kid
+from smidgen.training.best import KID, LOSS, SPREAD, is_better, judged_by_kid, ran_out
 from smidgen.training.buckets import BucketOrder
 from smidgen.training.config import ADAMW_8BIT, TrainingConfig
 from smidgen.training.ema import decay_after, update_average
@@ -102,13 +102,15 @@ class Session:
 
 
 def run_steps(session: Session) -> None:
-    """The loop, from the state's step to the last one."""
+    """The loop, from the state's step to the last one, or to the end of its patience."""
     base, config, state = session.base, session.config, session.state
     accelerator, optimizer = session.accelerator, state.optimizer
     device, dtype = base.device, dtype_of(base.denoiser)
     parameters, average = list(state.delta.parameters()), list(state.average.parameters())
 
     for step in range(state.step + 1, config.steps + 1):
+        if ran_out(state.since_best, config.patience):
+            return
         started = time.perf_counter()
         lr = optimizer.param_groups[0]["lr"] = learning_rate(config, step)
 
@@ -147,12 +149,13 @@ def run_steps(session: Session) -> None:
         if _due(step, config.validate_every or config.checkpoint_every, config.steps):
             _validate(session)
         for evaluator in session.evaluators:
-            if _due(step, evaluator.every, config.steps):
+            if _due(step, evaluator.every, _last_step(session)):
                 _evaluate(session, evaluator)
+        last = _last_step(session)
         stopping = session.stop.signal if world_size() == 1 else told_to_stop
-        if _due(step, config.checkpoint_every, config.steps) or stopping is not None:
+        if _due(step, config.checkpoint_every, last) or stopping is not None:
             session.saver.checkpoint(runtime.scaler_state(accelerator))
-        if stopping is not None and step < config.steps:
+        if stopping is not None and step < last:
             words = f"stopped at step {step} of {config.steps}, saved"
             raise shared(Interrupted(f"{words}; run the same command again to resume", stopping))
 
@@ -202,9 +205,11 @@ def train_delta(
         seed=config.seed,
         contents=latents.contents[: latents.num_own],
     )
-    if config.keep == "best" and not (len(held_out) or config.metrics_every):
+    judged = "keep is best" if config.keep == "best" else f"patience is {config.patience}"
+    needs_judge = config.keep == "best" or config.patience is not None
+    if needs_judge and not (len(held_out) or config.metrics_every):
         raise UsageError(
-            f"keep is best and none of the {latents.num_own} images is held out to judge by; "
+            f"{judged} and none of the {latents.num_own} images is held out to judge by; "
             "raise validation_share, or give metrics_every"
         )
     task = task or Task(process=base.process, labels=labels_of(base, delta))
@@ -276,10 +281,13 @@ def train_delta(
             )
         )
     kept = saver.finish()
-    num_images = (config.steps - first_step) * journal.images_per_step
+    if state.step < config.steps:
+        words = "ended at step %d of %d: not better since step %d"
+        logger.info(words, state.step, config.steps, state.best["step"])
+    num_images = (state.step - first_step) * journal.images_per_step
     return TrainingResult(
         delta=kept,
-        steps=config.steps,
+        steps=state.step,
         first_step=first_step,
         seconds=state.seconds,
         images_per_second=num_images / max(state.seconds - first_seconds, 1e-9),
@@ -342,6 +350,22 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or step % every == 0
 
 
+def _last_step(session: Session) -> int:
+    """The step with which the run ends, as far as is known now."""
+    state, config = session.state, session.config
+    return state.step if ran_out(state.since_best, config.patience) else config.steps
+
+
+def _judged(state: TrainingState, values: Mapping[str, float]) -> bool:
+    """Whether what is said of the average now is the best so far; the state notes it, or counts."""
+    if is_better(values, state.best):
+        known = {name: values[name] for name in (LOSS, KID, SPREAD) if name in values}
+        state.best, state.since_best = {"step": state.step, **known}, 0
+        return True
+    state.since_best += 1
+    return False
+
+
 def _validate(session: Session) -> None:
     """Log the average's validation loss, note whether it is the best; keep a copy of it."""
     state, base = session.state, session.base
@@ -350,8 +374,8 @@ def _validate(session: Session) -> None:
         with averaged(state), session.accelerator.autocast():
             loss = session.validation.loss(session.plain, base.device, dtype, in_step=in_step)
         session.journal.note(state.step, {"validation_loss": loss})
-        if not judged_by_kid(session.config) and is_better({LOSS: loss}, state.best):
-            state.best = {"step": state.step, LOSS: loss}
+        if not judged_by_kid(session.config):
+            _judged(state, {LOSS: loss})
     session.saver.keep_delta()
 
 
@@ -363,6 +387,5 @@ def _evaluate(session: Session, evaluator: Evaluator) -> None:
     if not values:
         return
     session.journal.note(state.step, values)
-    if judged_by_kid(session.config) and is_better(values, state.best):
-        state.best = {"step": state.step, KID: values[KID], SPREAD: values[SPREAD]}
+    if judged_by_kid(session.config) and _judged(state, values):
         session.saver.keep_delta()

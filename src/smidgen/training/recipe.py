@@ -1,8 +1,8 @@
 """RUN/recipe.toml: the settings of a run, and the rule for running into the same folder again.
 
 The same settings resume or find the run finished, and so do others that change no trained bit; more
-steps go on where the schedule allows. Anything else is refused, or starts over with force. The file
-reads as a recipe of the command line: a key a line, "none" for None.
+steps go on where the schedule allows, and more patience. Anything else is refused, or starts over
+with force. The file reads as a recipe of the command line: a key a line, "none" for None.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from smidgen.files.standing import Standing, standing
 from smidgen.files.toml import NONE, toml
 from smidgen.files.writing import try_writing, write_text
 from smidgen.methods import resolve
+from smidgen.training.best import ran_out
 from smidgen.training.state import AGAIN, checkpoints, read_position, writing
 
 RECIPE, REPORT, DELTA = "recipe.toml", "run.json", "delta.safetensors"
@@ -29,14 +30,15 @@ FILES = (DELTA, "log.jsonl", REPORT, "bad_files.json", "nonfinite.json")
 # what changes no trained bit
 NOT_COMPARED = (
     # where things lie: the checkpoint knows base, images, captions and start by their content
-    *("base", "codec", "data", "class_data", "captions", "init", "cache_dir", "device"),
+    *("base", "codec", "data", "class_data", "captions", "init"),
+    *("init_other_base", "cache_dir", "device"),
     "num_threads",
     "buckets",  # the checkpoint knows in which one each image is
     "fast",  # the checkpoint knows which of the two ways was taken
     # what is kept, looked at and told on the way
     *("checkpoint_every", "keep_checkpoints", "keep_deltas", "validate_every"),
     *("sample_every", "metrics_every", "metrics_features", "trackers", "max_bad_share"),
-    "steps",  # has a rule of its own
+    *("steps", "patience"),  # have rules of their own
 )
 
 
@@ -82,8 +84,16 @@ def check_recipe(
     done = steps_done(folder)
     _check_steps(folder, before, now, done)
     whole = (folder / DELTA).is_file() and (folder / REPORT).is_file()
-    finished = whole and done >= now["steps"]
+    finished = whole and (done >= now["steps"] or _ended_early(folder, now))
     return standing(folder, "a run", before, now, finished=finished, not_compared=NOT_COMPARED)
+
+
+def _ended_early(folder: Path, now: Mapping[str, Any]) -> bool:
+    """Whether the patience of such a run is at an end. Raises: SmidgenError as `read_position`."""
+    found, patience = checkpoints(folder), now.get("patience", NONE)
+    if not found or patience == NONE:
+        return False
+    return ran_out(read_position(found[-1]).since_best, patience)
 
 
 def steps_done(folder: Path) -> int:

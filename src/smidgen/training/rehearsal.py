@@ -40,6 +40,7 @@ def rehearse(
         checkpoint_every=steps,
         validation_share=0.0,
         keep="last",
+        patience=None,
         trackers=(),
     )
     count = max(num_classes, training.batch_size * training.gradient_accumulation)

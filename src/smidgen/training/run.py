@@ -50,7 +50,7 @@ from smidgen.training.mixed import Place
 from smidgen.training.precision import with_precision
 from smidgen.training.previews import evaluators_of
 from smidgen.training.randomness import generator_for
-from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe
+from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe, steps_done
 from smidgen.training.runtime import check_runtime
 from smidgen.training.saving import identity_of
 from smidgen.training.start import INIT, begun_with, check_start, identity_of_start
@@ -62,10 +62,10 @@ from smidgen.training.subject import (
 
 logger = logging.getLogger(__name__)
 
-# settings of some bases or tasks: a delta names them where they have a value
+# settings of some bases, tasks or runs: a delta names them where they have a value
 BY_BASE = (
     *("prompt", "prior_weight", "timestep_sampling", "timestep_shift", "embedded_guidance"),
-    "train_text_encoder",
+    *("train_text_encoder", "patience"),
 )
 
 # those of a run, besides the ones that come first, as its recipe lists them
@@ -83,6 +83,7 @@ OTHERS = (
     "cache_precision",
     "max_bad_share",
     "init",
+    "init_other_base",
 )
 
 # settings that change no trained bit: a delta does not name them
@@ -100,7 +101,7 @@ def fine_tune(
     base: Base,
     config: RunConfig,
     *,
-    read_init: Callable[[Path, Base], Delta] = read_delta,
+    read_init: Callable[[RunConfig, Base], Delta],
     force: bool = False,
     progress: bool = False,
     place: Place | None = None,
@@ -124,7 +125,7 @@ def fine_tune(
         if standing != "new":
             from_main(lambda: _check_same(base, config, latents))
         if standing == "finished":
-            logger.info("%s is finished: %d steps", folder, config.training.steps)
+            logger.info("%s is finished: %d steps", folder, steps_done(folder))
             return read_delta(folder / DELTA, base)
         if asked.training.precision != config.training.precision:
             logger.info('precision "auto" is %s in this run', config.training.precision)
@@ -137,9 +138,9 @@ def fine_tune(
             goes_on = (
                 standing == "begun" and bool(checkpoints(folder)) and (folder / DELTA).is_file()
             )
-            init = read_delta(folder / DELTA, base) if goes_on else read_init(config.init, base)
+            init = read_delta(folder / DELTA, base) if goes_on else read_init(config, base)
             check_positions(init, base)
-            delta = begun_with(delta, init)
+            delta = begun_with(delta, init, goes_on=goes_on)
         task = task_of(base, delta, latents, config, reader=reader, progress=progress)
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()

@@ -9,15 +9,18 @@ from pathlib import Path
 import torch
 
 from smidgen.core.delta import Delta
-from smidgen.core.edits import Edit, Table
-from smidgen.core.file import is_delta, read_header
+from smidgen.core.edits import Edit, Table, Weight
+from smidgen.core.file import Provenance, is_delta, read_header
+from smidgen.core.fingerprint import fingerprints_match, shapes_match
 from smidgen.core.word import Word
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import sha256_of
 from smidgen.files.standing import changed
+from smidgen.models.base import Base
 
 START, NO_START = "the start", "fresh"  # of the identity of a run
-INIT = "init"  # where a delta's provenance has it
+# where a delta's provenance has it, and the base of what it began from if that was another one
+INIT, INIT_BASE = "init", "init_base"
 
 
 def check_start(init: Path | None, method: str) -> None:
@@ -46,9 +49,43 @@ def identity_of_start(init: Path | None, own: Path) -> str | None:
     return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
-def begun_with(fresh: Delta, other: Delta) -> Delta:
+def read_start(path: Path, base: Base, *, other_base: bool = False) -> Delta:
+    """The delta in a file, with which a run on `base` begins. With `other_base` it may be of
+    another one, with other weights of the same names and shapes: an earlier version, say.
+
+    Raises: SmidgenError if it is none, or of another base; UsageError for one that cannot begin on
+        this base either way.
+    """
+    delta = Delta.load(path)
+    theirs, ours = delta.provenance.fingerprint, base.fingerprint
+    if not other_base:
+        try:
+            delta.check_base(ours, base.name)
+        except SmidgenError as error:
+            if can_begin(delta, ours) is not None:
+                raise
+            hint = "or init_other_base to begin from it all the same"
+            raise SmidgenError(f"{error}, {hint}") from error
+    elif not fingerprints_match(theirs, ours) and (why := can_begin(delta, ours)) is not None:
+        raise UsageError(f'no run on base "{base.name}" can begin from {path}: {why}')
+    return delta
+
+
+def can_begin(delta: Delta, fingerprint: str) -> str | None:
+    """Why no run on another base with this fingerprint can begin from the delta. None if one can:
+    the two have weights of the same names and shapes, and nothing in the delta is a copy of some.
+    """
+    if not shapes_match(delta.provenance.fingerprint, fingerprint):
+        return "the bases differ in the shapes of their weights; begin without init"
+    if any(isinstance(edit, Weight) for edit in delta.edits.values()):
+        return "it holds copies of the other base's weights; begin without init"
+    return None
+
+
+def begun_with(fresh: Delta, other: Delta, *, goes_on: bool = False) -> Delta:
     """A delta with the values of `other` and what is said of `fresh`, which was built for a run:
-    its classes, and of its label table the rows of classes that `other` does not know.
+    its classes, and of its label table the rows of classes that `other` does not know; and, if
+    `other` is of another base, of which. A run that `goes_on` has its own last delta as `other`.
 
     Raises: UsageError if `other` is of another method, or of the same with other options, text
         encoders or another new word.
@@ -68,8 +105,20 @@ def begun_with(fresh: Delta, other: Delta) -> Delta:
             if isinstance(known, Table):
                 _take_rows(edit, ours.classes, known, theirs.classes)
             edits[name] = edit
-    provenance = dataclasses.replace(ours, config=theirs.config or ours.config)
+    training = ours.training
+    origin = theirs.training.get(INIT_BASE) if goes_on else _other_base(theirs, ours)
+    if origin is not None:
+        training = {**training, INIT_BASE: origin}
+    config = theirs.config or ours.config
+    provenance = dataclasses.replace(ours, config=config, training=training)
     return Delta(edits, provenance).to(next(fresh.parameters()).device)
+
+
+def _other_base(theirs: Provenance, ours: Provenance) -> dict[str, str] | None:
+    """The base of what is begun from, if it is not that of the run."""
+    if fingerprints_match(theirs.fingerprint, ours.fingerprint):
+        return None
+    return {"name": theirs.base, "fingerprint": theirs.fingerprint}
 
 
 def _check_method(theirs: str, ours: str) -> None:

@@ -50,7 +50,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     `epoch` and `position` are those of the first bucket of images, `buckets` has those of the
     others. `class_epoch` and `class_position` are those of a subject's class images; `identity`
     tells whether base and data are still the same, `best` is the best validation so far ({} or
-    step and loss), `seconds` the training time, `scaler` the loss scaling of fp16.
+    step and loss), `since_best` counts those after it, `seconds` is the training time, `scaler` the
+    loss scaling of fp16.
     """
 
     format_version: int
@@ -62,6 +63,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     class_position: int = 0
     identity: dict[str, str]
     best: dict[str, int | float] = {}
+    since_best: int = 0
     seconds: float = 0.0
     scaler: dict[str, int | float] = {}
 
@@ -78,6 +80,7 @@ class TrainingState:
     class_order: Shuffle | None = None
     step: int = 0
     best: Mapping[str, float] = field(default_factory=dict)
+    since_best: int = 0
     seconds: float = 0.0
 
     def take(self, count: int) -> Tensor:
@@ -108,6 +111,7 @@ def save_checkpoint(
         class_position=0 if state.class_order is None else state.class_order.position,
         identity=dict(identity),
         best=dict(state.best),
+        since_best=state.since_best,
         seconds=state.seconds,
         scaler=dict(scaler),
     )
@@ -167,6 +171,7 @@ def restore_checkpoint(
         raise _damaged(checkpoint, str(error)) from error
     _restore_tensors(state, tensors)
     state.step, state.best, state.seconds = position.step, position.best, position.seconds
+    state.since_best = position.since_best
     return position
 
 
