@@ -16,7 +16,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 # what L1 has besides data
 MODELS = ("errors", "sizes", "files", "core", "hosts", "models.dit", "diffusion")
 L1 = (*MODELS, "models", "data")
-L3 = ("sampling", "evaluation", "explanation", "training", "interop", "statistics", "hub")
+L3 = (
+    *("sampling", "evaluation", "explanation", "training"),
+    *("interop", "statistics", "hub", "library"),
+)
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     # L0
@@ -44,6 +47,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
     "hub": (*MODELS, "models", "evaluation", "interop"),
+    "library": (*L1, "sampling", "evaluation", "training"),
     "statistics": ("errors", "files", "evaluation"),
     "verification": (*L1, "methods", "sampling", "evaluation", "training", "processes"),
     # L4
@@ -51,7 +55,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "__init__": ("errors", "api"),
     # L5
     "study": (*L1, "methods", *L3, "api", "processes", "progress", "figures", "cluster"),
-    "serving": (*MODELS, "models", "fast", "sampling", "processes", "cluster"),
+    "serving": (*MODELS, "models", "fast", "sampling", "library", "processes", "cluster"),
     # L6
     "cli": (
         *L1,

@@ -2,7 +2,8 @@
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
 evaluation.py measures, explaining.py shows what was learned, statistics.py analyses tables of
-measurements, weights.py counts, folding.py folds and converts, hub.py pushes and pulls,
+measurements, library.py judges deltas before they are served and finds orphans,
+weights.py counts, folding.py folds and converts, hub.py pushes and pulls,
 verification.py verifies bases; bases and deltas come from models and core.
 """
 
@@ -16,6 +17,7 @@ from smidgen.api.folding import (
     import_lora,
 )
 from smidgen.api.hub import pull, push
+from smidgen.api.library import gate, orphans
 from smidgen.api.sampling import sample, sample_arrays
 from smidgen.api.statistics import anova
 from smidgen.api.training import train
@@ -36,10 +38,12 @@ __all__ = [
     "export_embeddings",
     "export_lora",
     "fold",
+    "gate",
     "import_embeddings",
     "import_lora",
     "inspect",
     "load_base",
+    "orphans",
     "pull",
     "push",
     "sample",

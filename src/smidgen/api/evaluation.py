@@ -63,6 +63,12 @@ class Drawn:
                         "leave it out"
                     )
             return self.base
+        return load_base(**self.asked(source, delta, config, precision))
+
+    def asked(
+        self, source: Path, delta: Delta, config: EvaluationConfig, precision: str | None
+    ) -> dict[str, Any]:
+        """What `load_base` is asked for, where no base is given that is loaded already."""
         recipe = read_recipe(source if source.is_dir() else source.parent) or {}
         given: dict[str, Any] = {
             "codec": self.codec,
@@ -76,15 +82,15 @@ class Drawn:
                 recipe_has = given["base_precision"]
                 given["base_precision"] = None if recipe_has == "fp32" else recipe_has
         size, positions = size_and_positions(delta)
-        return load_base(
-            self.base or recipe.get("base") or delta.provenance.base,
-            device=device_of(config.device),
-            dtype=DTYPES[precision or "fp32"],
-            image_size=self.image_size or recipe.get("image_size") or size,
-            positions=self.positions or positions,
-            offload=self.offload,
+        return {
+            "name": self.base or recipe.get("base") or delta.provenance.base,
+            "device": device_of(config.device),
+            "dtype": DTYPES[precision or "fp32"],
+            "image_size": self.image_size or recipe.get("image_size") or size,
+            "positions": self.positions or positions,
+            "offload": self.offload,
             **given,
-        )
+        }
 
 
 def evaluate(

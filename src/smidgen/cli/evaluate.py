@@ -22,7 +22,7 @@ from smidgen.cli.options import (
     log,
     quiet_stdout,
 )
-from smidgen.cli.records import DELTA, default_output, finished_result, state_of
+from smidgen.cli.records import default_output, finished_result, state_of
 from smidgen.data.embedded_sets import locate_reference
 from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
@@ -32,6 +32,7 @@ from smidgen.files.checks import check_number
 from smidgen.files.settings import flatten, settings_of
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
+from smidgen.library.files import DELTA
 from smidgen.models.chosen import check_base_name
 from smidgen.models.names import BasePrecision
 from smidgen.models.positions import Positions

@@ -12,18 +12,17 @@ from smidgen.errors import UsageError
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES, Result
 from smidgen.files.reading import Unreadable, fit, read_json
 from smidgen.files.standing import START_OVER, standing
+from smidgen.library.files import RESULT, beside
 from smidgen.sampling.folder import DEFAULT_SAMPLERS
 
-RESULT = "result.json"
 STATES = ("images_state", "reference_state")
-DELTA = "delta.safetensors"
 
 
 def default_output(images: Path) -> Path:
     """result.json in a folder or beside a run's delta; <name>.result.json beside another file."""
     if images.is_dir():
         return images / RESULT
-    return images.parent / (RESULT if images.name == DELTA else f"{images.stem}.{RESULT}")
+    return beside(images, RESULT)
 
 
 def finished_result(output: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:

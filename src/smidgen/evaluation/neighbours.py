@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbours: precision and recall, density and coverage.
+"""Metrics of nearest neighbours: precision and recall, density and coverage; and copies.
 
 M real and N generated vectors, D feature dimensions. Exact, in float64 and block by block: memory
 is a few blocks of distances whatever M and N.
@@ -6,17 +6,19 @@ is a few blocks of distances whatever M and N.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from smidgen.evaluation.metrics import exact_device
 from smidgen.evaluation.table import Found
 
 ROUNDING = 1e-12  # of a squared distance, relative to the squared lengths: above what D sums make
+SAME = 1e-9  # of a squared distance, as above: what one file read twice makes in float32
 TIE = 1e-9  # squared distances whose ratio is this near to one are equal
 
 
@@ -129,3 +131,84 @@ def _outer(squares: Float[Tensor, "A"]) -> Float[Tensor, "A"]:
 def _inner(squares: Float[Tensor, "A"]) -> Float[Tensor, "A"]:
     """Bounds that keep ties out."""
     return squares * (1 - TIE)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scale:
+    """How near different pictures of a set are to each other: `distance` is the quantile of the
+    distances (not squared) from each to the nearest other one. About `by_chance` of further such
+    pictures would be nearer to the set than that.
+    """
+
+    real: Float[Tensor, "M D"]
+    distance: float
+    by_chance: float
+    device: torch.device
+    block: int
+
+    def nearest(
+        self, fake: Float[Tensor, "N D"]
+    ) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"], Bool[Tensor, "N"]]:
+        """Of each vector the distance to the nearest real one, its index, and whether it is nearer
+        than the scale: too near to be another picture.
+        """
+        centre = self.real.mean(dim=0, dtype=torch.float64).to(self.device)
+        sets = [_Blocks(vectors, centre, self.block) for vectors in (fake, self.real)]
+        squares, places = _nearest(*sets)
+        return squares.sqrt().cpu(), places.cpu(), (squares < self.distance**2 * (1 - TIE)).cpu()
+
+
+def scale_of(
+    real: Float[Tensor, "M D"],
+    device: torch.device | str = "cpu",
+    *,
+    quantile: float = 0.01,
+    block: int = 2048,
+) -> Scale:
+    """The scale on which a generated picture is a copy of one of the real ones: distances between
+    real pictures, left out one by one, as the data-copying test of Meehan et al. 2020 (arXiv
+    2004.05675) has them of held-out ones. Copies among the real ones are passed over.
+
+    With k = quantile x M, rounded down and 1 at least, the scale is the k-th smallest distance;
+    (k + 1) / (M + 1) of further pictures would be nearer, exactly so for k = 1, where it is the
+    probability that one of M + 1 pictures is of the nearest pair.
+
+    Raises: ValueError if not two of the vectors differ.
+    """
+    place = exact_device(device)
+    centre = real.mean(dim=0, dtype=torch.float64).to(place)
+    blocks = _Blocks(real, centre, block)
+    squares = _nearest(blocks, blocks, different=True)[0]
+    k = max(1, int(quantile * len(real)))
+    distance = float(squares.sort().values[k - 1].sqrt())
+    if not math.isfinite(distance):
+        raise ValueError(f"{len(real)} real vectors, of which not two differ")
+    return Scale(
+        real=real,
+        distance=distance,
+        by_chance=min(1.0, (k + 1) / (len(real) + 1)),
+        device=place,
+        block=block,
+    )
+
+
+def _nearest(
+    rows: _Blocks, columns: _Blocks, *, different: bool = False
+) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
+    """The squared distance from each row to the nearest column, and its index; with `different` to
+    the nearest one that is no copy of it.
+    """
+    count, place = len(rows.vectors), rows.centre.device
+    nearest = torch.full((count,), torch.inf, dtype=torch.float64, device=place)
+    found = torch.zeros(count, dtype=torch.int64, device=place)
+    for these, x in rows:
+        for those, y in columns:
+            squares = _squared_distances(x, y)
+            if different:
+                norms = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
+                squares.masked_fill_(squares <= SAME * norms, torch.inf)
+            least, where = squares.min(dim=1)
+            better = least < nearest[these]
+            nearest[these] = torch.where(better, least, nearest[these])
+            found[these] = torch.where(better, where + those.start, found[these])
+    return nearest, found

@@ -82,7 +82,7 @@ def create_app(base: Base, config: ServeConfig, key: str | None = None) -> FastA
         deltas cannot be read.
     """
     config.check_key(key)
-    library = Library(config.deltas, base, config.slots)
+    library = Library(config.deltas, base, config.slots, gated=config.gated)
     engine = Engine(base, slots=config.slots, batch=config.batch_size, waiting=config.waiting)
     served = Served(base, library, engine, config, Measures(engine), int(time.time()))
 

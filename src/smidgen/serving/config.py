@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smidgen.errors import UsageError
 from smidgen.files.checks import check_integer, check_number
+from smidgen.files.settings import SWITCH
 
 DRAIN_SECONDS = 30  # for what was taken, at the end
 API_KEY = "SMIDGEN_API_KEY"  # of the environment: a flag would be seen by everyone on the machine
@@ -20,6 +21,8 @@ class ServeConfig:
     deltas: Path
     """Folder of deltas: NAME.safetensors, or NAME/delta.safetensors as trainings leave them. New
     files are served without a restart."""
+    gated: bool = dataclasses.field(default=False, metadata=SWITCH)
+    """Serve only deltas that passed smidgen gate as they are now: by the gate.json beside each."""
     studies: Path | None = None
     """Folder of studies whose reports the page links to."""
     host: str = "127.0.0.1"

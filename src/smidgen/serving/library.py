@@ -25,10 +25,11 @@ from smidgen.core.delta import Delta, read_header
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.errors import SmidgenError, UsageError, closest, shown
 from smidgen.files.reading import Unreadable, read_json, sha256_of
+from smidgen.library.files import GATE, RESULT, beside, deltas_in
+from smidgen.library.record import refusal
 from smidgen.models.base import Base
 from smidgen.serving.pools import Key
 
-SUFFIX = ".safetensors"
 MARKS = "+:"  # between the parts of a model's name
 MOST_PARTS = 8
 GRIDS = ("grid.png", "samples.png")
@@ -37,6 +38,9 @@ MOST_NUMBERS = 12  # of a run, on the page
 MOST_BYTES = 2**32  # of one file; the largest deltas, copies of all weights, are a base's size
 
 logger = logging.getLogger(__name__)
+
+
+State = tuple[int, int, int]
 
 
 class _Result(msgspec.Struct):
@@ -51,11 +55,14 @@ class UnknownModel(SmidgenError):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A delta file that can be served; `state` tells when the file becomes another one."""
+    """A delta file that can be served; `state` tells when the file becomes another one, `gate` the
+    same of its gate.json, where that is asked (None: there is none, or it is not).
+    """
 
     name: str
     path: Path
-    state: tuple[int, int, int]
+    state: State
+    gate: State | None = None
     header: dict[str, Any]
 
     @property
@@ -71,7 +78,7 @@ class Entry:
         if run.name != self.name:
             return {}
         try:
-            metrics = read_json(run / "result.json", _Result, MOST_RESULT_BYTES).metrics
+            metrics = read_json(run / RESULT, _Result, MOST_RESULT_BYTES).metrics
         except Unreadable:
             return {}
         plain = {k: v for k, v in metrics.items() if isinstance(v, float) and math.isfinite(v)}
@@ -84,16 +91,19 @@ class Entry:
 
 
 class Library:
-    """The deltas of `folder` that fit `base`; the last `kept` that were read stay in memory."""
+    """The deltas of `folder` that fit `base` and, if it is `gated`, have passed the gate; the last
+    `kept` that were read stay in memory.
+    """
 
-    def __init__(self, folder: Path, base: Base, kept: int) -> None:
-        self._folder, self._base, self._kept = folder, base, kept
+    def __init__(self, folder: Path, base: Base, kept: int, *, gated: bool = False) -> None:
+        self._folder, self._base, self._kept, self._gated = folder, base, kept, gated
         # of a local file or folder its path is nobody's business
         self.base_name = Path(base.name).name if Path(base.name).exists() else base.name
         self._entries: dict[str, Entry] = {}
-        self._refused: dict[Path, tuple[int, int, int]] = {}
+        self._refused: dict[Path, tuple[State, State | None]] = {}
+        self._stopped: set[str] = set()  # at the gate
         self._deltas: OrderedDict[Key, Delta] = OrderedDict()
-        self._hashes: dict[Path, tuple[tuple[int, int, int], str]] = {}
+        self._hashes: dict[Path, tuple[State, str]] = {}
         self._lock = threading.Lock()
         self.refresh()
 
@@ -101,7 +111,9 @@ class Library:
         """Look at the folder again."""
         with self._lock:
             found: dict[str, Entry] = {}
-            for name, path in _files(self._folder):
+            listed = deltas_in(self._folder)
+            self._stopped &= set(dict(listed))
+            for name, path in listed:
                 entry = self._entry(name, path)
                 if entry is not None and name in found:
                     logger.warning("%s: %s is the name of another delta", path, name)
@@ -147,16 +159,16 @@ class Library:
         if model == self.base_name:
             return None
         parts = [(self.entry(name), weight) for name, weight in parsed(model)]
-        hashes = [(self._hash(entry), weight) for entry, weight in parts]
+        hashes = [(self._hash(entry.path, entry.state), weight) for entry, weight in parts]
         if len(hashes) == 1 and hashes[0][1] == 1:
             return hashes[0][0]
         return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
-    def _hash(self, entry: Entry) -> str:
-        state, known = self._hashes.get(entry.path, (None, ""))
-        if state != entry.state:
-            known = sha256_of(entry.path)
-            self._hashes[entry.path] = entry.state, known
+    def _hash(self, path: Path, state: State) -> str:
+        before, known = self._hashes.get(path, (None, ""))
+        if before != state:
+            known = sha256_of(path)
+            self._hashes[path] = state, known
         return known
 
     def entry(self, name: str) -> Entry:
@@ -165,6 +177,7 @@ class Library:
             self.refresh()
         found = self._entries.get(name)
         if found is None:
+            self._check_gate(name)
             known = [self.base_name, *self._entries]
             raise UnknownModel(f'no model "{shown(name)}"{closest(name, known)}')
         return self._current(found)
@@ -190,7 +203,7 @@ class Library:
     def _current(self, entry: Entry) -> Entry:
         """This one, or what its file has become."""
         try:
-            same = _state(entry.path) == entry.state
+            same = (_state(entry.path), self._gate(entry.path)) == (entry.state, entry.gate)
         except OSError as error:
             self.refresh()
             raise UnknownModel(f'no model "{entry.name}" any more: its file is gone') from error
@@ -199,8 +212,14 @@ class Library:
         self.refresh()
         found = self._entries.get(entry.name)
         if found is None:
+            self._check_gate(entry.name)
             raise UnknownModel(f'no model "{entry.name}" any more: its file cannot be served')
         return found
+
+    def _check_gate(self, name: str) -> None:
+        """Raises: UnknownModel if that is why there is no model of this name."""
+        if name in self._stopped:
+            raise UnknownModel(f'model "{shown(name)}" has not passed the gate of this server')
 
     def _entry(self, name: str, path: Path) -> Entry | None:
         """None for a file that cannot be served; why is logged once."""
@@ -208,11 +227,13 @@ class Library:
             state = _state(path)
         except OSError:
             return None  # gone meanwhile
+        gate = self._gate(path)
         known = self._entries.get(name)
-        if known is not None and (known.path, known.state) == (path, state):
+        if known is not None and (known.path, known.state, known.gate) == (path, state, gate):
             return known
-        if self._refused.get(path) == state:
+        if self._refused.get(path) == (state, gate):
             return None
+        self._stopped.discard(name)
         try:
             if set(name) & set(MARKS) or name == self.base_name:
                 raise SmidgenError(
@@ -224,11 +245,23 @@ class Library:
             header = read_header(path)
             if not fingerprints_match(header["fingerprint"], self._base.fingerprint):
                 raise SmidgenError(f'made for base "{header["base"]}", whose weights are others')
+            if self._gated and (why := refusal(path, self._hash(path, state))) is not None:
+                self._stopped.add(name)
+                raise SmidgenError(why)
         except SmidgenError as error:
             logger.warning("%s is not served: %s", shown(str(path)), shown(str(error)))
-            self._refused[path] = state
+            self._refused[path] = state, gate
             return None
-        return Entry(name=name, path=path, state=state, header=header)
+        return Entry(name=name, path=path, state=state, gate=gate, header=header)
+
+    def _gate(self, path: Path) -> State | None:
+        """What tells when the gate.json of a delta becomes another one."""
+        if not self._gated:
+            return None
+        try:
+            return _state(beside(path, GATE))
+        except OSError:
+            return None
 
 
 def parsed(model: str) -> list[tuple[str, float]]:
@@ -255,17 +288,6 @@ def parsed(model: str) -> list[tuple[str, float]]:
     return found
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    """Names and paths of what may be deltas."""
-    try:
-        listed = sorted(folder.iterdir())
-    except OSError as error:
-        raise SmidgenError(f"cannot read the folder {folder}: {error.strerror}") from error
-    runs = [(path.name, path / f"delta{SUFFIX}") for path in listed]
-    plain = [(p.stem, p) for p in listed if p.suffix == SUFFIX]
-    return [(name, path) for name, path in (*plain, *runs) if path.is_file()]
-
-
-def _state(path: Path) -> tuple[int, int, int]:
+def _state(path: Path) -> State:
     found = path.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino
