@@ -152,3 +152,18 @@ def test_the_nearest_pair_comes_first_on_the_sheet(tmp_path):
         shown = picture.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
     beside = sheet[8:104:3, 104:200:3]
     assert (beside == np.asarray(shown)).all()
+
+
+def test_a_delta_of_captions_draws_those_of_its_pictures(tmp_path):
+    base = smidgen.load_base("glyphs-text")
+    photos = write_letters(tmp_path / "photos", 8)
+    for path in photos.iterdir():
+        path.with_suffix(".txt").write_text(f"a letter {path.stem}")
+    settings = {"method": "bitfit", "steps": 1, "batch_size": 2, "validation_share": 0.0}
+    run = tmp_path / "run"
+    smidgen.train(base, photos, output=run, trackers=(), progress=False, **settings)
+    drawing = SamplingConfig(num_images=3, steps=1, guidance=1.0)
+    found = smidgen.gate(run, most_copied=0.9, base=base, sampling=drawing)["run"]["copies"]
+    assert found["num_pictures"] == 8
+    assert found["protocol"]["features"] == "clip-glyphs"
+    assert found["protocol"]["sampling"]["prompt"] == "3 captions of the training pictures"

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from scipy.stats import binomtest
 
 from smidgen.core.delta import Delta
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
+from smidgen.evaluation.captions import captions_of
 from smidgen.evaluation.contexts import world_of
 from smidgen.evaluation.features import Extractor, load_extractor
 from smidgen.evaluation.names import DEFAULT
@@ -30,7 +30,7 @@ from smidgen.library.record import Copies
 from smidgen.library.sheet import SHOWN, Pair, sheet_of
 from smidgen.models.base import Base
 from smidgen.models.labels import class_names
-from smidgen.models.prompts import CAPTIONS, DREAMBOOTH
+from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
 from smidgen.training.recipe import RECIPE, read_recipe
@@ -49,7 +49,7 @@ def find_copies(
 ) -> Copies:
     """What `delta`, whose file is `path`, draws that is too near to a picture it was trained on;
     the nearest pairs are shown in copies.png beside it. It passes if no more than the share `most`
-    may be copies, by the upper end of the 95 % interval (Clopper and Pearson 1934).
+    may be copies, by the upper end of its 95 % interval.
 
     Raises: SmidgenError if the training pictures are not there, are others than it was trained on,
         or so few that real ones would fail too; as `prepare` and `load_extractor`.
@@ -74,16 +74,18 @@ def find_copies(
             f"real ones would count as copies, and most_copied is {most:g}; give more"
         )
 
-    drawing = prepare(base, _with_captions(base, delta, sampling), delta=delta)
+    asked = _with_captions(base, delta, config, sampling)
+    drawing = prepare(base, asked, delta=delta)
     copied, pairs = _search(drawing, extractor, scale, progress)
     pictures = open_images(
         config.data, layout=config.layout, split=config.split, decode=known.num_skipped > 0
     )
     page = beside(path, COPIES)
     write_png(sheet_of(pairs, pictures), page)
+    captions = {"prompt": f"{len(asked.prompt):,} captions of the training pictures"}
+    told = captions if asked.prompt else {}
     total = drawing.num_images
-    interval = binomtest(copied, total).proportion_ci(method="exact")
-    high = float(interval.high)
+    low, high = _interval(copied, total)
     reason = (
         f"{copied} of {total} images are as near to a training picture as copies are, up to "
         f"{high:.1%} of all; expected at most {most:.1%} (see {page.name})"
@@ -93,7 +95,7 @@ def find_copies(
         num_pictures=len(known.features),
         copied=copied,
         share=copied / total,
-        share_low=float(interval.low),
+        share_low=low,
         share_high=high,
         by_chance=scale.by_chance,
         most=most,
@@ -106,10 +108,17 @@ def find_copies(
             "features_sha256": extractor.sha256,
             "resize": extractor.resize,
             "pictures_identity": known.identity,
-            "sampling": drawing.facts(),
-            "names": [drawing.labels.names[label] for label in drawing.chosen],
+            "sampling": drawing.facts() | told,
         },
     )
+
+
+def _interval(count: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of Clopper and Pearson (1934) of a share."""
+    from scipy.stats import binomtest  # takes its time, and nothing else here needs it
+
+    found = binomtest(count, total).proportion_ci(method="exact")
+    return float(found.low), float(found.high)
 
 
 def _search(
@@ -170,12 +179,14 @@ def check_pictures(delta: Delta, known: Statistics, place: Path) -> None:
             )
 
 
-def _with_captions(base: Base, delta: Delta, sampling: SamplingConfig) -> SamplingConfig:
-    """With captions as prompts, where the delta was trained on such: copies come with these first
-    (Somepalli et al. 2023, arXiv 2305.20086).
+def _with_captions(
+    base: Base, delta: Delta, config: CopiesConfig, sampling: SamplingConfig
+) -> SamplingConfig:
+    """With the captions of the training pictures, where the delta was trained on such: of these
+    come copies first (Somepalli et al. 2023, arXiv 2305.20086).
     """
-    training = delta.provenance.training
-    if base.conditioner is None or training.get(DREAMBOOTH) or class_names(base, delta):
+    knows_what = delta.provenance.training.get(DREAMBOOTH) or class_names(base, delta)
+    if base.conditioner is None or knows_what or config.data is None:
         return sampling
-    examples = (training.get(CAPTIONS) or {}).get("examples") or ()
-    return replace(sampling, prompt=tuple(examples)) if examples else sampling
+    captions = captions_of(config.data, config, sampling.num_images or 1)
+    return replace(sampling, prompt=captions)
