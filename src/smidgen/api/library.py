@@ -55,7 +55,7 @@ def gate(
         config,
         make(CopiesConfig, settings),
         Drawn(base=base),
-        sampling or CopiesSampling(),
+        sampling or SamplingConfig(num_images=CopiesSampling.num_images),
         progress,
     )
     return {name: msgspec.to_builtins(record) for name, record in found.items()}

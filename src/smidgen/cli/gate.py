@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from smidgen.cli.arguments import parse, read_request
 from smidgen.cli.evaluate import DrawnOptions
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_images, quiet_stdout
@@ -56,8 +58,6 @@ def run(argv: Sequence[str]) -> None:
     sampling = dataclasses.replace(parsed["sampling"], batch_size=copies.batch_size)
     with quiet_stdout(), counting_bar("drawing", progress=True) as progress:
         found = judge_all(config, copies, drawn, sampling, progress)
-    import msgspec
-
     document = {name: msgspec.to_builtins(record) for name, record in found.items()}
     rows = {name: row_of(record) for name, record in found.items()}
     answer(document, lines_of(rows), None, as_json=switches.json)
