@@ -172,7 +172,7 @@ def test_one_whose_patience_ends_leaves_the_batch_and_the_others_go_on(tmp_path,
         sizes.append(len(places))
         step(self, places)
 
-    def loss(self, *_):
+    def loss(self, *_, **__):
         """Of the first, second and third run that validates, in turn."""
         return next(known.setdefault(self, iter(losses[len(known) % 3])))
 
