@@ -35,7 +35,7 @@ def kept(folder, step):
 def losses_of(monkeypatch, losses):
     """The validation losses after so many steps, whatever was trained."""
     steps = iter(losses)
-    monkeypatch.setattr(Validation, "loss", lambda *_: losses[next(steps)])
+    monkeypatch.setattr(Validation, "loss", lambda *_, **__: losses[next(steps)])
 
 
 def test_an_overtrained_run_ends_with_the_delta_of_before(tmp_path):
