@@ -304,7 +304,7 @@ def test_a_signal_saves_first_and_the_run_resumes_bit_equal(tmp_path, number, co
 
 def test_old_checkpoints_and_deltas_go_but_the_best_stays(tmp_path, monkeypatch):
     found = iter([3.0, 1.0, 5.0, 2.0, 4.0])  # after steps 2, 4, 6, 8 and 10
-    monkeypatch.setattr(Validation, "loss", lambda *_: next(found))
+    monkeypatch.setattr(Validation, "loss", lambda *_, **__: next(found))
     run(tmp_path, steps=10, checkpoint_every=2, keep_checkpoints=2, keep_deltas=2)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-8", "step-10"}
     expected = {f"step-{step}.safetensors" for step in (4, 8, 10)}
