@@ -89,7 +89,7 @@ def check(path: Path, codec: Path, precision: str) -> dict:
         optimizer.step()
     moved = sum(not torch.equal(p, before[name]) for name, p in delta.named_parameters())
     assert moved == len(before), f"{len(before) - moved} trained tensors did not move"
-    with timed("sample_4_steps"), delta.attach(base):
+    with timed("sample_4_steps"), delta.attach(base), torch.no_grad():
         network = lambda x, t, y: base.denoiser(x.to(dtype), t, y).float()  # noqa: E731
         generators = [sample_generator(0, 0)]
         start = draw_noise((4, 32, 32), generators, base.device, torch.float32)

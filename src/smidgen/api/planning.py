@@ -41,6 +41,7 @@ from smidgen.training.captions import (
 )
 from smidgen.training.config import RunConfig
 from smidgen.training.example import example_of
+from smidgen.training.prompt_list import findings_of_prompts, read_prompts
 from smidgen.training.recipe import DELTA
 from smidgen.training.rehearsal import rehearse
 from smidgen.training.run import Described, check_run, settled
@@ -116,30 +117,37 @@ def plan_run(
         warning = f'"{base}" is an architecture: this counts, and training needs its weights'
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
     facts["precision"] = config.training.precision
-    folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
+    folder, classes = None, ()
+    if config.has_prompts_alone:
+        facts["images"] = findings_of_prompts(config.data, read_prompts(config.data))
+    else:
+        folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
+        classes = folder.classes
     has_labels = find_host(network).has_labels  # else classes are prompts
     train_labels = config.training.train_labels
     try:
-        standing = check_run(described, config, force=force)
-        folder, looks = look_at_all(folder, progress)
-        sizes = sizes_of(described, config)
-        facts["images"] = findings_of(folder, looks, sizes)
-        check_bad_share(folder, config.max_bad_share)
-        if not train_labels and (classes := known_classes(base)) is not None:
-            rows_of(folder.classes, classes, str(base))
-        facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
-        others = None
-        if config.task == DREAMBOOTH:
-            facts["subject"], others = _subject(base, config, folder)
-        facts["run"] = _standing(config, standing, (folder, looks), others, sizes)
+        facts["run"] = standing = check_run(described, config, force=force)
+        if folder is not None:
+            folder, looks = look_at_all(folder, progress)
+            classes = folder.classes
+            sizes = sizes_of(described, config)
+            facts["images"] = findings_of(folder, looks, sizes)
+            check_bad_share(folder, config.max_bad_share)
+            if not train_labels and (known_names := known_classes(base)) is not None:
+                rows_of(classes, known_names, str(base))
+            facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
+            others = None
+            if config.task == DREAMBOOTH:
+                facts["subject"], others = _subject(base, config, folder)
+            facts["run"] = _standing(config, standing, (folder, looks), others, sizes)
     except SmidgenError as error:
         facts["refusal"] = str(error)
-        if facts["images"] is None:
+        if folder is not None and facts["images"] is None:
             facts["images"] = findings_of(folder)
     reads = config.encodes_in_step and not has_labels
     counts = count_weights(
         base,
-        num_classes=len(folder.classes) if has_labels and train_labels else None,
+        num_classes=len(classes) if has_labels and train_labels else None,
         method=config.method,
         method_config=config.method_config,
         training=config.training,

@@ -74,7 +74,7 @@ def train(
         training=fill(TrainingConfig, values),
     ).resolved()
     # a data set of the hub has no folder here
-    if config.layout != "hf" and not config.data.is_dir():
+    if not (config.layout == "hf" or config.data.is_dir() or config.has_prompts_alone):
         raise UsageError(f"no such folder of images: {data}")
     if not isinstance(base, Base):
         base = load_base(base, image_size=image_size, positions=positions)

@@ -102,7 +102,8 @@ def configs_of(parsed: Mapping[str, Any]) -> list[Any]:
 
 def check_paths(config: RunConfig) -> None:
     """Raise UsageError unless the images are there and the output can be written."""
-    check_images(config.data, config.layout, config.split)
+    if not config.has_prompts_alone:
+        check_images(config.data, config.layout, config.split)
     if config.class_data is not None:
         check_images(config.class_data, "folder", None)
     check_output_folder(config.output)

@@ -54,6 +54,8 @@ class Findings:
 
     def lines(self) -> list[str]:
         """The report."""
+        if self.captions is not None and self.captions.source == "prompts":
+            return [f"{self.captions.distinct:,} prompt(s) from {self.folder}, and no images"]
         found = [f"{self.images:,} image(s) in {len(self.classes):,} class(es) from {self.folder}"]
         if not self.read:
             found.append("by their names alone: what is inside the files was not looked at")

@@ -126,7 +126,6 @@ def shift_by_tokens_and_steps(num_tokens: int, num_steps: int) -> float:
     return math.exp(many + (many - few) / 190 * (num_steps - 200))
 
 
-@torch.no_grad()
 def euler(
     denoise: Denoise,
     noise: Images,

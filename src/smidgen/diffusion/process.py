@@ -159,12 +159,15 @@ class Diffusion:
         steps: int,
         first: int | None = None,
         after: After | None = None,
+        gradients: bool = False,
     ) -> Images:
         """x_0 from noise, in so many steps; image i draws from generator i alone. `first`, `after`:
-        as in the samplers.
+        as in the samplers. `gradients`: they flow back through all calls of `denoise` that have
+        such.
         """
         how = {"spacing": _spacing(sampler), "first": first, "after": after}
-        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, generators, **how)
+        with torch.set_grad_enabled(gradients):
+            return SAMPLERS[sampler](denoise, noise, self.schedule, steps, generators, **how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,11 +273,13 @@ class Flow:
         steps: int,
         first: int | None = None,
         after: After | None = None,
+        gradients: bool = False,
     ) -> Images:
         """x_0 from noise, in so many steps of Euler's method, which draws nothing. `first`,
-        `after`: as in the samplers.
+        `after`: as in the samplers; `gradients` as of a diffusion.
         """
-        return euler(denoise, noise, self._sigmas(steps, first), after=after)
+        with torch.set_grad_enabled(gradients):
+            return euler(denoise, noise, self._sigmas(steps, first), after=after)
 
 
 Process = Diffusion | Flow

@@ -6,7 +6,8 @@ noise it is given (float32 for a reduced-precision network: `denoise` casts). No
 generator per sample. No network, no labels: guidance wraps the callable.
 
 With `first` a sampler walks the last so many of its steps alone, and `noise` is x where the first
-of them begins. `after` may change x after each step.
+of them begins. `after` may change x after each step. Gradients flow where PyTorch has them on:
+`Process.sample` switches them off unless it is told otherwise.
 """
 
 import math
@@ -28,7 +29,6 @@ Progress = Callable[[int, int], None]
 After = Callable[[Tensor, Tensor | None], Tensor]
 
 
-@torch.no_grad()
 def ddpm(
     denoise: Denoise,
     noise: Images,
@@ -67,7 +67,6 @@ def ddpm(
     return x
 
 
-@torch.no_grad()
 def ddim(
     denoise: Denoise,
     noise: Images,
@@ -106,7 +105,6 @@ def ddim(
     return x
 
 
-@torch.no_grad()
 def dpm_solver(
     denoise: Denoise,
     noise: Images,

@@ -98,13 +98,35 @@ def prepare_clip(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[Tensor,
     return torch.from_numpy(np.asarray(cropped).transpose(2, 0, 1).copy())
 
 
+def prepare_batch(pixels: Float[Tensor, "B 3 H W"], size: int) -> Float[Tensor, "B 3 S S"]:
+    """What `prepare_clip` makes of pictures whose channels go from 0 to 255, as numbers with
+    gradients. Rounded where Pillow rounds, which gradients pass as if it did not: what a network
+    sees is what it sees of the files.
+    """
+    pixels = _rounded(pixels)
+    height, width = pixels.shape[2:]
+    short = min(height, width)
+    tall, wide = int(size * height / short), int(size * width / short)
+    for shape in ((height, wide), (tall, wide)):  # Pillow resizes rows first, and rounds between
+        if shape != tuple(pixels.shape[2:]):
+            pixels = _rounded(F.interpolate(pixels, shape, mode="bicubic", antialias=True))
+    top, left = (round((side - size) / 2) for side in (tall, wide))
+    return pixels[:, :, top : top + size, left : left + size]
+
+
+def _rounded(pixels: Tensor) -> Tensor:
+    """The nearest whole numbers from 0 to 255; gradients pass unchanged."""
+    return pixels + (pixels.round().clamp(0, 255) - pixels).detach()
+
+
 def read_clip(
     network: Any,
-    images: UInt8[Tensor, "B 3 S S"],
+    images: UInt8[Tensor, "B 3 S S"] | Float[Tensor, "B 3 S S"],
     mean: tuple[float, float, float] = OPENAI_MEAN,
     std: tuple[float, float, float] = OPENAI_STD,
 ) -> Float[Tensor, "B D"]:
-    """The projected embeddings, not normalised; `mean` and `std` of channels in [0, 1].
+    """The projected embeddings, not normalised, of channels from 0 to 255; `mean` and `std` of
+    such from 0 to 1.
 
     Distances of Gaussians on CLIP (Kynkaanniemi et al. 2023, arXiv 2203.06026; clean-fid) are
     published on these; what compares directions (CMMD, CLIP-I, CLIP-T) normalises them itself.

@@ -141,9 +141,9 @@ class AutoencoderCodec:
             stds.append(std)
         return torch.cat(means), torch.cat(stds)
 
-    @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
-        """Images in [-1, 1]; the same for a latent, bit for bit, whatever else is in the batch.
+        """Images in [-1, 1]; the same for a latent, bit for bit, whatever else is in the batch. Of
+        latents that have gradients, they flow through it.
 
         Raises: SmidgenError for another number of latent channels.
         """

@@ -19,6 +19,7 @@ from smidgen.files.reading import sha256_of
 from smidgen.files.settings import ADDS, NO_FLAG, check_choices
 
 if TYPE_CHECKING:
+    from smidgen.diffusion.process import Process
     from smidgen.models.base import Base
 
 MEASURED_IMAGES = 10_000  # as published numbers are
@@ -200,18 +201,8 @@ class SamplingConfig:
                 f'precision is {self.precision} and base "{base.name}" is in {base.precision}; '
                 f"load it with dtype={DTYPES[self.precision]}, or leave precision out"
             )
-        process = base.process
-        sampler = self.sampler or process.default_sampler
-        if sampler not in process.samplers:
-            raise UsageError(
-                f'{sampler} does not sample "{base.name}", a {process.name} base; use '
-                f"{', '.join(process.samplers)}"
-            )
-        most = process.most_steps(sampler)
-        if most is not None and self.steps > most:
-            raise UsageError(
-                f"steps is {self.steps}; {sampler} takes at most {most} with this base"
-            )
+        sampler = self.sampler or base.process.default_sampler
+        check_steps(base.process, base.name, sampler, self.steps)
         return replace(self, sampler=sampler, precision=base.precision)
 
     def chosen(self, known: Sequence[str]) -> list[str]:
@@ -291,3 +282,15 @@ class MeasuredSampling(LoadedSampling):
     same_noise: bool = field(default=False, metadata=NO_FLAG)
     numbers: tuple[int, ...] = field(default=(), metadata=NO_FLAG)
     batch_size: int = field(default=64, metadata=NO_FLAG)
+
+
+def check_steps(process: Process, base: str, sampler: str, steps: int) -> None:
+    """Raises: UsageError if the base of this name, of this process, is not sampled so."""
+    if sampler not in process.samplers:
+        raise UsageError(
+            f'{sampler} does not sample "{base}", a {process.name} base; use '
+            f"{', '.join(process.samplers)}"
+        )
+    most = process.most_steps(sampler)
+    if most is not None and steps > most:
+        raise UsageError(f"steps is {steps}; {sampler} takes at most {most} with this base")

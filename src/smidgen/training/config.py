@@ -15,8 +15,11 @@ from smidgen.fast.names import FrozenPrecision
 from smidgen.files.checks import MOST_IMAGES, check_integer, check_number
 from smidgen.files.settings import NO_FLAG, SWITCH, check_choices
 from smidgen.models.prompts import CLASS, DREAMBOOTH
+from smidgen.training.reward_config import RewardConfig
 from smidgen.training.subject import CLASS_IMAGES, check_task
 
+Objective = Literal["denoising", "clip-reward"]
+CLIP_REWARD = "clip-reward"
 TaskName = Literal["fine-tune", "dreambooth"]
 Schedule = Literal["constant", "cosine"]
 TimestepSampling = Literal["logit-normal", "uniform"]
@@ -37,6 +40,11 @@ class TrainingConfig:
     Raises: UsageError for a value that makes no sense.
     """
 
+    objective: Objective = "denoising"
+    """denoising: the noise of noised images is learned, as a diffusion or flow; clip-reward, beyond
+    the paper: images are drawn in the step, and made to be what CLIP finds like their prompts."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Of the objective clip-reward."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 64
@@ -85,7 +93,7 @@ class TrainingConfig:
     is mostly the start."""
     label_dropout: float | None = None
     """Share of the images that are trained without their label, for classifier-free guidance; none:
-    0.1, or 0 for task dreambooth."""
+    0.1, or 0 for task dreambooth and for objective clip-reward."""
     min_snr: float | None = None
     """Gamma of min-SNR weighting of the noise loss; none: no weighting."""
     vlb_weight: float = 1e-3
@@ -184,11 +192,35 @@ class TrainingConfig:
         if isinstance(self.trackers, str) or not all(isinstance(t, str) for t in self.trackers):
             raise UsageError(f"trackers is {self.trackers!r}; expected a list of names")
         object.__setattr__(self, "trackers", tuple(self.trackers))
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Raises: UsageError for settings that are of no use to the objective."""
+        if self.objective != CLIP_REWARD:
+            if self.reward != RewardConfig():
+                raise UsageError(f"reward is of objective {CLIP_REWARD} alone; give that too")
+            return
+        none = ("min_snr", "timestep_sampling", "timestep_shift", "label_dropout", "prior_weight")
+        for name in (*none, "compile", "activations", "frozen_precision"):
+            if getattr(self, name) not in (None, 0, False, "exact"):
+                raise UsageError(
+                    f"{name} is of no use to objective {CLIP_REWARD}, which draws images in the "
+                    "step; leave it out"
+                )
 
     @property
     def rows(self) -> int:
         """Images in one forward pass, those of a subject's class among them."""
         return self.batch_size * (2 if self.prior_weight else 1)
+
+    @property
+    def calls_kept(self) -> int:
+        """Calls of the network for an image of a step that are kept for its backward pass; about,
+        as guidance makes two of one where it is no input.
+        """
+        if self.objective != CLIP_REWARD:
+            return 1
+        return self.reward.last_steps * (1 if self.reward.guidance == 1 else 2)
 
     def resolved(self, method: str, task: TaskName = "fine-tune") -> TrainingConfig:
         """With what `method` and `task` have where it is not given: the learning rate, the share of
@@ -196,10 +228,10 @@ class TrainingConfig:
         """
         from smidgen.methods import resolve
 
-        of_subject = task == DREAMBOOTH
+        of_subject, undropped = task == DREAMBOOTH, self.objective == CLIP_REWARD
         defaults = {
             "lr": lambda: resolve(method).default_lr,
-            "label_dropout": lambda: 0.0 if of_subject else LABEL_DROPOUT,
+            "label_dropout": lambda: 0.0 if of_subject or undropped else LABEL_DROPOUT,
             "prior_weight": lambda: 1.0 if of_subject else None,
         }
         missing = {n: make() for n, make in defaults.items() if getattr(self, n) is None}
@@ -212,7 +244,7 @@ class RunConfig:
 
     data: Path
     """Folder of images: a sub-folder for each class, or one class without sub-folders; or a data
-    set of another --layout."""
+    set of another --layout. For the objective clip-reward a text file with a prompt a line, too."""
     layout: LayoutName = "folder"
     """How the data lies there: a folder of images, a published data set as its archives unpack,
     webdataset (.tar shards) or hf (a Hugging Face image set: saved on disk, or a hub id)."""
@@ -286,6 +318,16 @@ class RunConfig:
         if self.keep_tags and not self.shuffle_tags:
             raise UsageError("keep_tags says which tags are not shuffled; give shuffle_tags too")
         check_task(self)
+        if self.training.objective == CLIP_REWARD and self.task == DREAMBOOTH:
+            raise UsageError(
+                f"task {DREAMBOOTH} and objective {CLIP_REWARD} do not go together; train the "
+                "subject first, and begin from its delta with init"
+            )
+
+    @property
+    def has_prompts_alone(self) -> bool:
+        """Whether the data are a list of prompts, without images."""
+        return self.training.objective == CLIP_REWARD and self.data.is_file()
 
     @property
     def encodes_in_step(self) -> bool:

@@ -19,6 +19,7 @@ from smidgen.training.buckets import sizes_of
 from smidgen.training.captions import captioned, captions_for, look_at_subject, with_subject
 from smidgen.training.class_images import class_folder
 from smidgen.training.config import RunConfig
+from smidgen.training.prompt_list import prompts_as_latents
 from smidgen.training.subject import class_prompts, subject_prompts
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 
 def read_latents(base: Base, config: RunConfig, *, progress: bool = False) -> LatentSet:
     """The latents of the images, encoded where the cache lacks them, with their captions; of a
-    subject with those of its class, which are drawn where the cache lacks them.
+    subject with those of its class, which are drawn where the cache lacks them. Of a list of
+    prompts without images these alone.
     """
+    if config.has_prompts_alone:
+        return prompts_as_latents(base, config.data)
     images = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     check_bad_share(images, config.max_bad_share)
     reader = base.conditioner

@@ -46,7 +46,8 @@ from smidgen.training.state import FAST, HOOKS, PATH, TrainingState, writing
 from smidgen.training.together import average_over_processes
 from smidgen.training.validation import Validation
 
-ENCODERS = "the text encoders"  # of an identity, where they read texts in the step
+# of an identity: where texts are read in the step; where images are rewarded
+ENCODERS, CLIP = "the text encoders", "the CLIP of the reward"
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +229,8 @@ def train_delta(
         )
     if task.texts is not None and base.conditioner is not None and base.conditioner.files:
         identity[ENCODERS] = base.conditioner.files.fingerprint
+    if task.reward is not None:
+        identity[CLIP] = task.reward.clip.sha256
     saver = Saver(run_folder, state, config, identity)
     scaler = saver.resume() if resume else {}
     first_step, first_seconds = state.step, state.seconds

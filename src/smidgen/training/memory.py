@@ -126,7 +126,7 @@ def step_bytes(
     CPU, whose kernels pack copies of them, those of the linears' weights too.
     """
     example = example or example_of(denoiser)
-    shape, count = example.latent_shape, config.rows
+    shape, count = example.latent_shape, config.rows * config.calls_kept
     config = with_precision(config, denoiser, shape, torch.device(device))
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = _fake_copy(denoiser)

@@ -149,6 +149,7 @@ def not_mixable(config: RunConfig) -> str | None:
     if config.encodes_in_step:
         return "text encoders read texts in the step"
     for name, usual in (
+        ("objective", "denoising"),
         ("compile", False),
         ("frozen_precision", "exact"),
         ("activations", "exact"),

@@ -1,4 +1,5 @@
-"""What is trained: noised latents with their labels, and the loss of the network on them.
+"""What is trained: noised latents with their labels, and the loss of the network on them, or on
+the images that it draws from the noise (reward.py).
 
 B images of one forward pass, N in all. Labels are numbers throughout; what one means to the
 network, a class or a prompt, is looked up when it is called.
@@ -20,6 +21,7 @@ from smidgen.models.labels import Labels
 from smidgen.processes import rank
 from smidgen.training.config import LABEL_DROPOUT, TrainingConfig
 from smidgen.training.randomness import Streams
+from smidgen.training.reward import Reward
 from smidgen.training.texts import Texts
 
 
@@ -54,6 +56,7 @@ class Task:
     choices: Choices | None = None
     shown: int | None = None
     texts: Texts | None = None
+    reward: Reward | None = None
 
     def label(self, images: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
         """The labels (B,) of images of these classes; with several to choose from, drawn."""
@@ -125,6 +128,13 @@ def batch_loss(
     network: Network, batch: Batch, task: Task, config: TrainingConfig, dtype: torch.dtype
 ) -> Tensor:
     """The loss of each image (B,); `dtype` is the base's, in which the network wants its input."""
+    if task.reward is not None:
+
+        def predicted(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            output = network(x.to(dtype), t, task.condition(labels, None))
+            return task.process.predicted(output, x, t)
+
+        return task.reward.losses(predicted, batch.labels, task.labels.null, batch.noise)
     x0, t, noise = batch.latents, batch.timesteps, batch.noise
     x_t = task.process.noised(x0, t, noise)
     condition = task.condition(batch.labels, batch.orders)

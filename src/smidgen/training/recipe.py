@@ -31,7 +31,7 @@ FILES = (DELTA, "log.jsonl", REPORT, "bad_files.json", "nonfinite.json")
 NOT_COMPARED = (
     # where things lie: the checkpoint knows base, images, captions and start by their content
     *("base", "codec", "data", "class_data", "captions", "init"),
-    *("init_other_base", "cache_dir", "device"),
+    *("init_other_base", "cache_dir", "device", "reward.weights"),
     "num_threads",
     "buckets",  # the checkpoint knows in which one each image is
     "fast",  # the checkpoint knows which of the two ways was taken

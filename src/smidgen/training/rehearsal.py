@@ -12,10 +12,13 @@ import torch
 from smidgen.data.latents import LatentSet
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
+from smidgen.models.labels import labels_of
 from smidgen.models.prompts import PROMPTS
 from smidgen.training.captions import read_in_the_step
-from smidgen.training.config import RunConfig
+from smidgen.training.config import CLIP_REWARD, RunConfig
 from smidgen.training.loop import TrainingResult, train_delta
+from smidgen.training.objective import Task
+from smidgen.training.reward_targets import rewarded
 from smidgen.training.run import settled
 
 
@@ -33,6 +36,7 @@ def rehearse(
     Raises: as `train_delta`.
     """
     config = settled(base, config.resolved())
+    num_classes = max(1, num_classes)  # of a list of prompts
     training = replace(
         config.training,
         steps=steps,
@@ -72,12 +76,9 @@ def rehearse(
             token=config.token,
             train_labels=training.train_labels,
         )
-        return train_delta(
-            base,
-            delta,
-            latents,
-            training,
-            folder,
-            on_step=on_step,
-            task=None if reader is None else read_in_the_step(base, delta, config, reader),
-        )
+        task = None if reader is None else read_in_the_step(base, delta, config, reader)
+        if training.objective == CLIP_REWARD:
+            own = replace(training.reward, target="images")  # classes of noise have no prompts
+            plain = Task(process=base.process, labels=labels_of(base, delta))
+            task = rewarded(base, delta, own, plain, latents)
+        return train_delta(base, delta, latents, training, folder, on_step=on_step, task=task)

@@ -37,13 +37,14 @@ from smidgen.models.positions import check_positions
 from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main
+from smidgen.sampling.config import check_steps
 from smidgen.sizes import ImageSize, Sides
 from smidgen.training.buckets import sizes_of
 from smidgen.training.captions import (
     provenance_of,
     task_of,
 )
-from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.config import CLIP_REWARD, RunConfig, TrainingConfig
 from smidgen.training.images import read_latents
 from smidgen.training.loop import TrainingResult, train_delta
 from smidgen.training.mixed import Place
@@ -51,6 +52,8 @@ from smidgen.training.precision import with_precision
 from smidgen.training.previews import evaluators_of
 from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import DELTA, REPORT, begin_run, check_recipe, steps_done
+from smidgen.training.reward_config import check_reward
+from smidgen.training.reward_targets import rewarded
 from smidgen.training.runtime import check_runtime
 from smidgen.training.saving import identity_of
 from smidgen.training.start import INIT, begun_with, check_start, identity_of_start
@@ -67,6 +70,8 @@ BY_BASE = (
     *("prompt", "prior_weight", "timestep_sampling", "timestep_shift", "embedded_guidance"),
     *("train_text_encoder", "patience"),
 )
+
+OF_REWARD = ("objective", "reward")  # a delta names them where that is its objective
 
 # those of a run, besides the ones that come first, as its recipe lists them
 OF_SUBJECT = ("token", "class_name", "instance_prompt", "class_data", "class_images")
@@ -142,6 +147,8 @@ def fine_tune(
             check_positions(init, base)
             delta = begun_with(delta, init, goes_on=goes_on)
         task = task_of(base, delta, latents, config, reader=reader, progress=progress)
+        if config.training.objective == CLIP_REWARD:
+            task = rewarded(base, delta, config.training.reward, task, latents)
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
         result = train_delta(
@@ -242,6 +249,11 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
     _check_frozen(base, config)
     training, reads_prompts = config.training, base.family.encode is not None
     is_sharded = group_of(base.denoiser) is not None
+    if training.objective == CLIP_REWARD:
+        check_reward(config, reads_prompts=reads_prompts)
+        own = training.reward
+        sampler = own.sampler or base.process.preview_sampler
+        check_steps(base.process, base.name, sampler, own.steps)
     if training.compile and outside(base.denoiser):
         given = "shard" if is_sharded else "offload"
         raise UsageError(f"compile and {given} do not go together; give one of them")
@@ -309,14 +321,16 @@ def fresh_delta(
     path, so that equal runs write equal files. `reader` has the text encoders, where something in
     them is trained.
     """
-    if latents.folder is None:
+    if latents.folder is None and latents.captions is None:
         raise SmidgenError("these latents come from no folder: nothing says what their classes are")
-    classes = latents.folder.classes
+    classes = () if latents.folder is None else latents.folder.classes
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
         if name not in OF_NO_BIT and not (name in BY_BASE and value in (None, False))
     }
+    if config.training.objective != CLIP_REWARD:
+        settings = {name: one for name, one in settings.items() if name not in OF_REWARD}
     training = {
         "settings": settings,
         "data": {
@@ -324,7 +338,7 @@ def fresh_delta(
             "layout": config.layout,
             "split": config.split,
             "images": latents.num_own,
-            "skipped": latents.folder.num_bad,
+            "skipped": 0 if latents.folder is None else latents.folder.num_bad,
             "enlarged": latents.num_enlarged,
             "image_size": base.image_size.plain,
             "resize": config.resize,
