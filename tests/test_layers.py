@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "smidgen"
 MODELS = ("errors", "sizes", "files", "core", "hosts", "models.dit", "diffusion")
 L1 = (*MODELS, "models", "data")
 L3 = (
-    *("sampling", "evaluation", "explanation", "training"),
+    *("sampling", "evaluation", "explanation", "distillation", "training"),
     *("interop", "statistics", "hub", "library"),
 )
 
@@ -44,6 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sampling": (*MODELS, "models", "data", "fast"),
     "evaluation": (*L1, "methods", "sampling", "processes"),
     "explanation": (*MODELS, "models", "fast", "sampling", "figures"),
+    "distillation": (*MODELS, "models", "fast", "sampling"),
     "training": (*L1, "methods", "fast", "sampling", "evaluation", "processes", "progress"),
     "interop": (*MODELS, "models", "methods"),
     "hub": (*MODELS, "models", "evaluation", "interop"),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         push,
         sample,
         sample_arrays,
+        sds,
         train,
         verify,
     )
@@ -55,6 +56,7 @@ __all__ = [
     "push",
     "sample",
     "sample_arrays",
+    "sds",
     "train",
     "verify",
 ]

@@ -1,12 +1,13 @@
 """What `import smidgen` offers: plain functions over everything below.
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
-evaluation.py measures, explaining.py shows what was learned, statistics.py analyses tables of
-measurements, library.py judges deltas before they are served and finds orphans,
+evaluation.py measures, explaining.py shows what was learned, distilling.py makes reliefs,
+statistics.py analyses tables of measurements, library.py judges deltas before they are served and finds orphans,
 weights.py counts, folding.py folds and converts, hub.py pushes and pulls,
 verification.py verifies bases; bases and deltas come from models and core.
 """
 
+from smidgen.api.distilling import sds
 from smidgen.api.evaluation import evaluate
 from smidgen.api.explaining import explain
 from smidgen.api.folding import (
@@ -48,6 +49,7 @@ __all__ = [
     "push",
     "sample",
     "sample_arrays",
+    "sds",
     "train",
     "verify",
 ]

@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "measure a run, a delta or a folder of images against a reference",
     "study": "compare methods, options and data sets by a recipe: plan, run, analyse, report",
     "explain": "show what deltas learned: differences, attention, sizes of edits, as pictures",
+    "sds": "change a relief until a base takes its views for a subject (an experiment)",
     "compare": "show results of evaluate side by side",
     "anova": "say which factors of a table of measurements make a difference",
     "inspect": "count what a method would train, without weights",

@@ -122,9 +122,9 @@ class AutoencoderCodec:
             self._network.to(self._device)
         return self
 
-    @torch.no_grad()
     def encode(self, images: Images) -> tuple[Latents, Latents]:
-        """Mean and standard deviation of q(latent | image in [-1, 1]) in the scale of the base.
+        """Mean and standard deviation of q(latent | image in [-1, 1]) in the scale of the base. Of
+        images that have gradients, they flow through it.
 
         Raises: SmidgenError if the sides of the images are no multiples of `factor`.
         """
