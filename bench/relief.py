@@ -1,6 +1,6 @@
 """The picture of docs/sds.md: python -m bench.relief SUBJECT/ relief/owl
 
-Some of the subject's pictures, and the views of the relief that `smidgen sds` wrote there, enlarged.
+Some of the subject's pictures, and the views of the relief that `smidgen sds` wrote, enlarged.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 import smidgen
+from smidgen.api.planning import plan_run, time_steps
 from smidgen.core.delta import Delta
 from smidgen.diffusion.sampler import draw_noise, sample_generator
 from smidgen.errors import SmidgenError, UsageError
@@ -295,6 +296,25 @@ def test_of_images_the_target_is_their_mean_direction(base, tmp_path, clip):
         files = [clip.prepare(one.permute(1, 2, 0).numpy()) for one in pixels]
         expected = functional.normalize(clip.read(torch.stack(files))[0], dim=1).mean(dim=0)
         assert functional.cosine_similarity(targets[label], expected, dim=0) > 1 - 1e-4
+
+
+def test_a_dry_run_tells_of_prompts_and_counts_the_passes_that_are_kept(
+    base, pipelines, prompts, tmp_path
+):
+    sizes = []
+    for last_steps in (1, 3):
+        reward = RewardConfig(features="clip-glyphs", steps=3, last_steps=last_steps, guidance=2.0)
+        training = TrainingConfig(
+            objective="clip-reward", reward=reward, batch_size=2, steps=9, precision="fp32"
+        )
+        config = RunConfig(data=prompts, output=tmp_path / "run", method="lora", training=training)
+        facts = plan_run(pipelines["sd"], config, given={})
+        assert facts["refusal"] is None
+        assert facts["images"].lines() == [f"2 prompt(s) from {prompts}, and no images"]
+        sizes.append(facts["memory"]["step"])
+    assert sizes[1] > 2 * sizes[0]
+    assert time_steps(base, config, 0)["seconds_per_step"] > 0
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class DistillationConfig:
     the first that the delta was trained on."""
     class_name: str | None = None
     """For a base that knows classes: which one; none: the first."""
-    steps: int = 300
+    steps: int = 200
     """Steps of Adam on heights and colours."""
     batch_size: int = 4
     """Views of a step, each from another side."""
@@ -33,7 +33,7 @@ class DistillationConfig:
     space: Literal["pixels", "latents"] = "pixels"
     """Where views are pulled. latents: as DreamFusion, through the encoder of the codec, whose
     gradients also make noise that it does not see; pixels: to the decoded image (as HiFA)."""
-    guidance: float = 10.0
+    guidance: float = 6.0
     """Scale of classifier-free guidance; SDS needs more than sampling does."""
     depth: float = 0.4
     """Of the relief: how far its highest point rises, where half the picture's side is 1."""

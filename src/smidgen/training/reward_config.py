@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from smidgen.errors import UsageError
 from smidgen.files.checks import check_integer, check_number
 from smidgen.files.settings import check_choices
+from smidgen.sampling.config import check_steps
 
 if TYPE_CHECKING:
+    from smidgen.models.base import Base
     from smidgen.training.config import RunConfig
+    from smidgen.training.run import Described
 
 # those that draw nothing on the way, so that an image has a gradient to all that made it
 RewardSampler = Literal["ddim", "dpm++", "euler"]
@@ -53,13 +56,19 @@ class RewardConfig:
             )
 
 
-def check_reward(config: RunConfig, *, reads_prompts: bool) -> None:
-    """Raises: UsageError for a run of this objective that lacks what it is rewarded by."""
+def check_reward(base: Base | Described, config: RunConfig) -> None:
+    """Raises: UsageError for a run of this objective that lacks what it is rewarded by, or whose
+    images this base does not draw.
+    """
     own, alone = config.training.reward, config.has_prompts_alone
-    if own.target == "prompt" and not reads_prompts:
+    if own.target == "prompt" and base.family.encode is None:
         raise UsageError(
-            'reward.target is "prompt" and this base reads no prompts; give reward.target images, '
-            "or a base that reads prompts"
+            f'reward.target is "prompt" and base "{base.name}" reads no prompts; give '
+            "reward.target images, or a base that reads prompts"
+        )
+    if alone and base.family.encode is None:
+        raise UsageError(
+            f'{config.data} has prompts and base "{base.name}" reads none; give a folder of images'
         )
     if alone and own.target == "images":
         raise UsageError(
@@ -77,3 +86,4 @@ def check_reward(config: RunConfig, *, reads_prompts: bool) -> None:
             "objective clip-reward draws many steps with texts that are read before; leave out "
             "shuffle_tags, train_text_encoder and textual-inversion"
         )
+    check_steps(base.process, base.name, own.sampler or base.process.preview_sampler, own.steps)

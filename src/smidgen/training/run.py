@@ -37,7 +37,6 @@ from smidgen.models.positions import check_positions
 from smidgen.models.prompts import DEFAULT_PROMPT, DREAMBOOTH, PROMPTS
 from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main
-from smidgen.sampling.config import check_steps
 from smidgen.sizes import ImageSize, Sides
 from smidgen.training.buckets import sizes_of
 from smidgen.training.captions import (
@@ -250,10 +249,7 @@ def _check_settings(base: Base | Described, config: RunConfig) -> None:
     training, reads_prompts = config.training, base.family.encode is not None
     is_sharded = group_of(base.denoiser) is not None
     if training.objective == CLIP_REWARD:
-        check_reward(config, reads_prompts=reads_prompts)
-        own = training.reward
-        sampler = own.sampler or base.process.preview_sampler
-        check_steps(base.process, base.name, sampler, own.steps)
+        check_reward(base, config)
     if training.compile and outside(base.denoiser):
         given = "shard" if is_sharded else "offload"
         raise UsageError(f"compile and {given} do not go together; give one of them")
@@ -324,13 +320,12 @@ def fresh_delta(
     if latents.folder is None and latents.captions is None:
         raise SmidgenError("these latents come from no folder: nothing says what their classes are")
     classes = () if latents.folder is None else latents.folder.classes
+    unnamed = OF_NO_BIT if config.training.objective == CLIP_REWARD else (*OF_NO_BIT, *OF_REWARD)
     settings = {
         name: value
         for name, value in dataclasses.asdict(config.training).items()
-        if name not in OF_NO_BIT and not (name in BY_BASE and value in (None, False))
+        if name not in unnamed and not (name in BY_BASE and value in (None, False))
     }
-    if config.training.objective != CLIP_REWARD:
-        settings = {name: one for name, one in settings.items() if name not in OF_REWARD}
     training = {
         "settings": settings,
         "data": {
