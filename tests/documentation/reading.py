@@ -17,6 +17,7 @@ from unittest import mock
 import smidgen
 from smidgen.cli.arguments import parse
 from smidgen.cli.main import VERBS
+from smidgen.distillation.config import DistillationConfig
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.explanation.config import ExplanationConfig
 from smidgen.files.settings import settings_of
@@ -36,6 +37,7 @@ SETTINGS = {
     "explain": (ExplanationConfig,),
     "sample": (SamplingConfig,),
     "sample_arrays": (SamplingConfig,),
+    "sds": (DistillationConfig,),
     "train": (RunConfig, TrainingConfig),
 }
 

@@ -12,6 +12,7 @@ from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from tests.documentation.following import follow
 from tests.documentation.pages import blocks_of
+from tests.tiny.images import write_photos
 
 SUBJECT = {
     "token": "sks",
@@ -19,10 +20,13 @@ SUBJECT = {
     "instance_prompt": "a picture of a sks dog",
     "class_prompt": "a picture of a dog",
 }
+SDS = "Score distillation of a relief"
 FEW = {
     "explain": ["--num-images", "1", "--times", "1", "--steps", "2"],
     "sample": ["--steps", "2"],
     "evaluate": ["--num-images", "62", "--steps", "2"],
+    "train": ["--steps", "1", "--batch-size", "1", "--reward.steps", "2"],
+    "sds": ["--steps", "1", "--batch-size", "1"],
 }
 
 
@@ -40,6 +44,7 @@ def runs(folder):
     text = smidgen.load_base("glyphs-text")
     save("dog-lora", text, "lora", training={"dreambooth": SUBJECT})
     save("dog-adapter", text, "adapter", training={"dreambooth": SUBJECT})
+    save("owl", text, "lora", training={"dreambooth": SUBJECT})
     save("fox", text, "lora")
     save("greek", smidgen.load_base("glyphs"), "difffit", ("alpha", "beta"))
     return folder
@@ -56,6 +61,19 @@ def test_explaining_and_a_part_of_a_delta(runs):
         assert (of_it / "differences.png").is_file()
         assert (of_it / "attention.svg").is_file() == (name != "greek")
     assert len(list((runs / "own").glob("*.png"))) == 2
+
+
+def test_rewards_and_reliefs(runs):
+    (runs / "prompts.txt").write_text("a picture of a dog\na picture of an owl\n")
+    write_photos(runs / "photos", per_class=2)
+    rewards, reliefs = blocks_of("docs/reward.md"), blocks_of("docs/sds.md", SDS)
+    assert rewards
+    assert reliefs
+    follow([*rewards, *reliefs], FEW)
+    for name in ("liked", "like-photos", "like-classes"):
+        assert (runs / "runs" / name / "delta.safetensors").is_file()
+    for name in ("owl", "prompt", "a"):
+        assert (runs / "relief" / name / "views.png").is_file()
 
 
 def test_changing_restoring_listing_and_repeating(folder):

@@ -39,10 +39,7 @@ from smidgen.models.reader import Encoder, Reader
 from smidgen.processes import barrier, from_main, is_main
 from smidgen.sizes import ImageSize, Sides
 from smidgen.training.buckets import sizes_of
-from smidgen.training.captions import (
-    provenance_of,
-    task_of,
-)
+from smidgen.training.captions import provenance_of, task_of
 from smidgen.training.config import CLIP_REWARD, RunConfig, TrainingConfig
 from smidgen.training.images import read_latents
 from smidgen.training.loop import TrainingResult, train_delta
@@ -57,10 +54,7 @@ from smidgen.training.runtime import check_runtime
 from smidgen.training.saving import identity_of
 from smidgen.training.start import INIT, begun_with, check_start, identity_of_start
 from smidgen.training.state import AGAIN, check_identity, checkpoints, read_position
-from smidgen.training.subject import (
-    check_folders,
-    provenance_of_subject,
-)
+from smidgen.training.subject import check_folders, provenance_of_subject
 
 logger = logging.getLogger(__name__)
 
