@@ -4,7 +4,7 @@ A LoRA is trained on 24 prompts for each of the SEEDS, the CLIP that ships being
 prompts that no training had are drawn, with and without it, from the same noises. CLIP-T is the
 judge that was trained for; whether colours and letters are those of the prompt is read from pixels
 and by the classifier, which the training never saw. Writes bench/results/clip_reward.json and the
-picture in docs/images. Some twenty minutes on one core.
+picture in docs/images. Ten minutes of one core.
 """
 
 from __future__ import annotations
