@@ -2,8 +2,8 @@
 
 training.py trains, planning.py says what a training would do, sampling.py draws images,
 evaluation.py measures, explaining.py shows what was learned, distilling.py makes reliefs,
-statistics.py analyses tables of measurements, library.py judges deltas before they are served and finds orphans,
-weights.py counts, folding.py folds and converts, hub.py pushes and pulls,
+statistics.py analyses tables of measurements, library.py judges deltas before they are served and
+finds orphans, weights.py counts, folding.py folds and converts, hub.py pushes and pulls,
 verification.py verifies bases; bases and deltas come from models and core.
 """
 
