@@ -8,7 +8,7 @@ from torch import nn
 
 from smidgen.core.storage import EIGHT_BIT, cast, computes_in, quantise, stored_bytes
 from smidgen.errors import SmidgenError
-from smidgen.training.memory import Peak
+from smidgen.training.peak import Peak
 from tests.core.test_storage import Layers, passes
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta

@@ -20,7 +20,7 @@ from smidgen.core.storage import (
     repeated_layers,
     runs_on,
 )
-from smidgen.training.memory import Peak
+from smidgen.training.peak import Peak
 from tests.core.test_storage import Layers, passes
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta

@@ -12,7 +12,7 @@ from smidgen.core.bringing import Group
 from smidgen.core.sharding import alone, count_alone, group_of, part_bytes, part_of, shard
 from smidgen.core.storage import cast, move, outside, quantise, repeated_layers, runs_on
 from smidgen.core.widening import PART
-from smidgen.training.memory import Peak
+from smidgen.training.peak import Peak
 from tests.core.test_offload import KEPT
 from tests.core.test_storage import Layers, passes
 from tests.tiny.bases import law_base

@@ -8,7 +8,7 @@ from torch import nn
 
 from smidgen.core.storage import cast, computes_in, narrow
 from smidgen.errors import SmidgenError
-from smidgen.training.memory import Peak
+from smidgen.training.peak import Peak
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta
 from tests.tiny.hosts import TINY_HOSTS

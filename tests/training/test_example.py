@@ -11,8 +11,9 @@ from smidgen.models.labels import Labels
 from smidgen.models.pretrained import load_base
 from smidgen.training.config import TrainingConfig
 from smidgen.training.example import example_of
-from smidgen.training.memory import Peak, estimate_memory, step_bytes
+from smidgen.training.memory import estimate_memory, step_bytes
 from smidgen.training.objective import Batch, Task, batch_loss
+from smidgen.training.peak import Peak, copies_of_a_cpu
 from tests.tiny.pipelines import TINY_PIPELINES
 
 
@@ -42,7 +43,10 @@ def test_the_estimate_counts_what_a_real_step_on_prompts_allocates(tmp_path, kin
         timesteps=task.process.times(torch.full((4,), 0.5, dtype=torch.float64)),
         labels=labels,
     )
-    with delta.attach(base), Peak() as peak:
+    with (
+        delta.attach(base),
+        Peak(base.denoiser, delta, own_copies=copies_of_a_cpu) as peak,
+    ):
         network = calling(base.family, base.denoiser)
         batch_loss(network, batch, task, config, torch.float32).mean().backward()
     counted = step_bytes(base.denoiser, delta, config, example)

@@ -1,20 +1,25 @@
+from dataclasses import replace
+from itertools import accumulate
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from smidgen.core.storage import narrow, quantise
 from smidgen.fast.acting import acting
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.calling import calling
 from smidgen.models.labels import labels_of
 from smidgen.training.config import TrainingConfig
-from smidgen.training.memory import (
-    Peak,
-    estimate_memory,
-    step_bytes,
-)
+from smidgen.training.example import example_of
+from smidgen.training.memory import estimate_memory, step_bytes
+from smidgen.training.network import training_network
 from smidgen.training.objective import Batch, Task, batch_loss
-from tests.tiny.bases import tiny_base
+from smidgen.training.peak import Peak, copies_of_a_cpu
+from tests.tiny.bases import base_of, tiny_base
 from tests.tiny.deltas import DENOISER_METHODS
+from tests.tiny.hosts import TINY_HOSTS
 
 
 def delta_of(base, method):
@@ -27,7 +32,10 @@ def real_step(base, delta, batch_size):
     """Bytes at the peak of a step on real tensors."""
     base.denoiser.requires_grad_(False)
     config = TrainingConfig(batch_size=batch_size)
-    with acting(delta, base.denoiser), Peak() as peak:
+    with (
+        acting(delta, base.denoiser),
+        Peak(base.denoiser, delta, own_copies=copies_of_a_cpu) as peak,
+    ):
         labels = torch.zeros(batch_size, dtype=torch.long)
         batch = Batch(
             images=labels,
@@ -56,9 +64,85 @@ def test_the_estimate_counts_what_a_real_step_allocates(method):
     assert (estimate.delta, estimate.optimizer) == (trained, 2 * trained)
     assert estimate.weights == 4 * sum(p.numel() for p in base.denoiser.parameters())
     counted = step_bytes(base.denoiser, delta, TrainingConfig(batch_size=16))
-    assert estimate.step > counted
+    assert estimate.step == max(counted, 2 * trained)  # it is written from a copy
     # the schedule's tables are made anew in a real step and are not the network's
     assert counted == pytest.approx(real_step(base, delta, 16), rel=0.05)
+
+
+def allocated(base, delta, config, task):
+    """Bytes at the peak of a real step, as the allocator of PyTorch tells its profiler."""
+    base.denoiser.requires_grad_(False)
+    delta.requires_grad_(True)
+    count = config.batch_size
+    labels = torch.zeros(count, dtype=torch.long)
+    with training_network(base, delta, task, config) as network:
+        inputs = torch.randn(2, count, *base.latent_shape)
+        batch = Batch(
+            images=labels,
+            latents=inputs[0],
+            noise=inputs[1],
+            timesteps=task.process.times(torch.linspace(0.1, 0.9, count, dtype=torch.float64)),
+            labels=labels,
+        )
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            batch_loss(network, batch, task, config, torch.float32).mean().backward()
+    found = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    found.sort(key=lambda event: event.start_ns())
+    given = inputs.nbytes  # before the profiler was there
+    return given + max(accumulate(event.nbytes() for event in found))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("difffit", {}),
+        ("difffit", {"gradient_checkpointing": True}),
+        ("bitfit", {"activations": "8bit"}),
+        ("adaptformer", {"gradient_checkpointing": True}),
+        ("full", {}),
+        ("full", {"gradient_checkpointing": True}),
+    ],
+)
+@pytest.mark.parametrize("kept", ["fp32", "bf16", "int8"])
+def test_the_allocator_says_the_same_of_a_dit(method, settings, kept):
+    if method == "full" and kept != "fp32":
+        pytest.skip("full trains copies in float32")
+    base = tiny_base(depth=4)
+    delta = delta_of(base, method)
+    if kept == "bf16":
+        narrow(base.denoiser, torch.bfloat16)
+    elif kept == "int8":
+        quantise(base.denoiser)
+    config = TrainingConfig(batch_size=32, precision="fp32", **settings)
+    task = Task(process=base.process, labels=labels_of(base, delta))
+    counted = step_bytes(base.denoiser, delta, config)
+    assert counted == pytest.approx(allocated(base, delta, config, task), rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("method", ["lora", "difffit", "adapter", "full"])
+def test_the_allocator_says_the_same_of_a_unet(method, checkpointed):
+    base = base_of(TINY_HOSTS["unet"].make(3), name="tiny-unet")
+    delta = build_delta(method, base, configure(method), (), torch.Generator().manual_seed(0))
+    config = TrainingConfig(batch_size=8, precision="fp32", gradient_checkpointing=checkpointed)
+    example = replace(example_of(base.denoiser), latent_shape=base.latent_shape)
+    counted = step_bytes(base.denoiser, delta, config, example)
+    found = allocated(base, delta, config, example.with_rows(8))
+    assert counted == pytest.approx(found, rel=0.1)
+
+
+def test_a_convolution_takes_copies_in_a_layout_of_its_own():
+    x, weight = torch.empty(2, 3, 8, 8), torch.empty(5, 3, 1, 1)
+    with Peak(own_copies=copies_of_a_cpu) as peak:
+        y = torch.nn.functional.conv2d(x, weight)
+    assert (peak.now, peak.highest) == (y.nbytes, 2 * y.nbytes)
+    x.requires_grad_()
+    weight.requires_grad_()
+    y = torch.nn.functional.conv2d(x, weight)
+    with Peak(own_copies=copies_of_a_cpu) as peak:
+        torch.autograd.grad(y, [x, weight], torch.empty_like(y))
+    # the gradient that goes in, that of x, and copies of both x and what goes in
+    assert peak.highest == y.nbytes + x.nbytes + x.nbytes + y.nbytes
 
 
 def test_checkpointing_and_bf16_take_less_and_twice_the_batch_about_twice():

@@ -1,15 +1,14 @@
 """How much memory a training takes, before it starts.
 
 One step is run on fake tensors, which have shapes and no content, while every tensor that comes and
-goes is counted: so it holds for any method, precision and checkpointing, in seconds. What the
-allocator keeps beyond that is measured: bench/memory_estimate.py.
+goes is counted: so it holds for any method, precision and checkpointing, in seconds. Measured
+beside it, and what the allocator keeps beyond that: bench/memory_estimate.py.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from smidgen.core.delta import Delta
 from smidgen.core.edits import edit_from_spec
@@ -38,12 +35,8 @@ from smidgen.training.example import Example, example_of
 from smidgen.training.network import checkpointing, recomputing
 from smidgen.training.objective import Batch, batch_loss, total_loss
 from smidgen.training.optimizer import bytes_of_moments
+from smidgen.training.peak import Peak, copies_of_a_cpu
 from smidgen.training.precision import with_precision
-
-# What glibc's heap holds at its peak for a byte in use: tensors that come and go leave holes, more
-# where blocks are recomputed between longer-lived gradients. They differ from run to run, by a
-# third and more (bench/memory_estimate.py): no factor is right for all.
-HEAP, HEAP_CHECKPOINTED = 1.3, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +44,9 @@ class MemoryEstimate:
     """Bytes of a training: what stays, and the peak of one `step`, gradients included.
 
     The base's `weights`, the `delta`, its `optimizer` moments and its `average` stay; the `step`
-    has activations, gradients, weights that are brought in, and the holes in the heap. What of the
-    base is `offloaded` lies in the memory of the machine, what is `in_others` in the processes that
-    have the other parts of its weights: neither is part of the total.
+    has activations, gradients, weights that are brought in, and what kernels take for themselves.
+    What of the base is `offloaded` lies in the memory of the machine, what is `in_others` in the
+    processes that have the other parts of its weights: neither is part of the total.
     """
 
     weights: int
@@ -92,8 +85,6 @@ def estimate_memory(
     beforehand.
     """
     size = bytes_of(delta.parameters())
-    heap = HEAP_CHECKPOINTED if config.gradient_checkpointing else HEAP
-    heap = heap if device == "cpu" else 1.0
     # Writing a delta takes its bytes and a copy in the file's form; the peak is that or a step's.
     encoders = () if reader is None else reader.encoders
     networks = (denoiser, *(one.network for one in encoders))
@@ -106,10 +97,7 @@ def estimate_memory(
         delta=size,
         optimizer=bytes_of_moments(delta.parameters(), eight_bit=config.optimizer == ADAMW_8BIT),
         average=size,
-        step=max(
-            int(heap * step_bytes(denoiser, delta, config, example, reader, device=device)),
-            2 * size,
-        ),
+        step=max(step_bytes(denoiser, delta, config, example, reader, device=device), 2 * size),
     )
 
 
@@ -122,8 +110,8 @@ def step_bytes(
     *,
     device: str = "cpu",
 ) -> int:
-    """The bytes of all tensors of a step that live at once at its peak, gradients included; on a
-    CPU, whose kernels pack copies of them, those of the linears' weights too.
+    """The bytes of all tensors of a step that live at once at its peak, gradients included, weights
+    not; on a CPU with the copies that convolutions work on.
     """
     example = example or example_of(denoiser)
     shape, count = example.latent_shape, config.rows * config.calls_kept
@@ -136,7 +124,7 @@ def step_bytes(
         fresh = Delta(copies, delta.provenance)
         with (
             checkpointing(network, config.gradient_checkpointing),
-            Peak(*(() if device == "cpu" else (network, fresh))) as peak,
+            Peak(network, fresh, own_copies=copies_of_a_cpu if device == "cpu" else None) as peak,
             acting(fresh, network, fast=config.fast, frozen_precision=config.frozen_precision),
             nullcontext() if reader is None else _reading(reader, fresh, config),
         ):
@@ -202,35 +190,3 @@ def _fake_copy(network: nn.Module) -> Any:
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
     return copy.deepcopy(network, memo)
-
-
-class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors that live at once, but those of these modules."""
-
-    def __init__(self, *counted_already: nn.Module) -> None:
-        super().__init__()
-        self.now = self.highest = 0
-        self._known: set[int] = set()
-        for module in counted_already:
-            for tensor in (*module.parameters(), *module.buffers()):
-                self._known.add(tensor.untyped_storage()._cdata)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.highest = max(self.highest, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes()).atexit = False
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
