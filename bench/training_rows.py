@@ -28,11 +28,13 @@ from bench.rows import (
 )
 from smidgen.core.bank import Bank
 from smidgen.core.delta import Delta
+from smidgen.errors import UsageError
 from smidgen.fast.acting import acting
 from smidgen.fast.eight_bit import has_int8
 from smidgen.fast.names import FrozenPrecision
 from smidgen.models.dit import DiT
 from smidgen.training.activations import Packed, bears_it, one_byte_kept
+from smidgen.training.compiled import check_compiler, compiling
 from smidgen.training.network import checkpointing
 from smidgen.training.precision import has_amx
 
@@ -162,18 +164,20 @@ def domains_of(name: str) -> Rows:
 
 
 def compiled_of(name: str) -> Rows:
-    """Steps of compiled code beside those without, each in a network of its own: attaching and
-    detaching a delta anywhere makes PyTorch forget what it has compiled.
+    """Steps of compiled code, where there is a compiler, beside those without, each in a network of
+    its own: attaching and detaching a delta anywhere makes PyTorch forget what it has compiled.
     """
-    shape = SHAPES[name]
+    shape, ways = SHAPES[name], (False, True) if has_compiler() else (False,)
+    ATTACHED.enter_context(compiling())
     batch, rows = batch_of(shape), {}
     for words, difffit in (("full", False), ("DiffFit", True)):
-        for compiled in (False, True):
+        for compiled in ways:
             network = plain(shape, difffit=difffit)
             call = torch.compile(network) if compiled else network
             suffix = ", compiled" if compiled else ""
             rows[f"{words}, plain PyTorch{suffix}"] = step(call, trained(network), batch)
-    for compiled in (False, True):
+    rows["the floor"] = floor(shape)
+    for compiled in ways:
         network = own(shape)
         delta = delta_of(network, "difffit")
         ATTACHED.enter_context(acting(delta, network))
@@ -181,6 +185,14 @@ def compiled_of(name: str) -> Rows:
         row = f"difffit, fast{', compiled' if compiled else ''}"
         rows[row] = step(call, list(delta.parameters()), batch)
     return rows
+
+
+def has_compiler() -> bool:
+    try:
+        check_compiler()
+    except UsageError:
+        return False
+    return True
 
 
 def kept(name: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.places import default_cache_dir
 
+KEPT_AT = "TORCHINDUCTOR_CACHE_DIR"  # PyTorch's own name of the folder
 MOST = 0.1  # of the length of the gradient: bfloat16 rounds by less, and what is wrong is far off
 
 
@@ -28,17 +31,24 @@ def check_compiler() -> None:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """The compiler works in the first forward and in the first backward pass, and fails there.
+    """The compiler works in the first forward and in the first backward pass, and fails there. What
+    it makes is kept among what smidgen caches, unless the environment says where, and serves all
+    deltas of one method and shape, in any process.
 
     Raises: SmidgenError with its reason.
     """
     from torch._dynamo.exc import BackendCompilerFailed
 
+    before = os.environ.get(KEPT_AT)
+    os.environ[KEPT_AT] = before or str(default_cache_dir() / "compiled")
     try:
         yield
     except BackendCompilerFailed as error:
         reason = str(error.inner_exception).strip().partition("\n")[0]
         raise SmidgenError(f"torch.compile failed ({reason}): train without compile") from error
+    finally:
+        if before is None:
+            del os.environ[KEPT_AT]
 
 
 def check_gradients(
