@@ -31,16 +31,17 @@ Rows = dict[str, Row]
 
 @dataclass(frozen=True)
 class Case:
-    """A table: its rows, made when it is measured; what is `kept` for the backward pass, and `held`
-    together with gradients and the optimiser's averages, and at most at any time of a step, in
-    which unit. `asked`: only measured
-    where it is named, for it takes minutes.
+    """A table: its rows, made when it is measured; what is `kept` for the backward pass, `held`
+    together with gradients and the optimiser's averages, at most at any time of a step (`peak`),
+    and by the optimiser alone (`state`), in which unit. `asked`: only measured where it is named,
+    for it takes minutes.
     """
 
     make: Callable[[], Rows]
     kept: Callable[[], dict[str, float]] | None = None
     held: Callable[[], dict[str, float]] | None = None
     peak: Callable[[], dict[str, float]] | None = None
+    state: Callable[[], dict[str, float]] | None = None
     unit: str = "units of (B, N, D) a block"
     asked: bool = False
 
@@ -118,11 +119,12 @@ def step(
     batch: Any,
     *,
     reduced: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Row:
-    """Forward, under autocast to bf16 if `reduced`, backward, and AdamW as PyTorch has it by
-    default.
+    """Forward, under autocast to bf16 if `reduced`, backward, and the `optimizer`, None: AdamW as
+    PyTorch has it by default.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=1e-9)
+    optimizer = optimizer or torch.optim.AdamW(parameters, lr=1e-9)
 
     def run() -> None:
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=reduced):

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench import gpu_rows, sampling_rows, training_rows, unet_rows
+from bench import gpu_rows, optimizer_rows, sampling_rows, training_rows, unet_rows
 from bench.rows import SHAPES, Case, measured
 from bench.speed_page import write_page
 from bench.start_up import start_ups
@@ -40,6 +40,11 @@ CASES: Mapping[str, Case] = {
     },
     "a compiled training step of DiT-S/2": Case(
         partial(training_rows.compiled_of, "DiT-S/2"), asked=True
+    ),
+    "a training step of DiT-S/2 by AdamW in 32 and in 8 bit": Case(
+        partial(optimizer_rows.steps_of, "DiT-S/2"),
+        state=partial(optimizer_rows.state, "DiT-S/2"),
+        unit="MB",
     ),
     "a training step of eight domains of DiT-S/2": Case(
         partial(training_rows.domains_of, "DiT-S/2")
@@ -108,7 +113,7 @@ def main() -> None:
             "machine": torch.cuda.get_device_name() if arguments.gpu else machine(),
             "rows": measured(case.make(), arguments.rounds),
         }
-        amounts = {"kept": case.kept, "held": case.held, "peak": case.peak}
+        amounts = {"kept": case.kept, "held": case.held, "peak": case.peak, "state": case.state}
         found |= {what: count() for what, count in amounts.items() if count is not None}
         found |= {"unit": case.unit}
         print(json.dumps({name: found}), flush=True)

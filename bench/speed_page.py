@@ -12,6 +12,7 @@ AMOUNTS = {
     "kept": "Kept for the backward pass",
     "held": "With gradients and AdamW's two averages",
     "peak": "At most at any time of a step, beyond the weights and averages of all rows",
+    "state": "Kept by the optimizer from step to step",
 }
 UNIT = "units of (B, N, D) a block"
 REDUCED = ("8-bit backward", "8-bit both ways", "bf16")  # need instructions that few CPUs have
