@@ -3,8 +3,8 @@
 Each case trains a few steps on random latents in a process of its own. Measured is the peak of what
 PyTorch's allocator has given out, as its profiler hears of each piece: the same in every run.
 `beyond` is how much more the resident memory of the process grows to at its peak, where glibc's
-heap gets holes between tensors and oneDNN keeps the kernels that it makes: other bytes from run to
-run. The whole process is given beside it. Linux only.
+heap gets holes between tensors, oneDNN keeps the kernels that it makes, and a UNet brings the code
+of diffusers: other bytes from run to run. The whole process is given beside it. Linux only.
 """
 
 from __future__ import annotations
