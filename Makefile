@@ -1,5 +1,5 @@
 # `make demo` fine-tunes the shipped base to Greek letters, `make demo-text` the one that reads prompts to a
-# drawing; CI calls `make test`, `make laws` and `make check`.
+# drawing; CI calls `make test`, `make slow`, `make laws` and `make check`.
 # `make study` compares two methods on two sets, to a report, in five minutes.
 # `make bench` measures speed beside peers and takes twenty minutes; `python -m bench.speed --only NAME` one table.
 # `make bench-gpu` measures steps and samplings of DiT-XL/2 on a CUDA device.
@@ -11,7 +11,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo demo-text study test laws check bench bench-gpu docs fuzz kills clean
+.PHONY: demo demo-text study test slow laws check bench bench-gpu docs fuzz kills clean
 
 demo: .venv/installed
 	.venv/bin/smidgen demo --output runs/demo
@@ -26,8 +26,11 @@ study: .venv/installed
 test: .venv/installed-dev
 	$(PYTEST)
 
+slow: .venv/installed-dev
+	$(PYTEST) -m slow --ignore tests/laws
+
 laws: .venv/installed-dev
-	$(PYTEST) tests/laws --all-laws
+	$(PYTEST) tests/laws --all-laws -m ""
 
 check: .venv/installed-dev
 	.venv/bin/ruff format --check .

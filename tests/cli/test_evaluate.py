@@ -316,6 +316,7 @@ def test_statistics_are_written_once_and_a_finished_request_leaves_them(smidgen,
     assert START_OVER in other.err
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_statistics_too(photos, tmp_path):
     folder = foreign_images(tmp_path / "made")
     arguments = ["evaluate", folder, "--reference", photos, "--device", "cpu"]

@@ -132,6 +132,7 @@ def test_the_numbers_of_a_run_are_those_of_train_and_evaluate(smidgen, done, tmp
     assert kept["curve"]["2"] == kept["metrics"]
 
 
+@pytest.mark.slow
 def test_a_result_of_other_settings_is_shown_and_never_averaged_in(smidgen, recipe):
     assert smidgen("study", "run", recipe).code == 0
     text = recipe.read_text()
@@ -346,6 +347,7 @@ def test_a_run_at_twice_the_size_begins_from_a_delta_at_the_bases_own(
     assert deltas["begun"].provenance.training["init"] == sha256_of(first)
 
 
+@pytest.mark.slow
 def test_a_report_has_the_step_in_place_of_the_seconds_once_it_was_timed(smidgen, recipe):
     assert smidgen("study", "run", recipe).code == 0
     assert smidgen("study", "report", recipe).code == 0
@@ -404,6 +406,7 @@ def test_a_first_training_that_cannot_be_begun_from_is_told(smidgen, with_first,
     assert [complaint in reason for reason in reasons] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [("--workers", "2"), ("--ray", "local")])
 def test_several_processes_leave_what_one_leaves(smidgen, base, photos, tmp_path, how, done):
     path = write_study(base, photos, tmp_path, seeds="[0]")

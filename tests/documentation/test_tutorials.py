@@ -50,6 +50,7 @@ def test_a_fine_tune_from_folder_to_numbers(folder):
     assert after["metrics"]["fd"] != other["metrics"]["fd"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_in_python")
 def test_a_personalisation(folder):
     few = {
@@ -64,6 +65,7 @@ def test_a_personalisation(folder):
     assert "clip_i" in json.dumps(json.loads((folder / "result.json").read_text())["metrics"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_sets")
 def test_a_comparison(folder):
     recipe, *commands = tutorial("compare")

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux
 SEEDS = 12  # of each kind
 
 
+@pytest.mark.slow
 def test_changed_files_are_refused_in_one_line_or_harmless():
     """And every command takes the files as they are, or nothing would be tried."""
     whole = [(name, -1 - n) for name, kind in KINDS.items() for n in range(len(kind.commands))]

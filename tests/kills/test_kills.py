@@ -30,6 +30,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "flags"), KINDS.items(), ids=lambda value: str(value))
 def test_a_run_that_is_killed_at_this_point_ends_bit_equal(tmp_path, point, flags):
     build(tmp_path)

@@ -169,6 +169,7 @@ def test_gradient_checkpointing_works_in_the_first_forward(case):
         assert torch.equal(_gradients(case, case.delta)[0], output)
 
 
+@pytest.mark.slow
 @pytest.mark.excepting(NOT_COMPILED)
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_compiling_changes_nothing(case, first):

@@ -83,6 +83,7 @@ def write_letters(folder, count):
     return folder
 
 
+@pytest.mark.slow
 def test_a_delta_that_learned_four_letters_by_heart_is_refused_and_a_sound_one_passes(tmp_path):
     base = smidgen.load_base("glyphs")
     shared = {"batch_size": 4, "trackers": (), "progress": False}

@@ -67,6 +67,7 @@ def send(address, bodies):
     return asyncio.run(all_of())
 
 
+@pytest.mark.slow
 def test_each_of_200_mixed_requests_gets_the_image_of_sample(base, folder):
     bodies = [asked(number) for number in range(200)]
     with listening(base, folder, slots=4, batch_size=32, waiting=400) as address:

@@ -70,6 +70,7 @@ def address(base, tmp_path_factory):
         process.wait()
 
 
+@pytest.mark.slow
 def test_both_replicas_answer_and_draw_what_sample_draws(base, address):
     url, delta = address
     with httpx.Client(base_url=url, timeout=None) as client, ThreadPoolExecutor(8) as threads:

@@ -168,6 +168,7 @@ def test_a_run_on_buckets_that_was_stopped_ends_in_the_same_bits(folder, photos,
         smidgen.train(folder, photos, output=whole, buckets=False, **SETTINGS | {"steps": 9})
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_bucket_and_train_as_one(folder, photos, tmp_path):
     given = [str(folder), str(photos)]
     outcomes = finish(

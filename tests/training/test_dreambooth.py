@@ -131,6 +131,7 @@ def test_a_resumed_run_is_bit_equal_and_the_base_is_as_it_was(base, photos, tmp_
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_and_train_as_one_with_twice_the_batch(
     pipeline, photos, tmp_path, monkeypatch
 ):

@@ -108,6 +108,7 @@ def log_of(run):
     return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
 
 
+@pytest.mark.slow
 def test_two_processes_with_parts_train_the_bits_of_two_with_all_weights(tmp_path):
     pipeline = TINY_PIPELINES["sd"].save(tmp_path / "sd")
     write_photos(tmp_path / "photos")

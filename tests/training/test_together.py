@@ -78,6 +78,7 @@ def train_run(photos, output, cache, die_at=0, **settings):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch_for_every_method(tmp_path):
     pipeline = TINY_PIPELINES["sd"].save(tmp_path / "sd")
     outcomes = finish(start(["-c", EQUAL, str(tmp_path / "two"), str(pipeline)], 2))
@@ -107,6 +108,7 @@ def test_two_processes_equal_one_with_twice_the_batch_for_every_method(tmp_path)
                     assert found[key] == pytest.approx(expected[key], rel=1e-4), (method, key)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_writes_once_and_is_found_finished(tmp_path):
     photos = write_photos(tmp_path / "photos")
     places = [str(photos), str(tmp_path / "run"), str(tmp_path / "cache")]
@@ -124,6 +126,7 @@ def test_a_run_of_two_writes_once_and_is_found_finished(tmp_path):
     assert "the number of processes changed" in error
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_and_the_same_command_resumes_bit_equal(tmp_path):
     photos = write_photos(tmp_path / "photos")
     places = [str(photos), str(tmp_path / "run"), str(tmp_path / "cache")]
