@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from smidgen.core.storage import keep, offload, quantise
+from smidgen.core.storage import keep, offload
 from smidgen.data.latents import LatentSet
 from smidgen.hosts.host import find_host
 from smidgen.methods import configure
@@ -20,6 +20,7 @@ from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.calling import DTYPES
 from smidgen.models.dit import DiT, DiTConfig
 from smidgen.models.labels import Labels, labels_of
+from smidgen.models.precision import quantised
 from smidgen.sizes import ImageSize, Sides
 from smidgen.training.config import ADAMW_8BIT, Optimizer, TrainingConfig, TrainingPrecision
 from smidgen.training.example import Example, example_of
@@ -151,8 +152,7 @@ def network_of(case: Case) -> Any:
         for buffer in network.buffers():
             buffer.data = buffer.data.float()
         keep(network, torch.float32)
-    if case.base_precision == "int8":
-        quantise(network)
+    quantised(network, case.base_precision)
     if case.offload:
         offload(network, "cpu")
     return network

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from smidgen.core.storage import EIGHT_BIT, cast, computes_in, quantise, stored_bytes
+from smidgen.core.quantising import quantise
+from smidgen.core.storage import cast, computes_in, stored_bytes
+from smidgen.core.widening import EIGHT_BIT
 from smidgen.errors import SmidgenError
 from smidgen.training.peak import Peak
 from tests.core.test_storage import Layers, passes
@@ -34,7 +36,7 @@ def test_a_network_gives_what_its_rounded_weights_give_bit_for_bit(host, autocas
     network = law_base(host).denoiser.requires_grad_(False).float()
     expected = passes(host, eighths(network), autocast)
     kept = copy.deepcopy(network)
-    quantise(kept)
+    quantise(kept, "int8")
     before = {name: tensor.clone() for name, tensor in kept.state_dict().items()}
     found = passes(host, kept, autocast)
     assert torch.equal(found[0], expected[0])
@@ -58,7 +60,7 @@ def test_the_numbers_are_those_of_quanto(kind):
     quanto.quantize(theirs, weights=quanto.qint8)
     quanto.freeze(theirs)
     network = nn.Sequential(layer)
-    quantise(network)
+    quantise(network, "int8")
     assert torch.equal(network[0].weight, theirs[0].weight._data)
     x = torch.randn(2, *((24,) if kind == "linear" else (24, 5, 5)))
     torch.testing.assert_close(network(x), theirs(x))
@@ -70,7 +72,7 @@ def test_a_delta_in_float32_acts_and_learns_as_on_the_rounded_weights(host, meth
     base = law_base(host)
     base.denoiser.float()
     rounded = eighths(base.denoiser)
-    quantise(base.denoiser)
+    quantise(base.denoiser, "int8")
     delta = tiny_delta(base, method).float()
     gradients = []
     for network in (rounded, base.denoiser):
@@ -86,7 +88,7 @@ def test_a_delta_in_float32_acts_and_learns_as_on_the_rounded_weights(host, meth
 def test_copies_of_weights_are_refused_with_what_to_do():
     base = law_base("dit")
     whole = tiny_delta(base, "full")
-    quantise(base.denoiser)
+    quantise(base.denoiser, "int8")
     for method in ("full", "vpt"):
         with pytest.raises(SmidgenError, match=f"{method} .*load it without base_precision int8"):
             tiny_delta(base, method)
@@ -101,7 +103,7 @@ def test_copies_of_weights_are_refused_with_what_to_do():
 def test_no_wide_copy_of_a_weight_waits_for_the_backward_pass(autocast):
     network, x = Layers(8, 256).requires_grad_(False), torch.randn(1, 256).requires_grad_(True)
     one = 4 * 256 * 256  # bytes of a wide weight
-    quantise(network)
+    quantise(network, "int8")
     with Peak(network) as peak, torch.autocast("cpu", autocast, enabled=autocast is not None):
         network(x).sum().backward()
     assert one < peak.highest < 2.5 * one
@@ -109,7 +111,7 @@ def test_no_wide_copy_of_a_weight_waits_for_the_backward_pass(autocast):
 
 def test_a_byte_for_each_weight_and_four_for_each_channel():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 5, bias=False), nn.LayerNorm(5))
-    quantise(network)
+    quantise(network, "int8")
     weights, others = 8 * 3 * 9 + 5 * 8, 8 + 2 * 5
     assert stored_bytes(network) == weights + 4 * (8 + 5) + 4 * others
 
@@ -120,7 +122,7 @@ def test_a_channel_that_is_all_zero_and_weights_that_are_shared():
     second.weight = first.weight
     network = nn.Sequential(first, second)
     expected = eighths(network)(x := torch.randn(3, 4))
-    quantise(network)
+    quantise(network, "int8")
     assert first.weight is second.weight
     assert torch.equal(network(x), expected)
 
@@ -128,7 +130,7 @@ def test_a_channel_that_is_all_zero_and_weights_that_are_shared():
 def test_casting_leaves_weights_and_scales():
     network = Layers(1, 8)
     wide = eighths(network).layers[0].weight
-    quantise(network)
+    quantise(network, "int8")
     cast(network, torch.bfloat16)
     assert computes_in(network) == torch.bfloat16
     eye = torch.eye(8, dtype=torch.bfloat16)
@@ -142,6 +144,6 @@ def test_half_precision_and_8_bit_in_one_network():
     network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     narrow(network, torch.float16)
     expected = eighths(copy.deepcopy(network)).float()
-    quantise(network)
+    quantise(network, "int8")
     assert [p.dtype for p in network.parameters()] == [EIGHT_BIT] + [torch.float16] * 3
     assert torch.equal(network(x := torch.randn(2, 4)), expected(x))

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from smidgen.core.bringing import Group
+from smidgen.core.quantising import quantise
 from smidgen.core.sharding import alone, count_alone, group_of, part_bytes, part_of, shard
-from smidgen.core.storage import cast, move, outside, quantise, repeated_layers, runs_on
+from smidgen.core.storage import cast, move, outside, repeated_layers, runs_on
 from smidgen.core.widening import PART
 from smidgen.training.peak import Peak
 from tests.core.test_offload import KEPT
@@ -139,7 +140,7 @@ def test_what_is_counted_alone_asks_nobody():
         raise AssertionError("asked")
 
     network = Layers(2, 4).requires_grad_(False)
-    quantise(network)
+    quantise(network, "int8")
     shard(network, "cpu", Group(1, 2, nobody))
     with pytest.raises(AssertionError, match="asked"):
         network(torch.randn(1, 4))

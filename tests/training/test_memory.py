@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from smidgen.core.storage import narrow, quantise
+from smidgen.core.quantising import quantise
+from smidgen.core.storage import narrow
 from smidgen.fast.acting import acting
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
@@ -103,7 +104,7 @@ def allocated(base, delta, config, task):
         ("full", {"gradient_checkpointing": True}),
     ],
 )
-@pytest.mark.parametrize("kept", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("kept", ["fp32", "bf16", "int8", "nf4"])
 def test_the_allocator_says_the_same_of_a_dit(method, settings, kept):
     if method == "full" and kept != "fp32":
         pytest.skip("full trains copies in float32")
@@ -111,8 +112,8 @@ def test_the_allocator_says_the_same_of_a_dit(method, settings, kept):
     delta = delta_of(base, method)
     if kept == "bf16":
         narrow(base.denoiser, torch.bfloat16)
-    elif kept == "int8":
-        quantise(base.denoiser)
+    elif kept != "fp32":
+        quantise(base.denoiser, kept)
     config = TrainingConfig(batch_size=32, precision="fp32", **settings)
     task = Task(process=base.process, labels=labels_of(base, delta))
     counted = step_bytes(base.denoiser, delta, config)

@@ -10,7 +10,7 @@ from smidgen.core.delta import Delta
 from smidgen.core.edits import Table
 from smidgen.core.fold import IntoTable
 from smidgen.core.fold import fold as fold_into_state
-from smidgen.core.storage import is_quantised
+from smidgen.core.storage import quantised_in
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.interop.embeddings import read_embeddings, write_embeddings
@@ -39,19 +39,19 @@ def fold(base: Base, delta: Delta | str | Path, *, format: Format, output: str |
     "dit": an original `.pt` of a DiT. "diffusers": a pipeline folder. "single-file": one
     `.safetensors` in the original code's names, for SD 1.x, 2.x, SDXL, SD3 and Flux.
 
-    Raises: UsageError for another format, SmidgenError if the base is kept in 8 bit, the delta does
-        not fold or is another base's, the format cannot hold this base, `output` is in the base, or
-        the disk refuses.
+    Raises: UsageError for another format, SmidgenError if the base is kept in 8 or 4 bit, the
+        delta does not fold or is another base's, the format cannot hold this base, `output` is in
+        the base, or the disk refuses.
     """
     if format not in get_args(Format):
         raise UsageError(f'unknown format "{format}"; choose from: {", ".join(get_args(Format))}')
     delta = delta if isinstance(delta, Delta) else Delta.load(delta)
     delta.check_base(base.fingerprint, base.name)
     check_positions(delta, base)
-    if is_quantised(base.denoiser):
+    if precision := quantised_in(base.denoiser):
         raise SmidgenError(
-            f'base "{base.name}" is kept in 8 bit, where nothing can be folded in; load it without '
-            "base_precision int8, which takes the same delta"
+            f'base "{base.name}" is kept in {precision}, where nothing can be folded in; load it '
+            f"without base_precision {precision}, which takes the same delta"
         )
     output = Path(output)
     _check_output(base, output)

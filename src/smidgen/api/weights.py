@@ -13,7 +13,7 @@ from torch import nn
 from smidgen.core.delta import Delta
 from smidgen.core.edits import Edit, Weight
 from smidgen.core.sharding import alone, shard
-from smidgen.core.storage import narrow, quantise
+from smidgen.core.storage import narrow
 from smidgen.errors import UsageError
 from smidgen.files.checks import check_integer
 from smidgen.files.settings import make
@@ -26,7 +26,7 @@ from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
 from smidgen.models.placing import check_placing, place
-from smidgen.models.precision import EIGHT_BIT
+from smidgen.models.precision import quantised
 from smidgen.models.pretrained import known_size, prompt_files, stored_precision
 from smidgen.models.reader import Reader
 from smidgen.sizes import ImageSize
@@ -170,8 +170,7 @@ def count_weights(
         stored = stored_precision(base, base_precision)
         if stored != torch.float32:
             narrow(shape.denoiser, stored)
-        if base_precision == EIGHT_BIT:
-            quantise(shape.denoiser)
+        quantised(shape.denoiser, base_precision)
         check_integer("num_shards", num_shards)
         check_placing(device, offload=offload, shard=num_shards > 1)
         if num_shards > 1:

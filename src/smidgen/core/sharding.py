@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smidgen.core.bringing import Bringing, Group
 from smidgen.core.storage import bytes_of, computes_in, is_kept, keep, move, repeated_layers
-from smidgen.core.widening import OUTSIDE, PART, WIDENING
+from smidgen.core.widening import OUTSIDE, PACKED, PART, WIDENING
 
 
 @torch.no_grad()
@@ -30,8 +30,10 @@ def shard(
         own = module.weight
         if own not in done:
             shape = torch.empty(own.shape, dtype=own.dtype, device="meta")
-            done[own] = nn.Parameter(shape, requires_grad=False), part_of(own, group)
+            stored = module._buffers.get(PACKED, own)
+            done[own] = nn.Parameter(shape, requires_grad=False), part_of(stored, group)
         module.weight, part = done[own]
+        module._buffers.pop(PACKED, None)  # as a whole
         module.register_buffer(PART, part, persistent=False)
         module.__dict__[OUTSIDE] = module.weight
     if not is_kept(network):

@@ -1,7 +1,7 @@
 """Weights kept in fewer bits than their network computes in, or outside its device: a module's own
 weights are widened and brought there while it runs, and no such copy outlives that, not even for a
-backward pass. Half precision, or 8 bit with a scale for each output channel
-(docs/decisions/0014-eight-bit-without-a-library.md). The hooks are in widening.py.
+backward pass. Half precision is made here, 8 and 4 bit in quantising.py; the hooks are in
+widening.py.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from smidgen.core.bringing import Bringing, resting
+from smidgen.core.normal_float import num_bytes
 from smidgen.core.widening import (
     CAST_BY_AUTOCAST,
-    EIGHT_BIT,
+    FOUR_BIT,
     HALVES,
     OUTSIDE,
+    PACKED,
+    QUANTISED,
     SCALE,
+    VALUES,
     WIDENING,
     Widening,
 )
-
-MOST = 127  # of the numbers of 8 bit
 
 
 def keep(network: nn.Module, compute: torch.dtype) -> None:
@@ -51,30 +53,6 @@ def narrow(network: nn.Module, stored: torch.dtype) -> None:
     keep(network, compute)
 
 
-@torch.no_grad()
-def quantise(network: nn.Module) -> None:
-    """`network` with the weights of its linears and convolutions in 8 bit, as round(weight / scale)
-    with a float32 scale for each of their output channels, its largest weight / 127; computing in
-    what it does now. Everything else stays as it is.
-    """
-    compute = computes_in(network)
-    done: dict[Tensor, tuple[nn.Parameter, Tensor]] = {}  # of what modules share
-    for module in network.modules():
-        if not isinstance(module, CAST_BY_AUTOCAST):
-            continue
-        own = module.weight
-        if own not in done:
-            wide = own.float()
-            scale = wide.abs().amax(dim=tuple(range(1, wide.ndim)), keepdim=True) / MOST
-            scale.clamp_(min=torch.finfo(torch.float32).tiny)  # of a channel that is all 0
-            whole = (wide / scale).round_().to(EIGHT_BIT)
-            done[own] = nn.Parameter(whole, requires_grad=False), scale
-        module.weight, scale = done[own]
-        module.register_buffer(SCALE, scale, persistent=False)
-    if not is_kept(network):
-        keep(network, compute)
-
-
 def offload(network: nn.Module, device: str | torch.device, *, ahead: bool | None = None) -> None:
     """`network` on `device` but for the weights of linears and convolutions in its repeated blocks
     (all that is in a `nn.ModuleList`): they stay where they are, in the memory of the machine, and
@@ -82,7 +60,8 @@ def offload(network: nn.Module, device: str | torch.device, *, ahead: bool | Non
     same, bit for bit, in whatever the weights are kept. `ahead` is as in `Bringing`.
     """
     for module in repeated_layers(network):
-        module.weight.data = resting(module.weight.data, torch.device(device))
+        stored = module._buffers.get(PACKED, module.weight)
+        stored.data = resting(stored.data, torch.device(device))
         module.__dict__[OUTSIDE] = module.weight
     if not is_kept(network):
         keep(network, computes_in(network))
@@ -103,12 +82,18 @@ def repeated_layers(network: nn.Module) -> Iterator[Any]:
 
 def move(network: nn.Module, device: str | torch.device) -> None:
     """`network` on `device`; weights that are outside stay there, and come to this one."""
-    without = [module for module in network.modules() if OUTSIDE in module.__dict__]
-    for module in without:
-        module._parameters["weight"] = None
+    left: list[tuple[dict[str, Any], str, Tensor]] = []
+    for module in network.modules():
+        packed, is_outside = module._buffers.get(PACKED), OUTSIDE in module.__dict__
+        if packed is not None and is_outside:
+            left.append((module._buffers, PACKED, packed))
+        if packed is not None or is_outside:  # of the first there is a shape to move, no numbers
+            left.append((module._parameters, "weight", module.weight))
+    for tensors, name, _ in left:
+        tensors[name] = None
     network.to(device)
-    for module in without:
-        module._parameters["weight"] = module.__dict__[OUTSIDE]
+    for tensors, name, tensor in left:
+        tensors[name] = tensor
     bring_to(network, device)
 
 
@@ -122,24 +107,36 @@ def bring_to(network: nn.Module, device: str | torch.device) -> None:
 def runs_on(network: nn.Module) -> torch.device:
     """The device on which a network computes."""
     bringing = network.__dict__[WIDENING].bringing if is_kept(network) else None
-    return next(network.parameters()).device if bringing is None else bringing.device
+    if bringing is not None:
+        return bringing.device
+    tensors = [*network.parameters(), *network.buffers()]
+    with_numbers = (tensor for tensor in tensors if not tensor.is_meta)
+    return next(with_numbers, tensors[0]).device
 
 
-def is_quantised(network: nn.Module) -> bool:
-    """Whether weights of this network are in 8 bit."""
-    return any(own.dtype == EIGHT_BIT for own in network.parameters())
+def quantised_in(network: nn.Module) -> str | None:
+    """In what most weights of this network are, by the name of that precision, if they are
+    quantised.
+    """
+    return next((QUANTISED[p.dtype] for p in network.parameters() if p.dtype in QUANTISED), None)
 
 
 def stored_bytes(network: nn.Module) -> int:
-    """The bytes in which the weights of a network are kept, the scales of those in 8 bit too."""
-    scales = {module._buffers[SCALE] for module in network.modules() if SCALE in module._buffers}
-    return bytes_of([*network.parameters(), *(scale for scale in scales if scale is not None)])
+    """The bytes in which the weights of a network are kept, with what those in 8 or 4 bit mean."""
+    found = (module._buffers.get(name) for module in network.modules() for name in (SCALE, VALUES))
+    beside = {tensor for tensor in found if tensor is not None}
+    return sum(map(kept_bytes, network.parameters())) + bytes_of(beside)
+
+
+def kept_bytes(weight: Tensor) -> int:
+    """The bytes of a weight in what it is kept in, wherever they are."""
+    return num_bytes(weight.numel()) if weight.dtype == FOUR_BIT else bytes_of([weight])
 
 
 def outside(network: nn.Module) -> list[int]:
     """The bytes of each weight that is not on the device as a whole."""
     found = {m.__dict__[OUTSIDE] for m in network.modules() if OUTSIDE in m.__dict__}
-    return [bytes_of([weight]) for weight in found]
+    return [kept_bytes(weight) for weight in found]
 
 
 def is_kept(network: nn.Module) -> bool:
@@ -159,7 +156,7 @@ def computes_in(network: nn.Module) -> torch.dtype:
 
 def runs_in(network: nn.Module, own: Tensor) -> torch.dtype:
     """The precision in which one of a network's parameters is while the network runs."""
-    narrow = own.dtype in (*HALVES, EIGHT_BIT)
+    narrow = own.dtype in (*HALVES, *QUANTISED)
     return computes_in(network) if is_kept(network) and narrow else own.dtype
 
 

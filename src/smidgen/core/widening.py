@@ -1,6 +1,6 @@
 """The hooks by which a module runs with its weights widened and brought to the device: no such copy
-outlives its call, not even for a backward pass. What is kept, and where, is set in storage.py and
-sharding.py; how weights travel is in bringing.py.
+outlives its call, not even for a backward pass. What is kept, and where, is set in storage.py,
+quantising.py and sharding.py; how weights travel is in bringing.py.
 """
 
 from __future__ import annotations
@@ -14,37 +14,43 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.conv import _ConvNd
 
 from smidgen.core.bringing import Bringing
+from smidgen.core.normal_float import unpacked
 
 HALVES = (torch.float16, torch.bfloat16)
 CAST_BY_AUTOCAST = (nn.Linear, _ConvNd)  # whatever precision their weights are in
-EIGHT_BIT = torch.int8
+EIGHT_BIT, FOUR_BIT = torch.int8, torch.uint8  # the second of bytes in which numbers are packed
+QUANTISED = {EIGHT_BIT: "int8", FOUR_BIT: "nf4"}  # precisions, as settings call them
 
 SCALE = "_smidgen_scale"  # a buffer of a module whose weight is in 8 bit
+PACKED = "_smidgen_packed"  # of one whose weight is in 4 bit: its numbers
+VALUES = "_smidgen_values"  # and what each byte of these stands for
+MEANING = {EIGHT_BIT: SCALE, FOUR_BIT: VALUES}
 WIDENING = "_smidgen_widening"  # an attribute of a network whose weights are widened
 OUTSIDE = "_smidgen_outside"  # of a module: its weight, where that is not on the device as a whole
 PART = "_smidgen_part"  # a buffer of a module of whose weight other processes have the rest
 
 
 class Origin(NamedTuple):
-    """From what a wide weight comes: the base's own, with its scale in 8 bit, by this way if it is
-    outside the device, from its `part` if other processes have the rest.
+    """From what a wide weight comes: the base's own, whose numbers are in `stored`, by this way if
+    they are outside the device; in 8 or 4 bit with what they mean.
     """
 
     own: Tensor
-    scale: Tensor | None
+    stored: Tensor  # itself, its bytes, or a part of either if other processes have the rest
+    meaning: Tensor | None
     dtype: torch.dtype
     bringing: Bringing | None
-    part: Tensor | None
 
     @torch.no_grad()
     def wide(self, *, again: bool = False) -> Tensor:
         """The weight as it computes; `again` for the backward pass."""
-        own = self.own
-        if self.bringing is not None:
-            own = self.bringing(self.own if self.part is None else self.part, again=again)
-        if self.part is not None:  # all parts are equally long, the last one filled up
-            own = own[: self.own.numel()].view(self.own.shape)
-        return own.to(self.dtype) if self.scale is None else (own * self.scale).to(self.dtype)
+        found = self.stored if self.bringing is None else self.bringing(self.stored, again=again)
+        if self.own.dtype == FOUR_BIT:
+            assert self.meaning is not None, "bytes are kept with what they stand for"
+            return unpacked(found, self.own.shape, self.meaning).to(self.dtype)
+        if self.stored is not self.own:  # parts are equally long, the last one filled up
+            found = found[: self.own.numel()].view(self.own.shape)
+        return (found if self.meaning is None else found * self.meaning).to(self.dtype)
 
 
 class Widening:
@@ -73,20 +79,24 @@ class Widening:
 
     def _origin(self, module: nn.Module, own: nn.Parameter) -> Origin | None:
         """None where the module runs with `own` as it is."""
-        is_narrow = own.dtype in (*HALVES, EIGHT_BIT) and own.dtype != self.compute
+        is_narrow = own.dtype in (*HALVES, *QUANTISED) and own.dtype != self.compute
         bringing = self.bringing if module.__dict__.get(OUTSIDE) is own else None
         if not (is_narrow or bringing):
             return None
-        scale = module._buffers.get(SCALE) if own.dtype == EIGHT_BIT else None
+        stored: Any = own
+        if bringing is not None and PART in module._buffers:
+            stored = module._buffers[PART]
+        elif own.dtype == FOUR_BIT:
+            stored = module._buffers[PACKED]
+        meaning = module._buffers[MEANING[own.dtype]] if own.dtype in MEANING else None
         dtype = self.compute if is_narrow else own.dtype
-        kind = (own if bringing is None else bringing).device.type
+        kind = (stored if bringing is None else bringing).device.type
         by_autocast = isinstance(module, CAST_BY_AUTOCAST) and torch.is_autocast_enabled(kind)
         if by_autocast and own.dtype != torch.float64:
-            if scale is None and bringing is None:
+            if meaning is None and bringing is None:
                 return None
             dtype = torch.get_autocast_dtype(kind)
-        part = None if bringing is None else module._buffers.get(PART)
-        return Origin(own, scale, dtype, bringing, part)
+        return Origin(own, stored, meaning, dtype, bringing)
 
     def narrow(self, module: nn.Module, arguments: Any, output: Any) -> None:
         for name, own in self._narrow.pop(module, {}).items():

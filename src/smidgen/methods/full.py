@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from smidgen.core.edits import Weight
 from smidgen.core.storage import runs_in
+from smidgen.core.widening import QUANTISED
 from smidgen.errors import SmidgenError
 from smidgen.methods.configs import NoOptions
 from smidgen.methods.method import Encoder, Tunable
@@ -72,12 +73,13 @@ def trained_copy(network: nn.Module, own: nn.Parameter, method: str) -> Tensor:
     """One of a network's parameters in the precision in which the network runs, as `method` copies
     it.
 
-    Raises: SmidgenError for one in 8 bit.
+    Raises: SmidgenError for one in 8 or 4 bit.
     """
-    if not own.is_floating_point():
+    if precision := QUANTISED.get(own.dtype):
         raise SmidgenError(
-            f"{method} trains copies of weights, which this base keeps in 8 bit; load it without "
-            "base_precision int8, or use a method that trains what is new, such as lora"
+            f"{method} trains copies of weights, which this base keeps in {precision}; load it "
+            f"without base_precision {precision}, or use a method that trains what is new, such as "
+            "lora"
         )
     return own.detach().to(runs_in(network, own), copy=True)
 

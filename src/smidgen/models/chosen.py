@@ -87,7 +87,8 @@ class BaseOnDevice(BaseOptions):
     """auto: the accelerator if there is one."""
     base_precision: BasePrecision | None = None
     """Number format in which its frozen weights are kept: half as many bytes in bf16 or fp16, a
-    quarter in int8, and the passes go on in --precision; none: as a pipeline's files have them."""
+    quarter in int8, an eighth in nf4 (4 bit), and the passes go on in --precision; none: as a
+    pipeline's files have them."""
     offload: bool = False
     """Keep the weights of its blocks in the memory of the machine; each comes to the accelerator
     while it is computed with: for a base that is larger than the accelerator's memory."""

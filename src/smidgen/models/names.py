@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 # of frozen weights, kept and not computed in
-BasePrecision = Literal["fp32", "bf16", "fp16", "int8"]
+BasePrecision = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
 
 FACTOR = 8  # by which the codec of all architectures that have a name reduces images
 EMBEDDED = Path(__file__).parent / "embedded"

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from smidgen.core.storage import quantise
 from smidgen.diffusion.process import Flow, Process
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Family, Pipeline
@@ -30,7 +29,7 @@ from smidgen.models.pipelines import (
     trained_size_of,
 )
 from smidgen.models.placing import place
-from smidgen.models.precision import EIGHT_BIT, kept_in
+from smidgen.models.precision import kept_in, quantised
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
 from smidgen.models.schemas import Scheduler
@@ -69,8 +68,7 @@ def load_pipeline(
     stored = kept_in(base_precision, dtype, weight_files(source / pipeline.denoiser))
     denoiser = load_network(source / pipeline.denoiser, network, dtype, stored)
     of_files = base_fingerprint(denoiser)
-    if base_precision == EIGHT_BIT:
-        quantise(denoiser)
+    quantised(denoiser, base_precision)
     denoiser.requires_grad_(False).eval()
     place(denoiser, device, offload=offload, shard=shard)
     family = _family(denoiser, index, pipeline) if pipeline.prompts else None

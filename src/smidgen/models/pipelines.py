@@ -111,7 +111,8 @@ def _check_config(path: Path) -> None:
     if config.get("quantization_config"):
         raise SmidgenError(
             f"{path.parent} was quantised by another program, and smidgen reads weights in 16 or "
-            "32 bit: give the folder before that, with base_precision int8 to keep it in 8 bit"
+            "32 bit: give the folder before that, with base_precision int8 or nf4 to keep it in 8 "
+            "or 4 bit"
         )
 
 

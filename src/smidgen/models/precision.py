@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import nn
 
+from smidgen.core.quantising import quantise
 from smidgen.core.weights import open_safetensors
+from smidgen.core.widening import QUANTISED
 from smidgen.errors import UsageError
 from smidgen.models.calling import DTYPES
 from smidgen.models.names import BasePrecision
 
-EIGHT_BIT = "int8"
 IN_FILES = {"F64": "fp32", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
@@ -28,8 +30,8 @@ def check_base_precision(asked: str | None) -> None:
 
 def kept_in(asked: str | None, dtype: torch.dtype, files: Sequence[Path] = ()) -> torch.dtype:
     """The precision of the weights of a network that computes in `dtype`: the one `asked` for;
-    None: that of `files` where it computes in float32, else `dtype`. With int8 that is the one of
-    all that is not in 8 bit (`core.storage.quantise`), as with None.
+    None: that of `files` where it computes in float32, else `dtype`. With int8 and nf4 that is the
+    one of all that `quantised` leaves, as with None.
 
     Raises: UsageError for one that is wider than what it computes in; SmidgenError for damaged
         files.
@@ -43,6 +45,15 @@ def kept_in(asked: str | None, dtype: torch.dtype, files: Sequence[Path] = ()) -
             )
         return DTYPES.get(asked or "", dtype)
     return DTYPES[asked] if asked in DTYPES else DTYPES[precision_of(files)]
+
+
+def quantised(network: nn.Module, asked: str | None) -> None:
+    """`network` with its weights in 8 or 4 bit, if that is `asked` for: after the fingerprint was
+    taken, which is that of the weights as they came.
+    """
+    for precision in QUANTISED.values():
+        if asked == precision:
+            quantise(network, precision)
 
 
 def precision_of(files: Sequence[Path]) -> str:

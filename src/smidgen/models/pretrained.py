@@ -10,13 +10,14 @@ from typing import Any, get_args
 
 import torch
 
-from smidgen.core.storage import narrow, quantise
+from smidgen.core.storage import narrow
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.checks import check_choice
 from smidgen.hosts.family import Pipeline
 from smidgen.hosts.host import find_host
 from smidgen.models.base import Base, base_fingerprint
+from smidgen.models.calling import DTYPES
 from smidgen.models.codec import AutoencoderCodec
 from smidgen.models.components import load_autoencoder
 from smidgen.models.dit import DiT, DiTConfig, preset
@@ -57,7 +58,7 @@ from smidgen.models.positions import (
     note_on_size,
     positions_at,
 )
-from smidgen.models.precision import EIGHT_BIT, check_base_precision, kept_in
+from smidgen.models.precision import check_base_precision, kept_in, quantised
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
 from smidgen.models.single_files import folder_of, is_single_file
@@ -90,7 +91,8 @@ def load_base(
     None: what the base was trained at. The
     network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
     precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
-    same numbers. In int8 are the weights of linears and convolutions, all else is as with None.
+    same numbers. In int8 are the weights of linears and convolutions, in nf4 (4 bit) those in its
+    repeated blocks; all else is as with None.
     With `offload` the weights of its blocks stay in the memory of the machine and come to the
     device one by one; with `shard` each of the processes that torchrun started keeps a part of
     them, and all must do with the base the same, call by call. The rest is for a DiT: at another
@@ -169,8 +171,7 @@ def load_base(
         given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift)
         | given_positions(positions),
     )
-    if base_precision == EIGHT_BIT:  # whose fingerprint is that of the weights as they came
-        quantise(denoiser)
+    quantised(denoiser, base_precision)
     place(denoiser, device, offload=offload, shard=shard)
     if shard:
         check_same(base.name, base.fingerprint)
@@ -287,14 +288,14 @@ def _size_of_dit(config: DiTConfig, factor: int) -> KnownSize:
 
 
 def stored_precision(name: str | Path, base_precision: str | None = None) -> torch.dtype:
-    """In what the weights of a base that computes in float32 are kept (with int8: the others), from
-    the headers of its files; of one on the hub, as if they were in float32.
+    """In what the weights of a base that computes in float32 are kept (with int8 and nf4: the
+    others), from the headers of its files; of one on the hub, as if they were in float32.
 
     Raises: UsageError, SmidgenError as `load_base`.
     """
     check_base_precision(base_precision)
     files: list[Path] = []
-    if base_precision in (None, EIGHT_BIT) and not (on_hub(name) or is_architecture(name)):
+    if base_precision not in DTYPES and not (on_hub(name) or is_architecture(name)):
         source = _locate(name)
         described = _describe(source)
         if is_pipeline(described):
