@@ -115,7 +115,7 @@ def test_the_weights_of_the_base_are_kept_as_asked_else_as_in_the_training(
         return base
 
     monkeypatch.setattr("smidgen.api.evaluation.load_base", load_base)
-    for in_training in ("int8", "fp32"):
+    for in_training in ("nf4", "fp32"):
         recipe = f'base = "theirs"\nbase_precision = "{in_training}"\n'
         (delta.parent / "recipe.toml").write_text(recipe)
         evaluate(delta.parent, photos, sampling=DRAW)
@@ -124,7 +124,7 @@ def test_the_weights_of_the_base_are_kept_as_asked_else_as_in_the_training(
         with pytest.raises(UsageError, match="precision is bf16"):  # which this base is not in
             evaluate(delta.parent, photos, sampling=replace(DRAW, precision="bf16"))
     # in bf16 nothing is kept in float32
-    assert asked == ["int8", "bf16", None, "int8", "fp32", "bf16", None, None]
+    assert asked == ["nf4", "bf16", None, "nf4", "fp32", "bf16", None, None]
 
 
 def test_a_delta_of_another_base_and_wrong_settings_are_refused(base, delta, photos):

@@ -221,23 +221,26 @@ def test_sample_writes_exactly_one_png_an_image(smidgen, base, trained, tmp_path
     assert record["finished"] is True
 
 
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
 @pytest.mark.parametrize("verb", ["train", "sample"])
-def test_frozen_weights_are_kept_as_the_command_says(smidgen, base, photos, tmp_path, verb):
+def test_frozen_weights_are_kept_as_the_command_says(
+    smidgen, base, photos, tmp_path, verb, precision
+):
     output = tmp_path / "out"
-    common = ("--base", base, "--base-precision", "int8", "--output", output)
+    common = ("--base", base, "--base-precision", precision, "--output", output)
     more = {
         "train": ("--data", photos, "--method", "bitfit", "--steps", 1, "--batch-size", 2),
         "sample": ("--classes", "ant", "--steps", 2, "--guidance", 1),
     }[verb]
     assert smidgen(verb, *common, *more).code == 0
     if verb == "sample":
-        kept = load_base(base, base_precision="int8")
+        kept = load_base(base, base_precision=precision)
         (image,) = api.sample(kept, classes="ant", steps=2, guidance=1)
         (drawn,) = output.glob("*.png")
         assert Image.open(drawn).tobytes() == image.tobytes()
     again = smidgen(verb, *("--base", base, "--output", output), *more)
     assert again.code == 2
-    assert 'base_precision "int8" -> "none"' in again.err
+    assert f'base_precision "{precision}" -> "none"' in again.err
 
 
 def test_a_lora_without_classes_draws_those_of_its_base_as_in_python(smidgen, base, tmp_path):

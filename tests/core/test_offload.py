@@ -25,6 +25,7 @@ from tests.core.test_storage import Layers, passes
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta
 from tests.tiny.hosts import TINY_HOSTS
+from tests.tiny.weights import numbers
 
 KEPT = {
     "float32": lambda network: None,
@@ -32,12 +33,6 @@ KEPT = {
     "8bit": lambda n: quantise(n, "int8"),
     "4bit": lambda n: quantise(n, "nf4"),
 }
-
-
-def numbers(network):
-    """All tensors of a network that have numbers."""
-    tensors = (*network.named_parameters(), *network.named_buffers())
-    return {name: tensor for name, tensor in tensors if not tensor.is_meta}
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "autocast"])

@@ -30,3 +30,9 @@ def moved(module: M, std: float, seed: int = 0) -> M:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(std * noise.to(parameter))
     return module
+
+
+def numbers(network):
+    """All tensors of a network that have numbers."""
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return {name: tensor for name, tensor in tensors if not tensor.is_meta}

@@ -8,6 +8,9 @@ from safetensors.torch import load_file, save_file
 
 import smidgen
 from smidgen.core.delta import Delta
+from smidgen.core.normal_float import num_bytes
+from smidgen.core.storage import bytes_of, repeated_layers
+from smidgen.core.widening import PACKED, VALUES
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.models.architectures import meta_network
 from smidgen.models.precision import check_base_precision
@@ -16,6 +19,7 @@ from tests.tiny.deltas import tiny_delta
 from tests.tiny.images import write_photos
 from tests.tiny.pipelines import TINY_PIPELINES
 from tests.tiny.text import clip_text, clip_tokenizer
+from tests.tiny.weights import numbers
 
 SHORT = {"batch_size": 2, "validation_share": 0.2, "trackers": (), "progress": False, "lr": 0.01}
 
@@ -58,11 +62,19 @@ def train(base, root, name, **settings):
 
 
 # of what is kept: the precision of its weights, and how far losses are from those in float32
-KEPT = {"bf16": ({torch.bfloat16}, 0.05), "int8": ({torch.int8, torch.float32}, 0.1)}
+KEPT = {
+    "bf16": ({torch.bfloat16}, 0.05),
+    "int8": ({torch.int8, torch.float32}, 0.1),
+    "nf4": ({torch.uint8, torch.float32}, 0.3),
+}
 
 
 @pytest.mark.parametrize(
-    ("model", "kept"), [*((model, "bf16") for model in MODELS), ("sd1", "int8"), ("flow", "int8")]
+    ("model", "kept"),
+    [
+        *((model, "bf16") for model in MODELS),
+        *((model, kept) for kept in ("int8", "nf4") for model in ("sd1", "flow")),
+    ],
 )
 def test_a_base_in_few_bits_trains_a_delta_in_float32_and_resumes_bit_for_bit(
     tmp_path, model, kept
@@ -73,14 +85,14 @@ def test_a_base_in_few_bits_trains_a_delta_in_float32_and_resumes_bit_for_bit(
     base = load_base(folder, base_precision=kept)
     assert base.precision == "fp32", "what it computes in"
     assert base.given == {"base_precision": kept}
-    before = {name: tensor.clone() for name, tensor in base.denoiser.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in numbers(base.denoiser).items()}
     assert {p.dtype for p in base.denoiser.parameters()} == stored
 
     whole, log = train(base, tmp_path, "whole", steps=4, checkpoint_every=2)
     train(base, tmp_path, "parts", steps=2, checkpoint_every=2)
     parts, _ = train(base, tmp_path, "parts", steps=4, checkpoint_every=2)
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
-    after = base.denoiser.state_dict()
+    after = numbers(base.denoiser)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     ours, theirs = whole.state_dict(), parts.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -119,18 +131,22 @@ def test_a_pipeline_in_fp16_files_is_kept_so_and_trains_as_if_it_were_wide(tmp_p
     assert (half.precision, half.denoiser.dtype) == ("bf16", torch.bfloat16)
 
 
-def test_in_8_bit_is_what_a_dit_and_half_precision_files_have_of_weights(tmp_path):
-    base = load_base("glyphs", base_precision="int8")
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", torch.int8), ("nf4", torch.uint8)])
+def test_quantised_is_what_a_dit_and_half_precision_files_have_of_weights(
+    tmp_path, precision, dtype
+):
+    base = load_base("glyphs", base_precision=precision)
     assert base.fingerprint == load_base("glyphs").fingerprint
-    assert {p.dtype for p in base.denoiser.parameters()} == {torch.int8, torch.float32}
-    with pytest.raises(SmidgenError, match=r'"glyphs" is kept in 8 bit.*without base_precision'):
+    assert {p.dtype for p in base.denoiser.parameters()} == {dtype, torch.float32}
+    refusal = f'"glyphs" is kept in {precision}.*without base_precision {precision}'
+    with pytest.raises(SmidgenError, match=refusal):
         smidgen.fold(base, tiny_delta(base, "bitfit"), format="dit", output=tmp_path / "folded")
-    kept = load_base(halve(TINY_PIPELINES["sd"].save(tmp_path / "base")), base_precision="int8")
-    assert {p.dtype for p in kept.denoiser.parameters()} == {torch.int8, torch.float16}
+    kept = load_base(halve(TINY_PIPELINES["sd"].save(tmp_path / "base")), base_precision=precision)
+    assert {p.dtype for p in kept.denoiser.parameters()} == {dtype, torch.float16}
     assert kept.precision == "fp32"
     image = smidgen.sample(kept, prompts="a fox", steps=2, seed=1)[0]
     assert image.size == kept.image_size
-    half = load_base(tmp_path / "base", base_precision="int8", dtype=torch.bfloat16)
+    half = load_base(tmp_path / "base", base_precision=precision, dtype=torch.bfloat16)
     assert half.precision == "bf16"
     assert smidgen.sample(half, prompts="a fox", steps=2, seed=1)
 
@@ -142,7 +158,9 @@ def test_a_pipeline_that_was_quantised_before_is_refused_with_what_to_do(tmp_pat
         plain = config.read_text()
         quantised = json.loads(plain) | {"quantization_config": {"quant_method": "quanto"}}
         config.write_text(json.dumps(quantised))
-        with pytest.raises(SmidgenError, match=f"{part} was quantised by another .* int8 to keep"):
+        with pytest.raises(
+            SmidgenError, match=f"{part} was quantised by another .* int8 or nf4 to keep"
+        ):
             load_base(folder)
         config.write_text(plain)
 
@@ -176,3 +194,31 @@ def test_the_estimate_has_a_byte_for_each_weight_in_8_bit():
     real = sum(p.numel() * p.element_size() for p in base.denoiser.parameters())
     of_8_bit = [p for p in base.denoiser.parameters() if p.dtype == torch.int8]
     assert estimate["weights"] == real + 4 * sum(map(len, of_8_bit))
+
+
+def test_the_estimate_has_half_a_byte_for_each_weight_in_4_bit_and_its_scales():
+    settings = {"method": "lora", "batch_size": 1, "base_precision": "nf4", "device": "cuda"}
+    memory = smidgen.inspect("sd-1.5", **settings)["memory"]
+    network = meta_network("sd-1.5")
+    sizes = [layer.weight.numel() for layer in repeated_layers(network)]
+    others = sum(parameter.numel() for parameter in network.parameters()) - sum(sizes)
+    assert memory["weights"] == pytest.approx(sum(sizes) * 4.127 / 8 + 4 * others, rel=0.002)
+    assert sum(sizes) > 0.99 * 859_520_964
+    base = load_base("glyphs", base_precision="nf4")
+    estimate = smidgen.inspect("glyphs", **settings)["memory"]["weights"]
+    layers = repeated_layers(base.denoiser)
+    packed = [layer._buffers[name] for layer in layers for name in (PACKED, VALUES)]
+    others = [parameter for parameter in base.denoiser.parameters() if not parameter.is_meta]
+    assert estimate == bytes_of(packed + others)
+
+
+@pytest.mark.parametrize("elsewhere", [{"offload": True}, {"num_shards": 2}])
+def test_the_estimate_of_weights_in_4_bit_that_are_elsewhere(elsewhere):
+    settings = {"method": "lora", "batch_size": 1, "base_precision": "nf4", "device": "cuda"}
+    here = smidgen.inspect("sd-1.5", **settings)["memory"]
+    there = smidgen.inspect("sd-1.5", **elsewhere, **settings)["memory"]
+    largest = num_bytes(2560 * 1280 * 9)  # of the first convolution on the way up
+    gone = there["offloaded" if "offload" in elsewhere else "in_others"]
+    assert there["weights"] == here["weights"] - gone + largest
+    blocks = sum(num_bytes(one.weight.numel()) for one in repeated_layers(meta_network("sd-1.5")))
+    assert gone == pytest.approx(blocks / (1 if "offload" in elsewhere else 2), abs=1000)

@@ -5,10 +5,12 @@ import torch
 
 import smidgen
 from smidgen.core.storage import move, offload, outside, repeated_layers, runs_on
+from smidgen.core.widening import PACKED
 from smidgen.errors import UsageError
 from smidgen.models.pretrained import load_base
 from tests.tiny.images import write_photos
 from tests.tiny.pipelines import TINY_PIPELINES
+from tests.tiny.weights import numbers
 from tests.training.test_base_precision import train
 
 
@@ -44,17 +46,19 @@ def test_a_delta_trains_resumes_and_draws_as_with_all_weights_on_the_device(tmp_
     assert (tmp_path / "there" / "run.json").read_text() == report, "finished"
 
 
-@pytest.mark.parametrize("precision", [None, "bf16", "int8"])
+@pytest.mark.parametrize("precision", [None, "bf16", "int8", "nf4"])
 @pytest.mark.parametrize("model", ["glyphs", "sd"])
 def test_a_base_is_loaded_with_the_weights_of_its_blocks_outside(tmp_path, model, precision):
     folder = model if model == "glyphs" else TINY_PIPELINES[model].save(tmp_path / "base")
     plain = load_base(folder, base_precision=precision)
     base = load_base(folder, base_precision=precision, device="meta", offload=True)
     assert base.device == runs_on(base.denoiser) == torch.device("meta")
-    blocks = {layer.weight for layer in repeated_layers(base.denoiser)}
-    assert {p for p in base.denoiser.parameters() if not p.is_meta} == blocks
-    layers = zip(repeated_layers(base.denoiser), repeated_layers(plain.denoiser), strict=True)
-    assert all(torch.equal(one.weight, other.weight) for one, other in layers)
+    blocks, whole = (
+        [layer._buffers.get(PACKED, layer.weight) for layer in repeated_layers(one.denoiser)]
+        for one in (base, plain)
+    )
+    assert set(numbers(base.denoiser).values()) == set(blocks)
+    assert all(map(torch.equal, blocks, whole))
     assert (base.fingerprint, base.given) == (plain.fingerprint, plain.given)
     move(base.denoiser, "meta")
     assert len(outside(base.denoiser)) == len(blocks)

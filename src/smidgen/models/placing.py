@@ -9,6 +9,7 @@ from torch import nn
 
 from smidgen.core.bringing import Group
 from smidgen.core.sharding import shard as keep_parts
+from smidgen.core.storage import move
 from smidgen.core.storage import offload as keep_outside
 from smidgen.errors import UsageError
 from smidgen.processes import gather_objects, gather_parts, rank, shared, world_size
@@ -45,7 +46,7 @@ def place(
     elif shard:
         keep_parts(network, device, Group(rank(), world_size(), gather_parts))
     else:
-        network.to(device)
+        move(network, device)
 
 
 def check_same(name: str, fingerprint: str) -> None:
