@@ -22,7 +22,7 @@ from smidgen.core.storage import (
 )
 from smidgen.core.widening import FOUR_BIT, PACKED
 from smidgen.errors import SmidgenError
-from smidgen.training.memory import Peak
+from smidgen.training.peak import Peak
 from tests.core.test_storage import Layers, passes
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta

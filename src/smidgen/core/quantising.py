@@ -6,14 +6,22 @@ beside it what that means (docs/decisions/0014-eight-bit-without-a-library.md an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smidgen.core.normal_float import packed, values_of_bytes
 from smidgen.core.storage import computes_in, is_kept, keep, repeated_layers
-from smidgen.core.widening import CAST_BY_AUTOCAST, EIGHT_BIT, FOUR_BIT, PACKED, SCALE, VALUES
+from smidgen.core.widening import (
+    CAST_BY_AUTOCAST,
+    EIGHT_BIT,
+    FOUR_BIT,
+    PACKED,
+    SCALE,
+    VALUES,
+    Quantised,
+)
 
 MOST = 127  # of the numbers of 8 bit
 
@@ -21,7 +29,7 @@ Kept = tuple[nn.Parameter, Mapping[str, Tensor]]  # in the place of a weight, an
 
 
 @torch.no_grad()
-def quantise(network: nn.Module, precision: Literal["int8", "nf4"]) -> None:
+def quantise(network: nn.Module, precision: Quantised) -> None:
     """`network` with weights in this precision, computing in what it does now. Everything else
     stays as it is.
 

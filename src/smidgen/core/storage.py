@@ -26,6 +26,7 @@ from smidgen.core.widening import (
     SCALE,
     VALUES,
     WIDENING,
+    Quantised,
     Widening,
 )
 
@@ -82,7 +83,7 @@ def repeated_layers(network: nn.Module) -> Iterator[Any]:
 
 def move(network: nn.Module, device: str | torch.device) -> None:
     """`network` on `device`; weights that are outside stay there, and come to this one."""
-    left: list[tuple[dict[str, Any], str, Tensor]] = []
+    left: list[tuple[dict[str, Any], str, Any]] = []
     for module in network.modules():
         packed, is_outside = module._buffers.get(PACKED), OUTSIDE in module.__dict__
         if packed is not None and is_outside:
@@ -114,7 +115,7 @@ def runs_on(network: nn.Module) -> torch.device:
     return next(with_numbers, tensors[0]).device
 
 
-def quantised_in(network: nn.Module) -> str | None:
+def quantised_in(network: nn.Module) -> Quantised | None:
     """In what most weights of this network are, by the name of that precision, if they are
     quantised.
     """

@@ -5,8 +5,8 @@ quantising.py and sharding.py; how weights travel is in bringing.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from smidgen.core.normal_float import unpacked
 HALVES = (torch.float16, torch.bfloat16)
 CAST_BY_AUTOCAST = (nn.Linear, _ConvNd)  # whatever precision their weights are in
 EIGHT_BIT, FOUR_BIT = torch.int8, torch.uint8  # the second of bytes in which numbers are packed
-QUANTISED = {EIGHT_BIT: "int8", FOUR_BIT: "nf4"}  # precisions, as settings call them
+Quantised = Literal["int8", "nf4"]  # as settings call them
+QUANTISED: Mapping[torch.dtype, Quantised] = {EIGHT_BIT: "int8", FOUR_BIT: "nf4"}
 
 SCALE = "_smidgen_scale"  # a buffer of a module whose weight is in 8 bit
 PACKED = "_smidgen_packed"  # of one whose weight is in 4 bit: its numbers
