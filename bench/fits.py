@@ -22,6 +22,7 @@ IMAGES = {512: 4, 1024: 1}  # in a batch, by their side in pixels
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "bf16": {"base_precision": "bf16"},
     "int8": {"base_precision": "int8"},
+    "nf4": {"base_precision": "nf4"},
     "bf16, offloaded": {"base_precision": "bf16", "offload": True},
 }
 SETTINGS = {"gradient_checkpointing": True, "precision": "bf16", "device": "cuda"}
