@@ -20,7 +20,7 @@ from smidgen.models.base import Base, base_fingerprint
 from smidgen.models.calling import DTYPES
 from smidgen.models.dit import DiT, DiTConfig
 from smidgen.models.labels import Labels, labels_of
-from smidgen.models.precision import quantised
+from smidgen.models.precision import quantise_as
 from smidgen.sizes import ImageSize, Sides
 from smidgen.training.config import ADAMW_8BIT, Optimizer, TrainingConfig, TrainingPrecision
 from smidgen.training.example import Example, example_of
@@ -152,7 +152,7 @@ def network_of(case: Case) -> Any:
         for buffer in network.buffers():
             buffer.data = buffer.data.float()
         keep(network, torch.float32)
-    quantised(network, case.base_precision)
+    quantise_as(network, case.base_precision)
     if case.offload:
         offload(network, "cpu")
     return network

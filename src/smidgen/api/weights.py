@@ -26,7 +26,7 @@ from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
 from smidgen.models.pipelines import DEFAULT_PIXELS
 from smidgen.models.placing import check_placing, place
-from smidgen.models.precision import quantised
+from smidgen.models.precision import quantise_as
 from smidgen.models.pretrained import known_size, prompt_files, stored_precision
 from smidgen.models.reader import Reader
 from smidgen.sizes import ImageSize
@@ -170,7 +170,7 @@ def count_weights(
         stored = stored_precision(base, base_precision)
         if stored != torch.float32:
             narrow(shape.denoiser, stored)
-        quantised(shape.denoiser, base_precision)
+        quantise_as(shape.denoiser, base_precision)
         check_integer("num_shards", num_shards)
         check_placing(device, offload=offload, shard=num_shards > 1)
         if num_shards > 1:

@@ -29,7 +29,7 @@ from smidgen.models.pipelines import (
     trained_size_of,
 )
 from smidgen.models.placing import place
-from smidgen.models.precision import kept_in, quantised
+from smidgen.models.precision import kept_in, quantise_as
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schedulers import diffusion_of, flow_of, is_of_flow
 from smidgen.models.schemas import Scheduler
@@ -68,7 +68,7 @@ def load_pipeline(
     stored = kept_in(base_precision, dtype, weight_files(source / pipeline.denoiser))
     denoiser = load_network(source / pipeline.denoiser, network, dtype, stored)
     of_files = base_fingerprint(denoiser)
-    quantised(denoiser, base_precision)
+    quantise_as(denoiser, base_precision)
     denoiser.requires_grad_(False).eval()
     place(denoiser, device, offload=offload, shard=shard)
     family = _family(denoiser, index, pipeline) if pipeline.prompts else None

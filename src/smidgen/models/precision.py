@@ -31,7 +31,7 @@ def check_base_precision(asked: str | None) -> None:
 def kept_in(asked: str | None, dtype: torch.dtype, files: Sequence[Path] = ()) -> torch.dtype:
     """The precision of the weights of a network that computes in `dtype`: the one `asked` for;
     None: that of `files` where it computes in float32, else `dtype`. With int8 and nf4 that is the
-    one of all that `quantised` leaves, as with None.
+    one of all that `quantise_as` leaves, as with None.
 
     Raises: UsageError for one that is wider than what it computes in; SmidgenError for damaged
         files.
@@ -47,7 +47,7 @@ def kept_in(asked: str | None, dtype: torch.dtype, files: Sequence[Path] = ()) -
     return DTYPES[asked] if asked in DTYPES else DTYPES[precision_of(files)]
 
 
-def quantised(network: nn.Module, asked: str | None) -> None:
+def quantise_as(network: nn.Module, asked: str | None) -> None:
     """`network` with its weights in 8 or 4 bit, if that is `asked` for: after the fingerprint was
     taken, which is that of the weights as they came.
     """

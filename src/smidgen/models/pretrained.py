@@ -58,7 +58,7 @@ from smidgen.models.positions import (
     note_on_size,
     positions_at,
 )
-from smidgen.models.precision import check_base_precision, kept_in, quantised
+from smidgen.models.precision import check_base_precision, kept_in, quantise_as
 from smidgen.models.prompt_files import PromptFiles
 from smidgen.models.schemas import Folder
 from smidgen.models.single_files import folder_of, is_single_file
@@ -171,7 +171,7 @@ def load_base(
         given=_given(codec=codec, base_precision=base_precision, frequency_shift=frequency_shift)
         | given_positions(positions),
     )
-    quantised(denoiser, base_precision)
+    quantise_as(denoiser, base_precision)
     place(denoiser, device, offload=offload, shard=shard)
     if shard:
         check_same(base.name, base.fingerprint)
