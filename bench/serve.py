@@ -5,8 +5,9 @@ The base is glyphs-text, each delta a LoRA of rank 16 with random values, a requ
 in ten steps of DDIM. All requests at once, in rounds that take turns: a server with a different
 delta for each, a server with one delta for all, and diffusers, which loads all as adapters, sets
 one for each request and draws 16 of these. Then requests that come at random (Poisson) at shares of
-what the server drew: from coming to being done, median and 95th percentile. The requests go through
-the server's whole ASGI application, without a socket. Writes bench/results/serve.json.
+what the server drew: from coming to being done, median and 95th percentile; with diffusers, which
+draws one after the other, they wait. The requests go through the server's whole ASGI application,
+without a socket. Writes bench/results/serve.json.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from smidgen.serving.config import ServeConfig
 RESULTS = Path("bench/results/serve.json")
 DELTAS, BATCH, STEPS, GUIDANCE = 64, 16, 10, 4.0
 PROMPT = "an outline picture of an owl in navy on white"
-RATES = (0.3, 0.6, 0.9)
+RATES = (0.15, 0.3, 0.6, 0.9)
 SWITCHED = 16  # requests of a round that diffusers draws, one after the other
 Send = Callable[[Sequence[str], Sequence[float]], list[float]]  # models, when they come -> seconds
 
@@ -111,6 +112,20 @@ def switching(folder: Path, names: Sequence[str]) -> Callable[[Sequence[str]], N
     return send
 
 
+def queued(send: Callable[[Sequence[str]], None]) -> Send:
+    """Each request when it comes, or once those before it are done."""
+
+    def send_all(models: Sequence[str], times: Sequence[float]) -> list[float]:
+        began, seconds = time.perf_counter(), []
+        for model, at in zip(models, times, strict=True):
+            time.sleep(max(0.0, began + at - time.perf_counter()))
+            send([model])
+            seconds.append(time.perf_counter() - began - at)
+        return seconds
+
+    return send_all
+
+
 def throughput(send: Callable[[Sequence[str]], Any], models: Sequence[str]) -> float:
     """Images a second of so many requests at once."""
     began = time.perf_counter()
@@ -161,6 +176,9 @@ def main() -> None:
                     "requests_a_second": round(share * most, 2),
                     "the server, 64 deltas": latency(served, mixed, share * most, 1),
                     "the server, one delta": latency(served, one, share * most, 1),
+                    "diffusers, switched for each request": latency(
+                        queued(stock), mixed[:SWITCHED], share * most, 1
+                    ),
                 }
                 for share in RATES
             }
