@@ -172,9 +172,10 @@ def main() -> None:
                             half = given[number].resize((SIZE, SIZE), Image.Resampling.NEAREST)
                             row += [real[number], half]
                         row.append(drawn[number][0])
+    seeds = " ".join(map(str, options.seeds))
     write_json(
         {
-            "command": "python -m bench.restoring docs/studies/style",
+            "command": f"python -m bench.restoring docs/studies/style --seeds {seeds}",
             "date": str(date.today()),
             "machine": machine(),
             "drawn": DRAWN,
