@@ -34,7 +34,8 @@ from smidgen.files.writing import write_json
 from smidgen.methods import configure
 from smidgen.methods.build import build_delta
 from smidgen.models.base import Base
-from smidgen.models.pretrained import EMBEDDED, load_base
+from smidgen.models.names import EMBEDDED
+from smidgen.models.pretrained import load_base
 from smidgen.serving.app import create_app
 from smidgen.serving.config import ServeConfig
 

@@ -32,7 +32,8 @@ from smidgen.methods import configure, resolve
 from smidgen.methods.build import build_delta
 from smidgen.models.dit import DiT, preset
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
-from smidgen.models.pretrained import load_base, load_codec
+from smidgen.models.pretrained import load_base
+from smidgen.models.sources import load_codec
 
 RESULTS = Path(__file__).parent / "results"
 NUM_CLASSES = 101  # Food-101, as in the paper's Table 1

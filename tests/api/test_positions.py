@@ -12,7 +12,7 @@ from smidgen.cli import fold, sample
 from smidgen.core.delta import Delta
 from smidgen.core.file import read_header
 from smidgen.errors import UsageError
-from smidgen.models.pretrained import load_codec
+from smidgen.models.sources import load_codec
 from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
 from smidgen.training.recipe import RECIPE

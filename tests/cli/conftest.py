@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from smidgen.cli.main import main
-from smidgen.models.pretrained import load_codec
+from smidgen.models.sources import load_codec
 from tests.tiny.bases import IMAGE_SIZE, KNOWN_CLASSES
 from tests.tiny.codecs import autoencoder
 from tests.tiny.images import write_photos

@@ -14,7 +14,8 @@ from smidgen.core.file import read_file, write_file
 from smidgen.errors import UsageError
 from smidgen.files.standing import START_OVER
 from smidgen.interop.lora import write_lora
-from smidgen.models.pretrained import load_base, load_codec
+from smidgen.models.pretrained import load_base
+from smidgen.models.sources import load_codec
 from tests.tiny.codecs import autoencoder
 from tests.tiny.deltas import changed, lora
 from tests.tiny.networks import DIT, dit

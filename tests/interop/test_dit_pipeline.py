@@ -10,7 +10,8 @@ import torch
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError
 from smidgen.models.dit_weights import read_config, read_dit, write_diffusers
-from smidgen.models.pretrained import load_base, load_codec
+from smidgen.models.pretrained import load_base
+from smidgen.models.sources import load_codec
 from tests.tiny.codecs import autoencoder
 from tests.tiny.networks import DIT, dit
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from smidgen.errors import SmidgenError
 from smidgen.models.codec import AutoencoderCodec, Codec, save_codec
-from smidgen.models.pretrained import load_codec
+from smidgen.models.sources import load_codec
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

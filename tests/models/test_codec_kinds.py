@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from smidgen.models.pretrained import load_codec
+from smidgen.models.sources import load_codec
 from tests.tiny.codecs import autoencoder
 
 GENERATOR = 6

@@ -224,7 +224,8 @@ def test_a_written_pipeline_runs_in_diffusers(tmp_path, vae_folder):
     """1000 classes, as DiTPipeline's null label demands; names with commas come back whole."""
     from diffusers import DiTPipeline
 
-    from smidgen.models.pretrained import load_base, load_codec
+    from smidgen.models.pretrained import load_base
+    from smidgen.models.sources import load_codec
 
     config = dataclasses.replace(TINY, num_classes=1000)
     names = ["tench, Tinca tinca", *(f"class {i}" for i in range(1, 1000))]

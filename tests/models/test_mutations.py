@@ -10,7 +10,8 @@ from safetensors.torch import load, save_file
 from smidgen.diffusion.process import Flow
 from smidgen.models.architectures import meta_network
 from smidgen.models.dit_weights import read_dit, write_diffusers
-from smidgen.models.pretrained import load_base, load_codec
+from smidgen.models.pretrained import load_base
+from smidgen.models.sources import load_codec
 from tests.fuzzing import changed_bytes, changed_json, changed_tensors, each, refused
 from tests.models.conftest import TINY
 from tests.tiny.networks import dit

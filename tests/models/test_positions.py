@@ -13,7 +13,8 @@ from smidgen.models.chosen import BaseOptions
 from smidgen.models.dit import position_table
 from smidgen.models.dit_weights import read_dit, write_diffusers, write_original_pt
 from smidgen.models.positions import check_positions, note_on_size, positions_at, size_and_positions
-from smidgen.models.pretrained import load_base, load_codec
+from smidgen.models.pretrained import load_base
+from smidgen.models.sources import load_codec
 from smidgen.sizes import ImageSize
 from tests.models.conftest import TINY
 from tests.tiny.networks import dit

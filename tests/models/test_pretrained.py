@@ -12,11 +12,13 @@ import torch
 
 from smidgen.diffusion.schedule import Schedule
 from smidgen.errors import SmidgenError, UsageError
-from smidgen.models import architectures, names, pretrained
+from smidgen.models import architectures, names, sources
 from smidgen.models.dit import DiTConfig
 from smidgen.models.dit_weights import write_diffusers, write_original_pt
 from smidgen.models.files import write_safetensors_file
-from smidgen.models.pretrained import architecture, load_base, load_codec, meta_denoiser
+from smidgen.models.known import architecture, meta_denoiser
+from smidgen.models.pretrained import load_base
+from smidgen.models.sources import load_codec
 from tests.models.conftest import TINY, inputs
 from tests.tiny.networks import dit
 from tests.tiny.own_folder import write_safetensors
@@ -32,7 +34,7 @@ def no_hub(monkeypatch):
     def refuse(name):
         raise AssertionError(f"asked the hub for {name}")
 
-    monkeypatch.setattr(pretrained, "download", refuse)
+    monkeypatch.setattr(sources, "download", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +223,7 @@ def test_owner_and_name_is_a_hub_id_unless_it_is_a_folder(monkeypatch, places, t
         asked.append(name)
         return places / "theirs"
 
-    monkeypatch.setattr(pretrained, "download", download)
+    monkeypatch.setattr(sources, "download", download)
     assert load_base("owner/some-model_1.0").name == "owner/some-model_1.0"
     monkeypatch.chdir(tmp_path)
     shutil.copytree(places / "ours", tmp_path / "owner" / "name")
@@ -231,7 +233,7 @@ def test_owner_and_name_is_a_hub_id_unless_it_is_a_folder(monkeypatch, places, t
 
 def test_a_shipped_name_comes_before_a_folder_of_that_name(monkeypatch, places, tmp_path):
     shutil.copytree(places / "ours", tmp_path / "embedded" / "small")
-    for module in (names, pretrained):
+    for module in (names, sources):
         monkeypatch.setattr(module, "EMBEDDED", tmp_path / "embedded")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small").mkdir()
@@ -269,7 +271,7 @@ def test_loading_a_base_does_not_import_diffusers(places):
 
 
 def test_a_pipeline_ships_as_a_base_and_another_model_s_folder_does_not(tmp_path, monkeypatch):
-    for module in (names, pretrained, architectures):
+    for module in (names, sources, architectures):
         monkeypatch.setattr(module, "EMBEDDED", tmp_path)
     TINY_PIPELINES["sd"].save(tmp_path / "reads-prompts")
     (tmp_path / "judge").mkdir()

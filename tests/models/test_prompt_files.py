@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from smidgen.models.pretrained import load_base, prompt_files
+from smidgen.models.known import prompt_files
+from smidgen.models.pretrained import load_base
 from tests.tiny.pipelines import TINY_PIPELINES
 
 

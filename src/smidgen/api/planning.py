@@ -25,11 +25,12 @@ from smidgen.hosts.host import find_family, find_host
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
+from smidgen.models.known import known_classes, known_size, prompt_files
 from smidgen.models.labels import rows_of
 from smidgen.models.names import is_architecture
 from smidgen.models.placing import check_placing, check_processes, place
 from smidgen.models.positions import given_positions, note_on_size, positions_at
-from smidgen.models.pretrained import known_classes, known_size, prompt_files, refuse_dit_settings
+from smidgen.models.pretrained import refuse_dit_settings
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.processes import world_size
 from smidgen.sizes import ImageSize, nearest

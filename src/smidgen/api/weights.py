@@ -24,10 +24,10 @@ from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
 from smidgen.models.dit_shapes import at_size
+from smidgen.models.known import known_size, prompt_files, stored_precision
 from smidgen.models.pipelines import DEFAULT_PIXELS
 from smidgen.models.placing import check_placing, place
 from smidgen.models.precision import quantise_as
-from smidgen.models.pretrained import known_size, prompt_files, stored_precision
 from smidgen.models.reader import Reader
 from smidgen.sizes import ImageSize
 from smidgen.training.config import TrainingConfig

@@ -16,8 +16,8 @@ from smidgen.files.reading import in_one_line
 from smidgen.models.components import class_of, quiet
 from smidgen.models.files import read_json
 from smidgen.models.hub import download
+from smidgen.models.known import meta_denoiser
 from smidgen.models.names import ARCHITECTURES, EMBEDDED, on_hub, shipped_names
-from smidgen.models.pretrained import meta_denoiser
 from smidgen.models.schemas import Folder, check_sizes
 from smidgen.models.single_files import folder_of, is_single_file
 
