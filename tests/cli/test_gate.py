@@ -47,6 +47,12 @@ def test_a_dry_run_writes_nothing(smidgen, tmp_path):
         (["gate", "."], "nothing is required"),
         (["gate", ".", "--require", "fid=1"], 'the metric "fid"; did you mean "fd"'),
         (["gate", ".", "--most-copied", "0.1", "--data", "nowhere"], "no such folder of images"),
+        (["gate", ".", "--require", "fd=1", "--steps", "9"], "steps is of the search for copies"),
+        (
+            ["gate", ".", "--require", "fd=1", "--base", "glyphs"],
+            "base is of the search for copies",
+        ),
+        (["gate", ".", "--most-copied", "0.1", "--edits", "base"], 'unknown flag "--edits"'),
         (["orphans", "glyphs"], "missing --deltas"),
         (["orphans", "glyphs", "--deltas", "nowhere"], "no such file or folder"),
         (["orphans", "nowhere", "--deltas", "."], 'no base "nowhere"'),

@@ -166,5 +166,6 @@ def test_a_delta_of_captions_draws_those_of_its_pictures(tmp_path):
     drawing = SamplingConfig(num_images=3, steps=1, guidance=1.0)
     found = smidgen.gate(run, most_copied=0.9, base=base, sampling=drawing)["run"]["copies"]
     assert found["num_pictures"] == 8
+    assert found["num_images"] == 3
     assert found["protocol"]["features"] == "clip-glyphs"
     assert found["protocol"]["sampling"]["prompt"] == "3 captions of the training pictures"

@@ -1,6 +1,7 @@
 """What the gate says of a delta, and what it writes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,10 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import sha256_of
 from smidgen.library.config import CopiesConfig, GateConfig
 from smidgen.library.files import beside, named
-from smidgen.library.gate import judge
-from smidgen.library.record import Copies, refusal
+from smidgen.library.gate import judge, row_of
+from smidgen.library.record import Copies, Record, refusal
+from smidgen.library.requirements import Check
+from smidgen.sampling.config import SamplingConfig
 from tests.library.results import write_run
 
 GOOD = {"class_agreement": 0.9, "fd": 12.0}
@@ -144,6 +147,43 @@ def test_deltas_are_named_by_their_runs_and_files_each_once(tmp_path):
         named([tmp_path])
     with pytest.raises(UsageError, match="no such file"):
         named([tmp_path / "nowhere"])
+
+
+def test_a_delta_of_the_folder_where_one_is_has_that_folders_name(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "greek")
+    monkeypatch.chdir(run.parent)
+    assert named([Path("delta.safetensors")]) == [("greek", Path("delta.safetensors"))]
+
+
+def test_one_metric_of_two_features_has_two_columns(tmp_path):
+    checks = [
+        Check(
+            metric="fd",
+            features=features,
+            bound=20.0,
+            higher_is_better=False,
+            value=value,
+            passed=value <= 20,
+        )
+        for features, value in (("glyphs", 30.0), ("clip-b32", 2.0))
+    ]
+    row = row_of(Record(delta_sha256="a", passed=False, checks=checks))
+    assert (row["glyphs:fd"], row["clip-b32:fd"]) == ("30.00", "2.00")
+
+
+@pytest.mark.parametrize("part", [{"edits": "base"}, {"numbers": (0,)}])
+def test_copies_are_looked_for_in_all_that_is_served(tmp_path, part):
+    write_run(tmp_path)
+    with pytest.raises(UsageError, match="a part of what would be served"):
+        smidgen.gate(tmp_path, most_copied=0.5, sampling=SamplingConfig(**part))
+
+
+def test_what_only_the_search_for_copies_uses_is_refused_without_it(tmp_path):
+    write_run(tmp_path, GOOD)
+    with pytest.raises(UsageError, match="steps is of the search for copies"):
+        smidgen.gate(tmp_path, require="fd=20", sampling=SamplingConfig(steps=9))
+    with pytest.raises(UsageError, match="features is of the search for copies"):
+        smidgen.gate(tmp_path, require="fd=20", features="glyphs")
 
 
 def test_what_a_gate_cannot_be_told(tmp_path):

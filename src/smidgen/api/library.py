@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import msgspec
 from smidgen.api.evaluation import Drawn
 from smidgen.core.delta import Delta
 from smidgen.data.folder import Progress
+from smidgen.errors import UsageError
 from smidgen.files.settings import make
-from smidgen.library.config import CopiesConfig, CopiesSampling, GateConfig
+from smidgen.library.config import CopiesConfig, CopiesSampling, GateConfig, check_use
 from smidgen.library.copies import find_copies
-from smidgen.library.files import DELTA, named
+from smidgen.library.files import named
 from smidgen.library.gate import judge
 from smidgen.library.orphans import Fit, fits_of
 from smidgen.library.record import Copies, Record, write_record
@@ -55,7 +57,7 @@ def gate(
         config,
         make(CopiesConfig, settings),
         Drawn(base=base),
-        sampling or SamplingConfig(num_images=CopiesSampling.num_images),
+        sampling or CopiesSampling(),
         progress,
     )
     return {name: msgspec.to_builtins(record) for name, record in found.items()}
@@ -69,6 +71,13 @@ def judge_all(
     progress: Progress | None = None,
 ) -> dict[str, Record]:
     """`gate` with its settings as objects."""
+    check_use(config, copies, drawn, sampling)
+    if sampling.edits != "all" or sampling.numbers:
+        raise UsageError(
+            "edits and numbers draw a part of what would be served; leave them out of sampling"
+        )
+    count = sampling.num_images or CopiesSampling.num_images
+    sampling = replace(sampling, num_images=count)
     bases = _Bases(drawn, copies, sampling)
 
     def find(path: Path, most: float) -> Copies:
@@ -112,12 +121,10 @@ class _Bases:
         self._last: tuple[Mapping[str, Any], Base] | None = None
 
     def of(self, path: Path, delta: Delta) -> Base:
-        source = path.parent if path.name == DELTA else path
         if isinstance(self._drawn.base, Base):
-            return self._drawn.load(source, delta, self._config, self._precision)
-        asked = self._drawn.asked(source, delta, self._config, self._precision)
+            return self._drawn.load(path, delta, self._config, self._precision)
+        asked = self._drawn.asked(path, delta, self._config, self._precision)
         if self._last is None or self._last[0] != asked:
             self._last = None  # before another one takes memory
-            base = self._drawn.load(source, delta, self._config, self._precision)
-            self._last = asked, base
+            self._last = asked, load_base(**asked)
         return self._last[1]

@@ -12,7 +12,7 @@ from smidgen.cli.evaluate import DrawnOptions
 from smidgen.cli.options import Switches, answer, answer_dry_run, check_images, quiet_stdout
 from smidgen.errors import SmidgenError
 from smidgen.evaluation.metric_table import aligned
-from smidgen.library.config import CopiesConfig, CopiesSampling, GateConfig
+from smidgen.library.config import CopiesConfig, CopiesSampling, GateConfig, check_use
 from smidgen.library.files import named
 
 DESCRIPTION = """Judge deltas before they are served, and write gate.json beside each.
@@ -42,6 +42,7 @@ def run(argv: Sequence[str]) -> None:
         description=DESCRIPTION,
     )
     config, copies, switches = parsed["gate"], parsed["copies"], parsed["switches"]
+    check_use(config, copies, parsed["drawn"], parsed["sampling"])
     if copies.data is not None:
         check_images(copies.data, copies.layout, copies.split)
     listed = [name for name, _ in named(config.deltas)]

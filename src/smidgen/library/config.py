@@ -76,3 +76,17 @@ class CopiesSampling(MeasuredSampling):
 
     num_images: int = 256
     """Images in total, image i of class i mod K."""
+    edits: str = field(default="all", metadata=NO_FLAG)  # what is served is all of a delta
+
+
+def check_use(config: GateConfig, *groups: object) -> None:
+    """Raises: UsageError for a setting of these groups that is given where copies are not looked
+    for, as nothing else uses them.
+    """
+    for group in groups if config.most_copied is None else ():
+        usual = vars(type(group)())
+        for name, value in vars(group).items():
+            if value != usual[name] and name != "batch_size":
+                raise UsageError(
+                    f"{name} is of the search for copies; give most_copied too, or leave it out"
+                )

@@ -188,5 +188,6 @@ def _with_captions(
     knows_what = delta.provenance.training.get(DREAMBOOTH) or class_names(base, delta)
     if base.conditioner is None or knows_what or config.data is None:
         return sampling
-    captions = captions_of(config.data, config, sampling.num_images or 1)
+    assert sampling.num_images is not None, "the gate says how many"
+    captions = captions_of(config.data, config, sampling.num_images)
     return replace(sampling, prompt=captions)

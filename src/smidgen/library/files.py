@@ -37,7 +37,7 @@ def named(sources: Iterable[Path]) -> list[tuple[str, Path]]:
     found: dict[Path, str] = {}
     for source in sources:
         if source.is_file():
-            name = source.parent.name if source.name == DELTA else source.stem
+            name = source.resolve().parent.name if source.name == DELTA else source.stem
             here = [(name, source)]
         elif (source / DELTA).is_file():
             here = [(source.resolve().name, source / DELTA)]

@@ -4,6 +4,7 @@ training pictures. Its answer is gate.json beside the delta.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,12 @@ def result_of(path: Path, sha256: str) -> dict[str, Any]:
 def row_of(record: Record) -> dict[str, str]:
     """What a table shows of a record: the verdict, a column for each number, and why."""
     row = {"gate": "passed" if record.passed else "refused"}
+    times = Counter(check.metric for check in record.checks)
     for check in record.checks:
         known = check.value is not None
-        row[check.metric] = value_text(check.metric, check.value) if known else "unknown"
+        several = times[check.metric] > 1
+        name = f"{check.features}:{check.metric}" if several else check.metric
+        row[name] = value_text(check.metric, check.value) if known else "unknown"
     if record.copies is not None:
         row["copied"] = f"{record.copies.share:.1%} (chance {record.copies.by_chance:.1%})"
     return row | {"why": "; ".join(record.reasons)}
