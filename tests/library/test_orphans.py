@@ -4,15 +4,19 @@ import dataclasses
 import shlex
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import smidgen
 from smidgen.cli.main import main
 from smidgen.core.delta import Delta
 from smidgen.library.orphans import fits_of
+from smidgen.models.base import base_fingerprint
 from tests.cli.conftest import train_arguments, write_base
 from tests.serving.serving import fitting
 from tests.tiny.bases import tiny_base
 from tests.tiny.images import write_photos
+from tests.tiny.pipelines import TINY_PIPELINES
 
 
 @pytest.fixture(autouse=True)
@@ -47,19 +51,52 @@ def test_a_delta_fits_is_an_orphan_or_lost(tmp_path):
     assert found["wider"]["command"] is None
 
 
-def test_other_text_encoders_make_an_orphan_too(tmp_path):
-    base = tiny_base()
+def test_other_text_encoders_make_an_orphan_too(tmp_path, capsys):
+    old, new = (TINY_PIPELINES["sd"].save(tmp_path / name) for name in ("old", "new"))
+    place = new / "text_encoder" / "model.safetensors"
+    weights = load_file(place)
+    save_file({name: 1.5 * one for name, one in weights.items()}, place, {"format": "pt"})
+    photos = write_photos(tmp_path / "photos", ("owl",), per_class=4)
+    word = ["--method", "textual-inversion", "--token", "<owl>", "--init-word", "owl"]
+    prompt = ["--prompt", "a photo of <owl> {class}"]
+    assert main(train_arguments(old, photos, tmp_path / "run", *word, *prompt)) == 0
+    plain = tmp_path / "owl.safetensors"
+    (tmp_path / "run" / "delta.safetensors").rename(plain)
+    (found,) = smidgen.orphans(new, plain)
+    assert (found["verdict"], found["reason"]) == ("orphan", "other weights in the text_encoder")
+    assert smidgen.orphans(old, plain)[0]["verdict"] == "fits"
+
+    again = train_arguments(new, photos, tmp_path / "again", *word, *prompt, "--init", str(plain))
+    capsys.readouterr()
+    assert main(again) == 1
+    assert "or init_other_base to begin from it" in capsys.readouterr().err
+    words = shlex.split(found["command"])
+    assert "<owl>" in words[words.index("--token") :]
+    words[words.index("DATA")] = str(photos)
+    few = ["--steps", "1", "--batch-size", "2", "--validation-share", "0", "--trackers"]
+    assert main([*words[1:], *prompt, *few]) == 0, capsys.readouterr().err
+    begun = Delta.load(tmp_path / "owl-new" / "delta.safetensors")
+    assert begun.provenance.training["init_base"]["name"] == str(old)
+    assert smidgen.orphans(new, tmp_path / "owl-new")[0]["verdict"] == "fits"
+
+
+def test_the_command_for_a_subject_names_it(tmp_path):
+    base = smidgen.load_base(TINY_PIPELINES["sd"].save(tmp_path / "sd"))
     delta = fitting(base, "lora")
-    edits = {name: edit for name, edit in delta.edits.items() if name != "label_table"}
-    for edit in edits.values():
-        edit.component = "text_encoder"
-    known = dataclasses.replace(
-        delta.provenance, classes=(), components={"text_encoder": tiny_base(1).fingerprint}
-    )
-    Delta(edits, known).save(tmp_path / "a.safetensors")
-    (found,) = fits_of(base, [("a", tmp_path / "a.safetensors")])
-    assert found.verdict == "lost"  # a base without such an encoder
-    assert found.reason == "other shapes in the text_encoder"
+    subject = {
+        "token": "sks",
+        "class_name": "owl",
+        "instance_prompt": "a photo of sks owl",
+        "class_prompt": "a photo of owl",
+    }
+    delta.provenance = dataclasses.replace(delta.provenance, training={"dreambooth": subject})
+    delta.save(tmp_path / "owl.safetensors")
+    with torch.no_grad():
+        next(base.denoiser.parameters()).mul_(1.5)
+    base.fingerprint = base_fingerprint(base.denoiser)
+    (found,) = fits_of(base, [("owl", tmp_path / "owl.safetensors")])
+    assert found.verdict == "orphan"
+    assert "--task dreambooth --token sks --class-name owl" in (found.command or "")
 
 
 def test_the_command_trains_an_orphan_again(tmp_path, capsys):

@@ -11,11 +11,13 @@ import msgspec
 
 from smidgen.core.delta import Delta
 from smidgen.core.fingerprint import fingerprints_match, shapes_match
+from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 from smidgen.files.names import file_part
 from smidgen.files.toml import NONE
 from smidgen.library.files import DELTA
 from smidgen.models.base import Base
+from smidgen.models.prompts import DREAMBOOTH
 from smidgen.training.recipe import RECIPE, read_recipe
 from smidgen.training.start import can_begin
 
@@ -92,8 +94,21 @@ def _command(base: Base, delta: Delta, path: Path) -> list[str]:
     else:
         own = delta.provenance
         command += ["--data", "DATA", "--method", own.method, *_flags(own.config)]
+        command += _task(delta)
     command += ["--base", base.name, "--init", str(path), "--init-other-base"]
     return [*command, "--output", str(output)]
+
+
+def _task(delta: Delta) -> list[str]:
+    """What the delta was trained for, as far as a run that begins from it must be told."""
+    words = {edit.token for edit in delta.edits.values() if isinstance(edit, Word)}
+    subject = delta.provenance.training.get(DREAMBOOTH)
+    if not subject:
+        return [part for word in words for part in ("--token", word)]
+    told = {"token": "token", "class_name": "class-name", "instance_prompt": "instance-prompt"}
+    told |= {"class_prompt": "prompt"}
+    flags = [part for name, flag in told.items() for part in (f"--{flag}", subject[name])]
+    return ["--task", DREAMBOOTH, *flags]
 
 
 def _flags(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -138,7 +138,8 @@ def fine_tune(
             )
             init = read_delta(folder / DELTA, base) if goes_on else read_init(config, base)
             check_positions(init, base)
-            delta = begun_with(delta, init, goes_on=goes_on)
+            other_base = config.init_other_base
+            delta = begun_with(delta, init, goes_on=goes_on, other_base=other_base)
         task = task_of(base, delta, latents, config, reader=reader, progress=progress)
         if config.training.objective == CLIP_REWARD:
             task = rewarded(base, delta, config.training.reward, task, latents)

@@ -21,6 +21,7 @@ from smidgen.models.base import Base
 START, NO_START = "the start", "fresh"  # of the identity of a run
 # where a delta's provenance has it, and the base of what it began from if that was another one
 INIT, INIT_BASE = "init", "init_base"
+OTHER_BASE_HINT = "or init_other_base to begin from it all the same"
 
 
 def check_start(init: Path | None, method: str) -> None:
@@ -64,8 +65,7 @@ def read_start(path: Path, base: Base, *, other_base: bool = False) -> Delta:
         except SmidgenError as error:
             if can_begin(delta, ours) is not None:
                 raise
-            hint = "or init_other_base to begin from it all the same"
-            raise SmidgenError(f"{error}, {hint}") from error
+            raise SmidgenError(f"{error}, {OTHER_BASE_HINT}") from error
     elif not fingerprints_match(theirs, ours) and (why := can_begin(delta, ours)) is not None:
         raise UsageError(f'no run on base "{base.name}" can begin from {path}: {why}')
     return delta
@@ -82,13 +82,16 @@ def can_begin(delta: Delta, fingerprint: str) -> str | None:
     return None
 
 
-def begun_with(fresh: Delta, other: Delta, *, goes_on: bool = False) -> Delta:
+def begun_with(
+    fresh: Delta, other: Delta, *, goes_on: bool = False, other_base: bool = False
+) -> Delta:
     """A delta with the values of `other` and what is said of `fresh`, which was built for a run:
     its classes, and of its label table the rows of classes that `other` does not know; and, if
     `other` is of another base, of which. A run that `goes_on` has its own last delta as `other`.
+    `other_base` is as in `read_start`; here it is about text encoders.
 
     Raises: UsageError if `other` is of another method, or of the same with other options, text
-        encoders or another new word.
+        encoders or another new word; SmidgenError if the weights of these encoders were others.
     """
     theirs, ours = other.provenance, fresh.provenance
     _check_method(theirs.method, ours.method)
@@ -97,6 +100,17 @@ def begun_with(fresh: Delta, other: Delta, *, goes_on: bool = False) -> Delta:
             f"init was trained with other options ({', '.join(options)}); give the same ones"
         )
     _check_encoders(fresh, other)
+    for component in other.components:
+        wanted = ours.components[component]
+        if not shapes_match(theirs.components[component], wanted):
+            raise UsageError(
+                f"the bases differ in the shapes of their {component}; begin without init"
+            )
+        try:
+            other.check_component(component, wanted)
+        except SmidgenError as error:
+            if not other_base:
+                raise SmidgenError(f"{error}, {OTHER_BASE_HINT}") from error
     _check_table(fresh, other)
     edits: dict[str, Edit] = dict(other.clone().edits)
     for name, edit in fresh.edits.items():
@@ -115,8 +129,12 @@ def begun_with(fresh: Delta, other: Delta, *, goes_on: bool = False) -> Delta:
 
 
 def _other_base(theirs: Provenance, ours: Provenance) -> dict[str, str] | None:
-    """The base of what is begun from, if it is not that of the run."""
-    if fingerprints_match(theirs.fingerprint, ours.fingerprint):
+    """The base of what is begun from, if its denoiser or a text encoder that the delta acts in is
+    not that of the run.
+    """
+    pairs = [(theirs.fingerprint, ours.fingerprint)]
+    pairs += [(one, ours.components[name]) for name, one in theirs.components.items()]
+    if all(fingerprints_match(*pair) for pair in pairs):
         return None
     return {"name": theirs.base, "fingerprint": theirs.fingerprint}
 
