@@ -34,6 +34,13 @@ def joined(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
+def has_gpus() -> bool:
+    """Whether the cluster that is joined has any."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
 def _check_that_something_listens(address: str) -> None:
     """Ray would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

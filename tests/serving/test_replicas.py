@@ -6,7 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -14,12 +17,13 @@ import pytest
 from PIL import Image
 
 import smidgen
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError
+from smidgen.models.chosen import BaseOnDevice
 from smidgen.serving.config import ServeConfig
+from smidgen.serving.replicas import check_address, placed
 from tests.launch import free_port
 from tests.serving.serving import fitting
 
-pytest.importorskip("ray.serve")
 MOST_ASKED = 200  # until both replicas have answered: each request goes to either
 
 
@@ -31,40 +35,22 @@ def base():
 @pytest.fixture(scope="module")
 def address(base, tmp_path_factory):
     """Of a server of two replicas, which ends cleanly when it is told to."""
+    pytest.importorskip("ray.serve")
     folder = tmp_path_factory.mktemp("deltas")
     fitting(base, "bitfit").save(folder / "few.safetensors")
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "smidgen.cli",
-        "serve",
-        "--base",
-        "glyphs",
-        "--port",
-        str(port),
-    ]
-    process = subprocess.Popen(
-        [
-            *(*command, "--deltas", str(folder), "--port", str(port)),
-            *("--ray", "local", "--replicas", "2"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "smidgen.cli", "serve", "--base", "glyphs"]
+    command += ["--deltas", str(folder), "--port", str(port), "--ray", "local", "--replicas", "2"]
+    log = tmp_path_factory.mktemp("log") / "log"
+    with log.open("w") as told:  # a pipe that nobody reads would fill
+        process = subprocess.Popen(command, stderr=told)
     try:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:  # to its end, if the process ends
-            lines.append(line)
-            if "serving 2 times glyphs" in line:
-                break
-        else:
-            raise AssertionError("".join(lines))
+        while "serving 2 times glyphs" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
         yield f"http://127.0.0.1:{port}", folder / "few.safetensors"
         process.send_signal(signal.SIGTERM)
-        process.communicate()
-        assert process.returncode == 0
+        assert process.wait() == 0
     finally:
         process.kill()
         process.wait()
@@ -108,3 +94,22 @@ def test_both_replicas_answer_and_draw_what_sample_draws(base, address):
 def test_replicas_that_cannot_be_are_refused(tmp_path, settings, message):
     with pytest.raises(UsageError, match=message):
         ServeConfig(deltas=tmp_path, **settings)
+
+
+def test_a_cluster_that_serves_elsewhere_is_refused_and_not_taken_for_this_server(tmp_path):
+    config = ServeConfig(deltas=tmp_path, ray="auto", port=8000)
+    check_address(SimpleNamespace(host="127.0.0.1", port=8000), config)
+    for host, port in (("0.0.0.0", 8000), ("127.0.0.1", 9000)):
+        with pytest.raises(SmidgenError, match=rf"serves at {host}:{port} already"):
+            check_address(SimpleNamespace(host=host, port=port), config)
+
+
+def test_a_replica_finds_what_lies_in_this_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "glyphs", "deltas", "studies"):
+        (tmp_path / name).mkdir()
+    config = ServeConfig(deltas=Path("deltas"), studies=Path("studies"), ray="local")
+    options, there = placed(BaseOnDevice(base="base", codec="owner/codec"), config)
+    assert (options.base, options.codec) == (str(tmp_path / "base"), "owner/codec")
+    assert (there.deltas, there.studies) == (tmp_path / "deltas", tmp_path / "studies")
+    assert placed(BaseOnDevice(base="glyphs"), config)[0].base == "glyphs"  # the shipped one
