@@ -4,13 +4,12 @@ A LoRA is trained on 24 prompts for each of the SEEDS, the CLIP that ships being
 prompts that no training had are drawn, with and without it, from the same noises. CLIP-T is the
 judge that was trained for; whether colours and letters are those of the prompt is read from pixels
 and by the classifier, which the training never saw. Writes bench/results/clip_reward.json and the
-picture in docs/images. Ten minutes of one core.
+picture in docs/images. An hour of one core that others shared.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -22,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.stats import t as student
 
 import smidgen
+from bench.theorem import mean_and_interval
 from smidgen.api.sampling import sample_arrays
 from smidgen.cli.pictures import image_grid
 from smidgen.core.delta import Delta
@@ -112,10 +111,8 @@ def measure(base: Base, delta: Delta | None, clip: Extractor, reader: Extractor)
 
 
 def interval(values: Sequence[float]) -> list[float]:
-    """The mean of a few seeds with the 95 % interval of Student's t."""
-    mean, count = statistics.mean(values), len(values)
-    reach = float(student.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
-    return [round(number, 4) for number in (mean, mean - reach, mean + reach)]
+    """The mean of a few seeds with its interval, as numbers to show."""
+    return [round(number, 4) for number in mean_and_interval(values)]
 
 
 def picture(base: Base, delta: Delta) -> Image.Image:
