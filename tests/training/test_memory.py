@@ -93,21 +93,23 @@ def allocated(base, delta, config, task):
     return given + max(accumulate(event.nbytes() for event in found))
 
 
+IN_FEW_BITS = [
+    ("difffit", {}),
+    ("difffit", {"gradient_checkpointing": True}),
+    ("bitfit", {"activations": "8bit"}),
+    ("adaptformer", {"gradient_checkpointing": True}),
+]
+WHOLE = [*IN_FEW_BITS, ("full", {}), ("full", {"gradient_checkpointing": True})]
+
+
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("kept", "method", "settings"),
     [
-        ("difffit", {}),
-        ("difffit", {"gradient_checkpointing": True}),
-        ("bitfit", {"activations": "8bit"}),
-        ("adaptformer", {"gradient_checkpointing": True}),
-        ("full", {}),
-        ("full", {"gradient_checkpointing": True}),
+        *((kept, *one) for kept in ("fp32", "bf16") for one in WHOLE),
+        *((kept, *one) for kept in ("int8", "nf4") for one in IN_FEW_BITS),
     ],
 )
-@pytest.mark.parametrize("kept", ["fp32", "bf16", "int8", "nf4"])
-def test_the_allocator_says_the_same_of_a_dit(method, settings, kept):
-    if method == "full" and kept != "fp32":
-        pytest.skip("full trains copies in float32")
+def test_the_allocator_says_the_same_of_a_dit(kept, method, settings):
     base = tiny_base(depth=4)
     delta = delta_of(base, method)
     if kept == "bf16":
@@ -129,7 +131,8 @@ def test_the_allocator_says_the_same_of_a_unet(method, checkpointed):
     example = replace(example_of(base.denoiser), latent_shape=base.latent_shape)
     counted = step_bytes(base.denoiser, delta, config, example)
     found = allocated(base, delta, config, example.with_rows(8))
-    assert counted == pytest.approx(found, rel=0.1)
+    # what a convolution takes for itself is another thing without AVX-512 than with it
+    assert counted == pytest.approx(found, rel=0.15)
 
 
 def test_a_convolution_takes_copies_in_a_layout_of_its_own():

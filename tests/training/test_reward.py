@@ -273,7 +273,7 @@ def test_the_prompts_are_what_a_run_is_of_and_what_a_delta_says(base, prompts, t
         train(base, prompts, tmp_path / "run")
 
 
-def test_classes_are_rewarded_for_being_like_their_pictures(tmp_path, clip):
+def test_a_base_that_knows_classes_trains_on_their_pictures(tmp_path, clip):
     base = tiny_base()
     photos = write_photos(tmp_path / "photos")
     settings = {"reward": SETTINGS["reward"] | {"target": "images"}, "batch_size": 4}

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smidgen.api.evaluation import delta_of, source_kind
+from smidgen.api.evaluation import delta_file
 from smidgen.core.delta import Delta
 from smidgen.distillation.config import DOCUMENT, RELIEF, VIEWS, DistillationConfig
 from smidgen.distillation.run import Distillation, Report, distill
-from smidgen.errors import UsageError
 from smidgen.files.settings import make
 from smidgen.files.writing import write_json, write_png
 from smidgen.models.base import Base
@@ -49,10 +48,7 @@ def load_delta(delta: Delta | str | Path | None) -> Delta | None:
     """One, from its file or run. Raises: UsageError for what is neither."""
     if delta is None or isinstance(delta, Delta):
         return delta
-    path = Path(delta)
-    if source_kind(path) == "images":
-        raise UsageError(f"{path} holds images; give a run's folder or a delta's file")
-    return Delta.load(delta_of(path))
+    return Delta.load(delta_file(Path(delta)))
 
 
 def write_distillation(

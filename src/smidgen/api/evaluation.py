@@ -233,6 +233,13 @@ def delta_of(source: Path) -> Path:
     return source / DELTA if source.is_dir() else source
 
 
+def delta_file(source: Path) -> Path:
+    """The delta's file of a run, or the file itself. Raises: UsageError for what is neither."""
+    if source_kind(source) == "images":
+        raise UsageError(f"{source} holds images; give a run's folder or a delta's file")
+    return delta_of(source)
+
+
 def source_kind(source: Path) -> Kind:
     """What there is to evaluate: a run (a folder with a recipe), a delta's file, or images.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from smidgen.api.evaluation import Drawn, delta_of, source_kind
+from smidgen.api.evaluation import Drawn, delta_file, delta_of
 from smidgen.core.delta import Delta
 from smidgen.errors import UsageError
 from smidgen.evaluation.config import EvaluationConfig
@@ -74,8 +74,7 @@ def check_sources(sources: Sequence[Path]) -> None:
     if not sources:
         raise UsageError("no runs given; give run folders or delta files")
     for source in sources:
-        if source_kind(source) == "images":
-            raise UsageError(f"{source} holds images; give a run's folder or a delta's file")
+        delta_file(source)
     if len({source.resolve() for source in sources}) < len(sources):
         raise UsageError("a run is given twice; give each once")
 

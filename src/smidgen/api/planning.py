@@ -25,12 +25,11 @@ from smidgen.hosts.host import find_family, find_host
 from smidgen.models.architectures import meta_network
 from smidgen.models.base import Base
 from smidgen.models.dit import DiT
-from smidgen.models.known import known_classes, known_size, prompt_files
-from smidgen.models.labels import rows_of
+from smidgen.models.known import known_classes, known_size, prompt_files, refuse_dit_settings
+from smidgen.models.labels import check_lengths, rows_of
 from smidgen.models.names import is_architecture
 from smidgen.models.placing import check_placing, check_processes, place
 from smidgen.models.positions import given_positions, note_on_size, positions_at
-from smidgen.models.pretrained import refuse_dit_settings
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.processes import world_size
 from smidgen.sizes import ImageSize, nearest
@@ -118,9 +117,10 @@ def plan_run(
         warning = f'"{base}" is an architecture: this counts, and training needs its weights'
     facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
     facts["precision"] = config.training.precision
-    folder, classes = None, ()
+    folder, classes, prompts = None, (), ()
     if config.has_prompts_alone:
-        facts["images"] = findings_of_prompts(config.data, read_prompts(config.data))
+        prompts = read_prompts(config.data)
+        facts["images"] = findings_of_prompts(config.data, prompts)
     else:
         folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
         classes = folder.classes
@@ -128,7 +128,11 @@ def plan_run(
     train_labels = config.training.train_labels
     try:
         facts["run"] = standing = check_run(described, config, force=force)
-        if folder is not None:
+        if folder is None:
+            check_lengths(prompt_files(base), prompts, str(base))
+            identity = identity_of_images(prompts, torch.zeros(len(prompts)), ())
+            facts["run"] = _standing(config, standing, {"the images": identity})
+        else:
             folder, looks = look_at_all(folder, progress)
             classes = folder.classes
             sizes = sizes_of(described, config)
@@ -140,7 +144,10 @@ def plan_run(
             others = None
             if config.task == DREAMBOOTH:
                 facts["subject"], others = _subject(base, config, folder)
-            facts["run"] = _standing(config, standing, (folder, looks), others, sizes)
+            identity = {"the images": _identity(folder, looks)} | _identity_of_buckets(looks, sizes)
+            if others is not None:
+                identity[CLASS_IMAGES] = _identity(*others)
+            facts["run"] = _standing(config, standing, identity)
     except SmidgenError as error:
         facts["refusal"] = str(error)
         if folder is not None and facts["images"] is None:
@@ -203,13 +210,7 @@ def _subject(
     return facts | {"class_images": findings_of(others, looks).lines()[0]}, (others, looks)
 
 
-def _standing(
-    config: RunConfig,
-    standing: Standing,
-    seen: Seen,
-    of_class: Seen | None,
-    sizes: Sequence[ImageSize],
-) -> str:
+def _standing(config: RunConfig, standing: Standing, identity: dict[str, str]) -> str:
     """How the run stands to what is in its output. Raises: UsageError if that is of other images or
     of another start; what of the images of the class the base would draw is not compared.
     """
@@ -217,12 +218,7 @@ def _standing(
     if not found:
         return standing
     position = read_position(found[-1])
-    identity = {
-        "the images": _identity(*seen),
-        **({} if of_class is None else {CLASS_IMAGES: _identity(*of_class)}),
-        **_identity_of_buckets(seen[1], sizes),
-        START: identity_of_start(config.init, config.output / DELTA) or NO_START,
-    }
+    identity[START] = identity_of_start(config.init, config.output / DELTA) or NO_START
     check_identity(config.output, position, identity)
     return f"begun, at step {position.step}" if standing == "begun" else standing
 

@@ -170,9 +170,10 @@ def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] |
         return None
     if document["settings"] != settings_of_demo(parsed):
         return None
-    from smidgen.training.recipe import steps_done
+    from smidgen.training.recipe import is_at_end
 
-    return document if steps_done(folder) >= parsed["run"].training.steps else None
+    training = parsed["run"].training
+    return document if is_at_end(folder, training.steps, training.patience) else None
 
 
 def settings_of_demo(parsed: Mapping[str, Any]) -> dict[str, Any]:

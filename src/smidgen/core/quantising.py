@@ -5,7 +5,7 @@ beside it what that means (docs/decisions/0014-eight-bit-without-a-library.md an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def quantise(network: nn.Module, precision: Quantised) -> None:
     convolutions in repeated blocks, as in normal_float.py; their parameters are left with a shape
     and no numbers.
     """
-    compute = computes_in(network)
+    compute, made = computes_in(network), MADE[precision]
     if precision == "int8":
         layers = [module for module in network.modules() if isinstance(module, CAST_BY_AUTOCAST)]
     else:
@@ -47,7 +47,7 @@ def quantise(network: nn.Module, precision: Quantised) -> None:
     for module in layers:
         own: Any = module.weight
         if own not in done:
-            done[own] = in_eight_bit(own) if precision == "int8" else in_four_bit(own)
+            done[own] = made(own)
         module.weight, buffers = done[own]
         for name, buffer in buffers.items():
             module.register_buffer(name, buffer, persistent=False)
@@ -69,3 +69,6 @@ def in_four_bit(weight: Tensor) -> Kept:
     shape = torch.empty(weight.shape, dtype=FOUR_BIT, device="meta")
     values = values_of_bytes().to(weight.device)
     return nn.Parameter(shape, requires_grad=False), {PACKED: packed(weight), VALUES: values}
+
+
+MADE: Mapping[Quantised, Callable[[Tensor], Kept]] = {"int8": in_eight_bit, "nf4": in_four_bit}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -110,9 +111,9 @@ def runs_on(network: nn.Module) -> torch.device:
     bringing = network.__dict__[WIDENING].bringing if is_kept(network) else None
     if bringing is not None:
         return bringing.device
-    tensors = [*network.parameters(), *network.buffers()]
-    with_numbers = (tensor for tensor in tensors if not tensor.is_meta)
-    return next(with_numbers, tensors[0]).device
+    first = next(network.parameters())
+    tensors = chain([first], network.parameters(), network.buffers())  # most often the first one is
+    return next((tensor for tensor in tensors if not tensor.is_meta), first).device
 
 
 def quantised_in(network: nn.Module) -> Quantised | None:

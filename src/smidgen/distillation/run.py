@@ -25,7 +25,7 @@ from smidgen.fast.acting import acting
 from smidgen.models.base import Base
 from smidgen.models.labels import class_names, trained_prompt
 from smidgen.sampling.config import SamplingConfig
-from smidgen.sampling.draw import prepare
+from smidgen.sampling.draw import as_bytes, prepare
 
 Report = Callable[[int, int], None]
 
@@ -85,29 +85,21 @@ def distill(
             latents, _ = base.codec.encode(relief.render(sides_of(config).to(base.device)))
         return judge.preference(latents, fixed)
 
-    flags = {p: p.requires_grad for p in base.denoiser.parameters()}
-    base.denoiser.requires_grad_(False)
-    try:
-        with acting(placed.delta, base.denoiser):
-            before = preference()
-            for step in range(1, config.steps + 1):
-                sides = config.angle * (
-                    2 * torch.rand(config.batch_size, 2, generator=generator) - 1
-                )
-                seen = relief.render(sides.to(base.device))
-                loss = pull(judge, config, seen, generator)
-                adam.zero_grad()
-                (loss + config.smoothness * relief.roughness()).backward()
-                adam.step()
-                if report is not None:
-                    report(step, config.steps)
-            after = preference()
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+    with acting(placed.delta, base.denoiser):
+        before = preference()
+        for step in range(1, config.steps + 1):
+            sides = config.angle * (2 * torch.rand(config.batch_size, 2, generator=generator) - 1)
+            seen = relief.render(sides.to(base.device))
+            loss = pull(judge, config, seen, generator)
+            adam.zero_grad()
+            (loss + config.smoothness * relief.roughness()).backward()
+            adam.step()
+            if report is not None:
+                report(step, config.steps)
+        after = preference()
     with torch.no_grad():
         seen = relief.render(sides_of(config).to(base.device))
-    views = ((seen + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    views = as_bytes(seen).permute(0, 2, 3, 1).cpu().numpy()
     return Distillation(
         base=base,
         config=config,
@@ -127,7 +119,8 @@ def pull(
     half the weighted square of the distance to where they are pulled.
     """
     codec = judge.base.codec
-    latents, _ = codec.encode(seen)
+    with torch.set_grad_enabled(config.space == "latents"):
+        latents, _ = codec.encode(seen)
     denoise = judge.denoiser(config.guidance)
     target, weight = sds_target(judge.base.process, denoise, latents.detach(), generator)
     here, there = (latents, target) if config.space == "latents" else (seen, codec.decode(target))

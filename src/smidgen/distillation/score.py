@@ -30,16 +30,23 @@ class Judge:
     shown: int
 
     def denoiser(self, guidance: float) -> Denoise:
-        """What samplers would read of x_t for the label, at this scale of guidance."""
+        """What samplers would read of x_t for the label, at this scale of guidance; a base that is
+        told the scale as an input is told it.
+        """
+        if self.base.family.guidance == "embedded":
+            return self._led(1.0, told=guidance)
+        return self._led(guidance)
+
+    def _led(self, scale: float, told: float | None = None) -> Denoise:
+        """The prediction without the label at 0, with it at 1, beyond it above."""
         base = self.base
-        network, dtype = calling(base.family, base.denoiser), dtype_of(base.denoiser)
+        network, dtype = calling(base.family, base.denoiser, told), dtype_of(base.denoiser)
 
         def model(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
             output = network(x.to(dtype), t, self.labels.conditions(labels))
             return base.process.predicted(output.float(), x, t)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            scale = 1.0 if base.family.guidance == "embedded" else guidance
             shown = torch.full((len(x),), self.shown, device=x.device)
             return guide(model, shown, self.labels.null, scale)(x, t)
 
@@ -59,8 +66,8 @@ class Judge:
             noise = torch.randn(latents.shape, generator=generator).to(latents.device)
             x_t = process.noised(latents, t, noise)
             alpha, sigma = scales(process, latents, t)
-            for place, guidance in enumerate((1.0, 0.0)):
-                found = process.x0(self.denoiser(guidance)(x_t, t), x_t, t)
+            for place, scale in enumerate((1.0, 0.0)):
+                found = process.x0(self._led(scale)(x_t, t), x_t, t)
                 errors[place] += float((alpha / sigma * (latents - found)).square().mean())
         return float(1 - errors[0] / errors[1])
 

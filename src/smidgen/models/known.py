@@ -156,3 +156,12 @@ def prompt_files(name: str | Path) -> PromptFiles | None:
     if not pipeline.prompts:
         return None
     return PromptFiles(source=source, index=described, pipeline=pipeline, network=network)
+
+
+def refuse_dit_settings(**given: Any) -> None:
+    """Raises: UsageError for a setting of a DiT that is given, None: not."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} is for a DiT, and this base is another pipeline; leave it out"
+            )

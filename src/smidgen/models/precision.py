@@ -13,7 +13,6 @@ from torch import nn
 
 from smidgen.core.quantising import quantise
 from smidgen.core.weights import open_safetensors
-from smidgen.core.widening import QUANTISED
 from smidgen.errors import UsageError
 from smidgen.models.calling import DTYPES
 from smidgen.models.names import BasePrecision
@@ -51,9 +50,8 @@ def quantise_as(network: nn.Module, asked: str | None) -> None:
     """`network` with its weights in 8 or 4 bit, if that is `asked` for: after the fingerprint was
     taken, which is that of the weights as they came.
     """
-    for precision in QUANTISED.values():
-        if asked == precision:
-            quantise(network, precision)
+    if asked == "int8" or asked == "nf4":
+        quantise(network, asked)
 
 
 def precision_of(files: Sequence[Path]) -> str:

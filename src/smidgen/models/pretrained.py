@@ -26,7 +26,7 @@ from smidgen.models.dit_weights import (
     read_dit,
     schedule_of,
 )
-from smidgen.models.known import size_of_dit
+from smidgen.models.known import refuse_dit_settings, size_of_dit
 from smidgen.models.names import (
     BasePrecision,
 )
@@ -197,12 +197,3 @@ def _check_fits(
         raise UsageError(
             f'base "{name}" has {config.num_classes} classes (and the null row), not {num_classes}'
         )
-
-
-def refuse_dit_settings(**given: Any) -> None:
-    """Raises: UsageError for a setting of a DiT that is given, None: not."""
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(
-                f"{name} is for a DiT, and this base is another pipeline; leave it out"
-            )

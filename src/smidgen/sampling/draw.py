@@ -228,7 +228,11 @@ def draw_batch(drawing: Drawing, numbers: Sequence[int], predict: Network | None
     times = drawing.route.times()
     with scheduled(base.denoiser, times) if predict is None else nullcontext():
         latents = drawing.route.sample(denoise, noise, generators)
-    pixels = base.codec.decode(latents)
+    return as_bytes(base.codec.decode(latents))
+
+
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as uint8, of the same shape."""
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -240,12 +244,12 @@ def _placed(delta: Delta, base: Base, edits: str) -> Delta | None:
     if part is None:
         return None
     delta = part
-    dtype = dtype_of(base.denoiser)
+    dtype, device = dtype_of(base.denoiser), base.device
     weights = [edit for edit in delta.edits.values() if isinstance(edit, Weight)]
-    fits = all(p.device == base.device for p in delta.parameters())
+    fits = all(p.device == device for p in delta.parameters())
     if fits and all(p.dtype == dtype for edit in weights for p in edit.parameters()):
         return delta
-    delta = delta.clone().to(base.device)
+    delta = delta.clone().to(device)
     for edit in delta.edits.values():
         if isinstance(edit, Weight):
             edit.to(dtype)

@@ -23,7 +23,7 @@ from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError
 from smidgen.hosts.family import Condition
 from smidgen.models.labels import Labels
-from smidgen.sampling.draw import Drawing, draw_batch
+from smidgen.sampling.draw import Drawing, as_bytes, draw_batch
 from smidgen.sampling.pair import Call, Pair
 from smidgen.serving.pools import Key, Pool
 
@@ -138,8 +138,7 @@ class Job:
             return
         if done > (self._steps - 1) * (self.partials + 1) // steps:
             x0 = base.process.x0(base.process.predicted(output, x, t), x, t)
-            pixels = (base.codec.decode(x0)[0] + 1) * 127.5
-            shown = pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            shown = as_bytes(base.codec.decode(x0))[0].permute(1, 2, 0).cpu().numpy()
             self.show(done - 1, shown)
 
 

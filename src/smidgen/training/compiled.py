@@ -49,6 +49,8 @@ def compiling() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ[KEPT_AT]
+        else:
+            os.environ[KEPT_AT] = before
 
 
 def check_gradients(

@@ -25,7 +25,7 @@ from smidgen.fast.acting import takes_fast_path
 from smidgen.models.base import Base
 from smidgen.models.calling import Network, calling, dtype_of
 from smidgen.models.labels import labels_of
-from smidgen.processes import from_main, shared, world_size
+from smidgen.processes import from_main, gather_objects, shared, world_size
 from smidgen.training import runtime
 from smidgen.training.best import KID, LOSS, SPREAD, is_better, judged_by_kid, ran_out
 from smidgen.training.buckets import BucketOrder
@@ -387,6 +387,7 @@ def _evaluate(session: Session, evaluator: Evaluator) -> None:
     state = session.state
     with averaged(state):
         values = evaluator.run(state.step)
+    values = gather_objects(dict(values))[0]  # each measures; all go by the main process' numbers
     if not values:
         return
     session.journal.note(state.step, values)

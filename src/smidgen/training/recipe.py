@@ -84,16 +84,21 @@ def check_recipe(
     done = steps_done(folder)
     _check_steps(folder, before, now, done)
     whole = (folder / DELTA).is_file() and (folder / REPORT).is_file()
-    finished = whole and (done >= now["steps"] or _ended_early(folder, now))
+    patience = now.get("patience", NONE)
+    finished = whole and is_at_end(folder, now["steps"], None if patience == NONE else patience)
     return standing(folder, "a run", before, now, finished=finished, not_compared=NOT_COMPARED)
 
 
-def _ended_early(folder: Path, now: Mapping[str, Any]) -> bool:
-    """Whether the patience of such a run is at an end. Raises: SmidgenError as `read_position`."""
-    found, patience = checkpoints(folder), now.get("patience", NONE)
-    if not found or patience == NONE:
-        return False
-    return ran_out(read_position(found[-1]).since_best, patience)
+def is_at_end(folder: Path, steps: int, patience: int | None) -> bool:
+    """Whether a run took its steps, or its patience is at an end.
+
+    Raises: SmidgenError as `read_position`.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return steps <= 0
+    position = read_position(found[-1])
+    return position.step >= steps or ran_out(position.since_best, patience)
 
 
 def steps_done(folder: Path) -> int:

@@ -85,7 +85,7 @@ def _of_images(
     clip: Extractor, base: Base, labels: list[Tensor], latents: LatentSet, count: int
 ) -> Tensor:
     """The direction (K, D) of the mean embedding of the images of each label, as the codec gives
-    them back.
+    them back; held-out ones are among them, as their validation loss is that of the same targets.
     """
     sums = torch.zeros(count, clip.dim)
     for bucket in latents.in_buckets(torch.arange(len(latents))):

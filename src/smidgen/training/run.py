@@ -321,6 +321,8 @@ def fresh_delta(
         for name, value in dataclasses.asdict(config.training).items()
         if name not in unnamed and not (name in BY_BASE and value in (None, False))
     }
+    if "reward" in settings:  # of which CLIP, its identity says, and nothing where it lies
+        del settings["reward"]["weights"]
     training = {
         "settings": settings,
         "data": {
