@@ -12,10 +12,10 @@ from smidgen.cli import fold, sample
 from smidgen.core.delta import Delta
 from smidgen.core.file import read_header
 from smidgen.errors import UsageError
+from smidgen.files.run_files import RECIPE
 from smidgen.models.sources import load_codec
 from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
-from smidgen.training.recipe import RECIPE
 from tests.tiny.codecs import autoencoder
 from tests.tiny.images import write_folder
 from tests.tiny.networks import DIT, dit

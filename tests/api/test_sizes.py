@@ -8,9 +8,9 @@ import torch
 from smidgen import api
 from smidgen.api.planning import plan_run
 from smidgen.errors import UsageError
+from smidgen.files.run_files import RECIPE
 from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
-from smidgen.training.recipe import RECIPE
 from tests.tiny.images import write_folder
 from tests.tiny.pipelines import TINY_PIPELINES
 

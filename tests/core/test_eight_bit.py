@@ -11,7 +11,7 @@ from smidgen.core.storage import cast, computes_in, stored_bytes
 from smidgen.core.widening import EIGHT_BIT
 from smidgen.errors import SmidgenError
 from smidgen.training.peak import Peak
-from tests.core.test_storage import Layers, passes
+from tests.core.test_storage import Layers, assert_learns_alike, passes
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta
 from tests.tiny.hosts import TINY_HOSTS
@@ -74,15 +74,8 @@ def test_a_delta_in_float32_acts_and_learns_as_on_the_rounded_weights(host, meth
     rounded = eighths(base.denoiser)
     quantise(base.denoiser, "int8")
     delta = tiny_delta(base, method).float()
-    gradients = []
-    for network in (rounded, base.denoiser):
-        delta.requires_grad_(True).zero_grad()
-        with delta.attach(network):
-            output, _ = passes(host, network)
-        gradients.append((output, [p.grad.clone() for p in delta.parameters()]))
+    assert_learns_alike(delta, host, rounded, base.denoiser)
     assert {p.dtype for p in delta.parameters()} == {torch.float32}
-    assert torch.equal(gradients[0][0], gradients[1][0])
-    assert all(map(torch.equal, gradients[0][1], gradients[1][1]))
 
 
 def test_copies_of_weights_are_refused_with_what_to_do():

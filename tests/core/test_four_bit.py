@@ -23,7 +23,7 @@ from smidgen.core.storage import (
 from smidgen.core.widening import FOUR_BIT, PACKED
 from smidgen.errors import SmidgenError
 from smidgen.training.peak import Peak
-from tests.core.test_storage import Layers, passes
+from tests.core.test_storage import Layers, assert_learns_alike, passes
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta
 from tests.tiny.hosts import TINY_HOSTS
@@ -72,15 +72,7 @@ def test_a_delta_in_float32_acts_and_learns_as_on_the_rounded_weights(host, meth
     wide = rounded(base.denoiser)
     quantise(base.denoiser, "nf4")
     delta = tiny_delta(base, method).float()
-    gradients = []
-    for network in (wide, base.denoiser):
-        delta.requires_grad_(True).zero_grad()
-        with delta.attach(network):
-            output, _ = passes(host, network)
-        gradients.append((output, [p.grad.clone() for p in delta.parameters()]))
-    assert torch.equal(gradients[0][0], gradients[1][0])
-    assert all(map(torch.equal, gradients[0][1], gradients[1][1]))
-    assert any(gradient.any() for gradient in gradients[0][1])
+    assert_learns_alike(delta, host, wide, base.denoiser)
 
 
 def test_copies_of_weights_in_blocks_are_refused_with_what_to_do():

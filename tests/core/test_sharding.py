@@ -15,7 +15,7 @@ from smidgen.core.storage import cast, move, outside, repeated_layers, runs_on
 from smidgen.core.widening import PART
 from smidgen.training.peak import Peak
 from tests.core.test_offload import KEPT
-from tests.core.test_storage import Layers, passes
+from tests.core.test_storage import Layers, assert_learns_alike, passes
 from tests.tiny.bases import law_base
 from tests.tiny.deltas import tiny_delta
 from tests.tiny.hosts import TINY_HOSTS
@@ -71,15 +71,7 @@ def test_a_delta_has_the_same_gradients_bit_for_bit(host, checkpointed, method):
     if checkpointed:
         TINY_HOSTS[host].checkpoint(base.denoiser)
     delta = tiny_delta(base, method).float()
-    gradients = []
-    for network in (base.denoiser, sharded(base.denoiser)):
-        delta.requires_grad_(True).zero_grad()
-        with delta.attach(network):
-            output, _ = passes(host, network)
-        gradients.append((output, [p.grad.clone() for p in delta.parameters()]))
-    assert torch.equal(gradients[0][0], gradients[1][0])
-    assert all(map(torch.equal, gradients[0][1], gradients[1][1]))
-    assert any(gradient.any() for gradient in gradients[0][1])
+    assert_learns_alike(delta, host, base.denoiser, sharded(base.denoiser))
 
 
 @pytest.mark.parametrize("ahead", [False, True])

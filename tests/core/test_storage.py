@@ -34,6 +34,20 @@ def passes(host, network, autocast=None):
     return output.detach(), x.grad
 
 
+def assert_learns_alike(delta, host, *networks):
+    """Its outputs and gradients are the same bits on both networks, and not all are 0."""
+    found = []
+    for network in networks:
+        delta.requires_grad_(True).zero_grad()
+        with delta.attach(network):
+            output, _ = passes(host, network)
+        found.append((output, [p.grad.clone() for p in delta.parameters()]))
+    (one, gradients), (other, others) = found
+    assert torch.equal(one, other)
+    assert all(map(torch.equal, gradients, others))
+    assert any(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "autocast"])
 @pytest.mark.parametrize("host", TINY_HOSTS)
 def test_a_network_gives_what_its_rounded_weights_give_bit_for_bit(host, autocast):

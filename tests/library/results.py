@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.files.reading import sha256_of
-from smidgen.library.files import RESULT, beside
+from smidgen.files.run_files import RESULT
+from smidgen.library.files import beside
 from tests.serving.serving import fitting
 from tests.tiny.bases import tiny_base
 

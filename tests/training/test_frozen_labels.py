@@ -10,11 +10,11 @@ from smidgen.api.planning import plan_run
 from smidgen.core.delta import Delta
 from smidgen.core.file import read_header
 from smidgen.errors import UsageError
+from smidgen.files.run_files import RECIPE
 from smidgen.models.dit import DiT
 from smidgen.models.labels import labels_of, rows_of
 from smidgen.sampling.config import SamplingConfig
 from smidgen.training.config import RunConfig, TrainingConfig
-from smidgen.training.recipe import RECIPE
 from tests.tiny.bases import KNOWN_CLASSES, law_base, tiny_base
 from tests.tiny.images import write_photos
 

@@ -273,6 +273,22 @@ def test_the_prompts_are_what_a_run_is_of_and_what_a_delta_says(base, prompts, t
         train(base, prompts, tmp_path / "run")
 
 
+def test_a_delta_does_not_name_the_place_of_the_clip(base, prompts, tmp_path):
+    reward = RewardConfig(weights=tmp_path)
+    training = TrainingConfig(objective="clip-reward", reward=reward, validation_share=0)
+    config = RunConfig(data=prompts, output=tmp_path / "run", training=training).resolved()
+    delta = fresh_delta(base, config, read_latents(base, config))
+    delta.save(tmp_path / "delta.safetensors")
+    settings = Delta.load(tmp_path / "delta.safetensors").provenance.training["settings"]
+    assert "weights" not in settings["reward"]
+
+
+def test_patience_stops_where_the_held_out_prompts_are_liked_no_better(base, prompts, tmp_path):
+    settings = {"validation_share": 0.5, "validate_every": 1, "patience": 2, "lr": 1e-30}
+    train(base, prompts, tmp_path / "run", steps=50, **settings)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 3
+
+
 def test_a_base_that_knows_classes_trains_on_their_pictures(tmp_path, clip):
     base = tiny_base()
     photos = write_photos(tmp_path / "photos")

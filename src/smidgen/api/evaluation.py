@@ -18,6 +18,7 @@ from smidgen.evaluation.captions import captions_of
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.personalisation import measure_personalisation
 from smidgen.files.reading import sha256_of
+from smidgen.files.run_files import DELTA, RECIPE
 from smidgen.files.settings import make, settings_of
 from smidgen.files.toml import NONE
 from smidgen.models.base import Base
@@ -30,9 +31,7 @@ from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import MEASURED_IMAGES, SamplingConfig
 from smidgen.sampling.draw import prepare
 from smidgen.sizes import ImageSize
-from smidgen.training.recipe import RECIPE, read_recipe
-
-DELTA = "delta.safetensors"
+from smidgen.training.recipe import read_recipe
 
 Kind = Literal["run", "delta", "images"]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.core.delta import Delta
+from smidgen.files.run_files import DELTA
 from smidgen.files.settings import make
-from smidgen.hub.config import DELTA, PullConfig, PushConfig
+from smidgen.hub.config import PullConfig, PushConfig
 from smidgen.models.base import Base
 
 

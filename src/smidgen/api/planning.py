@@ -20,6 +20,7 @@ from smidgen.data.findings import Findings, findings_of
 from smidgen.data.folder import ImageFolder, Look, Progress, check_bad_share, look_at_all
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError
+from smidgen.files.run_files import DELTA
 from smidgen.files.standing import Standing
 from smidgen.hosts.host import find_family, find_host
 from smidgen.models.architectures import meta_network
@@ -40,11 +41,10 @@ from smidgen.training.captions import (
     told_of_subject,
 )
 from smidgen.training.config import RunConfig
+from smidgen.training.described import Described, check_run, settled
 from smidgen.training.example import example_of
 from smidgen.training.prompt_list import findings_of_prompts, read_prompts
-from smidgen.training.recipe import DELTA
 from smidgen.training.rehearsal import rehearse
-from smidgen.training.run import Described, check_run, settled
 from smidgen.training.saving import identity_of_images
 from smidgen.training.start import NO_START, START, identity_of_start
 from smidgen.training.state import CLASS_IMAGES, check_identity, checkpoints, read_position
@@ -80,6 +80,76 @@ def plan_run(
     config = config.resolved()
     check_placing(device, offload=offload, shard=shard)
     check_processes(shard=shard)
+    described, warning = _described(base, given, image_size, device, offload=offload, shard=shard)
+    config = settled(described, config, force=force)
+    facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
+    facts["precision"] = config.training.precision
+    folder, classes, prompts = None, (), ()
+    if config.has_prompts_alone:
+        prompts = read_prompts(config.data)
+        facts["images"] = findings_of_prompts(config.data, prompts)
+    else:
+        folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
+        classes = folder.classes
+    has_labels = find_host(described.denoiser).has_labels  # else classes are prompts
+    train_labels = config.training.train_labels
+    try:
+        facts["run"] = standing = check_run(described, config, force=force)
+        if folder is None:
+            check_lengths(prompt_files(base), prompts, str(base))
+            identity = identity_of_images(prompts, torch.zeros(len(prompts)), ())
+            facts["run"] = _standing(config, standing, {"the images": identity})
+        else:
+            folder, looks = look_at_all(folder, progress)
+            classes = folder.classes
+            sizes = sizes_of(described, config)
+            facts["images"] = findings_of(folder, looks, sizes)
+            check_bad_share(folder, config.max_bad_share)
+            if not train_labels and (known_names := known_classes(base)) is not None:
+                rows_of(classes, known_names, str(base))
+            facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
+            others = None
+            if config.task == DREAMBOOTH:
+                facts["subject"], others = _subject(base, config, folder)
+            identity = {"the images": _identity(folder, looks)} | _identity_of_buckets(looks, sizes)
+            if others is not None:
+                identity[CLASS_IMAGES] = _identity(*others)
+            facts["run"] = _standing(config, standing, identity)
+    except SmidgenError as error:
+        facts["refusal"] = str(error)
+        if folder is not None and facts["images"] is None:
+            facts["images"] = findings_of(folder)
+    _, height, width = described.latent_shape
+    reads = config.encodes_in_step and not has_labels
+    counts = count_weights(
+        base,
+        num_classes=len(classes) if has_labels and train_labels else None,
+        method=config.method,
+        method_config=config.method_config,
+        training=config.training,
+        latent_size=(height, width),
+        reader=reader_without_weights(base, described.image_size) if reads else None,
+        trains_encoders=reads and config.trains_encoders,
+        token=config.token,
+        base_precision=given.get("base_precision"),
+        offload=offload,
+        num_shards=world_size() if shard else 1,
+        device=torch.device(device).type,
+    )
+    # tensor by tensor is what `smidgen inspect` shows
+    return facts | {name: fact for name, fact in counts.items() if name != "tensors"}
+
+
+def _described(
+    base: str | Path,
+    given: Mapping[str, Any],
+    image_size: ImageSize | None,
+    device: str,
+    *,
+    offload: bool,
+    shard: bool,
+) -> tuple[Described, str | None]:
+    """The base without its weights, and what `plan_run` says as warning. Raises: as that."""
     known = known_size(base, given.get("codec"))
     trained = None if known is None else known.trained
     size = image_size or trained
@@ -109,67 +179,12 @@ def plan_run(
         process=example.task.process,
         device=torch.device(device),
     )
-    config = settled(described, config, force=force)
     warning = None
     if isinstance(network, DiT):
         warning = note_on_size(base, trained, size, positions)
     if is_architecture(base):
         warning = f'"{base}" is an architecture: this counts, and training needs its weights'
-    facts: dict[str, Any] = {"images": None, "refusal": None, "warning": warning}
-    facts["precision"] = config.training.precision
-    folder, classes, prompts = None, (), ()
-    if config.has_prompts_alone:
-        prompts = read_prompts(config.data)
-        facts["images"] = findings_of_prompts(config.data, prompts)
-    else:
-        folder = open_images(config.data, layout=config.layout, split=config.split, decode=False)
-        classes = folder.classes
-    has_labels = find_host(network).has_labels  # else classes are prompts
-    train_labels = config.training.train_labels
-    try:
-        facts["run"] = standing = check_run(described, config, force=force)
-        if folder is None:
-            check_lengths(prompt_files(base), prompts, str(base))
-            identity = identity_of_images(prompts, torch.zeros(len(prompts)), ())
-            facts["run"] = _standing(config, standing, {"the images": identity})
-        else:
-            folder, looks = look_at_all(folder, progress)
-            classes = folder.classes
-            sizes = sizes_of(described, config)
-            facts["images"] = findings_of(folder, looks, sizes)
-            check_bad_share(folder, config.max_bad_share)
-            if not train_labels and (known_names := known_classes(base)) is not None:
-                rows_of(classes, known_names, str(base))
-            facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
-            others = None
-            if config.task == DREAMBOOTH:
-                facts["subject"], others = _subject(base, config, folder)
-            identity = {"the images": _identity(folder, looks)} | _identity_of_buckets(looks, sizes)
-            if others is not None:
-                identity[CLASS_IMAGES] = _identity(*others)
-            facts["run"] = _standing(config, standing, identity)
-    except SmidgenError as error:
-        facts["refusal"] = str(error)
-        if folder is not None and facts["images"] is None:
-            facts["images"] = findings_of(folder)
-    reads = config.encodes_in_step and not has_labels
-    counts = count_weights(
-        base,
-        num_classes=len(classes) if has_labels and train_labels else None,
-        method=config.method,
-        method_config=config.method_config,
-        training=config.training,
-        latent_size=latent_size,
-        reader=reader_without_weights(base, size) if reads else None,
-        trains_encoders=reads and config.trains_encoders,
-        token=config.token,
-        base_precision=given.get("base_precision"),
-        offload=offload,
-        num_shards=world_size() if shard else 1,
-        device=torch.device(device).type,
-    )
-    # tensor by tensor is what `smidgen inspect` shows
-    return facts | {name: fact for name, fact in counts.items() if name != "tensors"}
+    return described, warning
 
 
 def _with_captions(

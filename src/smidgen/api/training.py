@@ -25,11 +25,12 @@ from smidgen.models.positions import Positions
 from smidgen.models.pretrained import load_base
 from smidgen.sizes import ImageSize
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.described import defaults_of, recipe_of, settled
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.mixed import Place, not_mixable, train_mixed
 from smidgen.training.randomness import generator_for
 from smidgen.training.recipe import check_recipe, read_recipe
-from smidgen.training.run import defaults_of, fine_tune, recipe_of, settled
+from smidgen.training.run import fine_tune
 from smidgen.training.start import begun_with, read_start
 
 RUNS = Path("runs")

@@ -14,8 +14,7 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.metric_table import comparison_lines, warning_lines
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.reading import read_json
-
-RESULT = "result.json"
+from smidgen.files.run_files import RESULT
 
 DESCRIPTION = """Show results of smidgen evaluate side by side, if their protocols allow it.
 

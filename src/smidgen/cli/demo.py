@@ -31,6 +31,7 @@ from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.checks import check_integer, check_number
 from smidgen.files.reading import Unreadable, fit, read_json
+from smidgen.files.run_files import RESULT
 from smidgen.files.settings import make, settings_of
 from smidgen.files.writing import write_json
 from smidgen.sampling.config import MeasuredSampling
@@ -130,7 +131,7 @@ def parse_demo(request: Request) -> dict[str, Any]:
 def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of a finished demo with these very settings, None if there is none."""
     try:
-        document = read_json(folder / "result.json", dict[str, Any], MOST_RESULT_BYTES)
+        document = read_json(folder / RESULT, dict[str, Any], MOST_RESULT_BYTES)
         fit(document, show.DemoResult)
     except Unreadable:
         return None
@@ -160,7 +161,7 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     with clock.part("train", f"training with {config.method}"):
         trained = train.train(base, config, force=parsed["switches"].force)
         log(f"trained {trained['trainable']:,} parameters: {trained['share']:.2%} of the base")
-    (folder / "result.json").unlink(missing_ok=True)  # training refuses other settings before
+    (folder / RESULT).unlink(missing_ok=True)  # training refuses other settings before
     found = evaluations(study_request(parsed), parsed["table"], folder, part=clock.part, told=True)
     agreement = {step: one["metrics"][AGREEMENT] for step, one in found.curve.items()}
     with clock.part("pictures", "drawing the pictures"):
@@ -173,7 +174,7 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
         "settings": settings_of_demo(parsed),
         "seconds": clock.result(),
     }
-    write_json(document, folder / "result.json")
+    write_json(document, folder / RESULT)
     return document
 
 

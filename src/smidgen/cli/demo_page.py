@@ -12,6 +12,7 @@ from PIL import Image
 from smidgen.cli import pictures
 from smidgen.core.delta import Delta
 from smidgen.evaluation.contexts import prompts_of, subject_of, world_of
+from smidgen.files.run_files import DELTA
 from smidgen.files.writing import write_png
 from smidgen.models.base import Base
 from smidgen.models.prompts import DREAMBOOTH
@@ -26,7 +27,7 @@ def write_page(base: Base, data: Path, folder: Path, sampling: SamplingConfig) -
     """The subject's own pictures, its prompts and those of other things, without the delta of the
     run in `folder` and with it.
     """
-    delta = Delta.load(folder / "delta.safetensors")
+    delta = Delta.load(folder / DELTA)
     subject = subject_of(delta.provenance.training[DREAMBOOTH])
     prompts = prompts_of(subject, world_of(base))
     own = [prompts.drawn[place] for place in CONTEXTS]

@@ -26,6 +26,7 @@ from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.checks import check_integer, check_number
 from smidgen.files.reading import Unreadable, fit, read_json
+from smidgen.files.run_files import RESULT
 from smidgen.files.settings import read_recipe
 from smidgen.files.writing import write_json
 from smidgen.sampling.config import MeasuredSampling
@@ -164,7 +165,7 @@ def class_of(subject: str) -> dict[str, str]:
 def finished_result(folder: Path, parsed: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of a finished demo with these very settings, None if there is none."""
     try:
-        document = read_json(folder / "result.json", dict[str, Any], MOST_RESULT_BYTES)
+        document = read_json(folder / RESULT, dict[str, Any], MOST_RESULT_BYTES)
         fit(document, TextDemoResult)
     except Unreadable:
         return None
@@ -194,7 +195,7 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     with clock.part("train", f"training with {options.method}"):
         trained = train.train(base, options, force=parsed["switches"].force)
         log(f"trained {trained['trainable']:,} parameters: {trained['share']:.2%} of the base")
-    (folder / "result.json").unlink(missing_ok=True)  # training refuses other settings before
+    (folder / RESULT).unlink(missing_ok=True)  # training refuses other settings before
     with clock.part("evaluate", "drawing and measuring prompts with the delta and without"):
         measured = evaluate(parsed, base)
     with clock.part("pictures", "drawing the page"):
@@ -208,7 +209,7 @@ def perform(parsed: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
         "settings": settings_of_demo(parsed),
         "seconds": clock.result(),
     }
-    write_json(document, folder / "result.json")
+    write_json(document, folder / RESULT)
     return document
 
 

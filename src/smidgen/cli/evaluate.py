@@ -29,10 +29,10 @@ from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.metric_table import metric_help, result_lines
 from smidgen.evaluation.names import DEFAULT, check_names
 from smidgen.files.checks import check_number
+from smidgen.files.run_files import DELTA, RECIPE
 from smidgen.files.settings import flatten, settings_of
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
-from smidgen.library.files import DELTA
 from smidgen.models.chosen import check_base_name
 from smidgen.models.names import BasePrecision
 from smidgen.models.positions import Positions
@@ -196,7 +196,7 @@ def check_paths(request: Request) -> None:
     else:
         check_input(locate_reference(place.reference), "reference")
     if is_images(place.images):
-        if (place.images / "recipe.toml").is_file():
+        if (place.images / RECIPE).is_file():
             raise UsageError(f"{place.images} is a run without {DELTA}: train it to its end first")
         drawing = flatten(request.drawn, request.sampling)
         defaults = settings_of(DrawnOptions, MeasuredSampling)

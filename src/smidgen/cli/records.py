@@ -11,8 +11,9 @@ from typing import Any
 from smidgen.errors import UsageError
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES, Result
 from smidgen.files.reading import Unreadable, fit, read_json
+from smidgen.files.run_files import RESULT
 from smidgen.files.standing import START_OVER, standing
-from smidgen.library.files import RESULT, beside
+from smidgen.library.files import beside
 from smidgen.sampling.folder import DEFAULT_SAMPLERS
 
 STATES = ("images_state", "reference_state")

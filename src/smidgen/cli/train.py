@@ -22,6 +22,7 @@ from smidgen.cli.options import (
 )
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.reading import read_json
+from smidgen.files.run_files import DELTA, REPORT
 from smidgen.files.settings import SWITCH, flatten
 from smidgen.models.chosen import TrainedBase, check_base_name
 from smidgen.training.config import RunConfig, TrainingConfig
@@ -114,10 +115,10 @@ def train(base: Base, config: RunConfig, *, force: bool = False) -> dict[str, An
     from smidgen.api.training import run as train_run
 
     delta = train_run(base, config, force=force, progress=True)
-    path = config.output / "delta.safetensors"
+    path = config.output / DELTA
     report: dict[str, Any] = {}
     with contextlib.suppress(SmidgenError):
-        report = read_json(config.output / "run.json", dict[str, Any])
+        report = read_json(config.output / REPORT, dict[str, Any])
     total = report.get("total")
     if not isinstance(total, int) or total < 1:
         total = sum(parameter.numel() for parameter in base.denoiser.parameters())

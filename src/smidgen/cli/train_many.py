@@ -17,6 +17,7 @@ from smidgen.cli.options import (
 from smidgen.cli.train import configs_of, parse_train
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.checks import check_integer
+from smidgen.files.run_files import DELTA
 from smidgen.models.chosen import check_base_name
 
 DESCRIPTION = """Train a delta for each folder in --data, a data set each, in --output by its name.
@@ -81,7 +82,7 @@ def _told(folder: Path, result: Any) -> dict[str, Any]:
     if isinstance(result, Exception):
         return {"error": f"{type(result).__name__}: {result}"}
     return {
-        "delta": str(folder / "delta.safetensors"),
+        "delta": str(folder / DELTA),
         "trainable": result.num_parameters(),
         "step": result.provenance.training["step"],
         "classes": list(result.provenance.classes),

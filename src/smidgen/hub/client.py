@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from smidgen.core.file import HEADER
 from smidgen.errors import SmidgenError
 from smidgen.files.reading import in_one_line
-from smidgen.hub.config import DELTA, TAG, ListConfig
+from smidgen.files.run_files import DELTA
+from smidgen.hub.config import TAG, ListConfig
 from smidgen.models.hub import ANSWER_SECONDS, DEADLINE_SECONDS, in_time
 
 if TYPE_CHECKING:

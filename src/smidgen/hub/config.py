@@ -12,10 +12,11 @@ from pathlib import Path
 
 from smidgen.errors import UsageError
 from smidgen.files.checks import check_integer
+from smidgen.files.run_files import DELTA, RECIPE, RESULT
 from smidgen.files.settings import SWITCH
 from smidgen.models.names import is_hub_id
 
-DELTA, RESULT, RECIPE, CARD = "delta.safetensors", "result.json", "recipe.toml", "README.md"
+CARD = "README.md"
 PICTURES = ("grid.png", "samples.png")  # the first one there is that of the card
 # the only files that are pushed or pulled, with their most bytes; the largest delta is a base
 LIMITS: Mapping[str, int] = {

@@ -19,10 +19,10 @@ from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.evaluation.compare import feature_blocks
 from smidgen.files.reading import Unreadable, in_one_line, read_json, read_toml, sha256_of, size_of
+from smidgen.files.run_files import DELTA, RECIPE, REPORT, RESULT
 from smidgen.files.toml import toml
-from smidgen.hub.config import CARD, DELTA, LIMITS, PICTURES, RECIPE, RESULT
+from smidgen.hub.config import CARD, LIMITS, PICTURES
 
-REPORT = "run.json"
 BARE = re.compile(r"[A-Za-z0-9_-]+")  # a name in TOML without quotation marks
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.run_files import DELTA
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import flush, partial_of, writing
 from smidgen.hub import client
-from smidgen.hub.config import DELTA, LIMITS, PullConfig
+from smidgen.hub.config import LIMITS, PullConfig
 from smidgen.hub.contents import check
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smidgen.errors import SmidgenError
+from smidgen.files.run_files import DELTA
 from smidgen.hub import client
 from smidgen.hub.card import make_card
-from smidgen.hub.config import CARD, DELTA, LIMITS, PushConfig
+from smidgen.hub.config import CARD, LIMITS, PushConfig
 from smidgen.hub.contents import Contents, read_contents
 
 if TYPE_CHECKING:

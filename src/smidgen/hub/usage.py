@@ -8,8 +8,8 @@ from smidgen.core.bypass import Bypass
 from smidgen.core.delta import Delta
 from smidgen.core.tokens import Tokens
 from smidgen.core.word import Word
+from smidgen.files.run_files import DELTA
 from smidgen.hosts.host import families_by_host
-from smidgen.hub.config import DELTA
 from smidgen.interop.lora import not_lora
 from smidgen.models.labels import trained_prompt
 from smidgen.models.names import shipped_names

@@ -22,6 +22,7 @@ from smidgen.evaluation.neighbours import Scale, scale_of
 from smidgen.evaluation.reference import reference_statistics
 from smidgen.evaluation.statistics import Statistics
 from smidgen.evaluation.stream import array_batches
+from smidgen.files.run_files import RECIPE
 from smidgen.files.toml import NONE
 from smidgen.files.writing import write_png
 from smidgen.library.config import CopiesConfig
@@ -33,7 +34,7 @@ from smidgen.models.labels import class_names
 from smidgen.models.prompts import DREAMBOOTH
 from smidgen.sampling.config import SamplingConfig
 from smidgen.sampling.draw import Drawing, prepare
-from smidgen.training.recipe import RECIPE, read_recipe
+from smidgen.training.recipe import read_recipe
 
 Progress = Callable[[int, int], None]
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from smidgen.errors import SmidgenError, UsageError
+from smidgen.files.run_files import DELTA
 
 SUFFIX = ".safetensors"
-DELTA = f"delta{SUFFIX}"
-RESULT, GATE, COPIES = "result.json", "gate.json", "copies.png"
+GATE, COPIES = "gate.json", "copies.png"
 
 
 def deltas_in(folder: Path) -> list[tuple[str, Path]]:

@@ -14,8 +14,9 @@ from smidgen.errors import SmidgenError
 from smidgen.evaluation.metric_table import value_text
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.reading import read_json, sha256_of
+from smidgen.files.run_files import RESULT
 from smidgen.library.config import GateConfig
-from smidgen.library.files import RESULT, beside
+from smidgen.library.files import beside
 from smidgen.library.record import Copies, Record
 from smidgen.library.requirements import Check, check_result
 

@@ -14,11 +14,11 @@ from smidgen.core.fingerprint import fingerprints_match, shapes_match
 from smidgen.core.word import Word
 from smidgen.errors import SmidgenError
 from smidgen.files.names import file_part
+from smidgen.files.run_files import DELTA, RECIPE
 from smidgen.files.toml import NONE
-from smidgen.library.files import DELTA
 from smidgen.models.base import Base
 from smidgen.models.prompts import DREAMBOOTH
-from smidgen.training.recipe import RECIPE, read_recipe
+from smidgen.training.recipe import read_recipe
 from smidgen.training.start import can_begin
 
 Verdict = Literal["fits", "orphan", "lost", "unreadable"]

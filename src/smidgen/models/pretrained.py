@@ -27,21 +27,11 @@ from smidgen.models.dit_weights import (
     schedule_of,
 )
 from smidgen.models.known import refuse_dit_settings, size_of_dit
-from smidgen.models.names import (
-    BasePrecision,
-)
+from smidgen.models.names import BasePrecision
 from smidgen.models.pipeline_base import load_pipeline
-from smidgen.models.pipelines import (
-    INDEX,
-    is_pipeline,
-)
+from smidgen.models.pipelines import INDEX, is_pipeline
 from smidgen.models.placing import check_placing, check_processes, check_same, place
-from smidgen.models.positions import (
-    Positions,
-    given_positions,
-    note_on_size,
-    positions_at,
-)
+from smidgen.models.positions import Positions, given_positions, note_on_size, positions_at
 from smidgen.models.precision import check_base_precision, kept_in, quantise_as
 from smidgen.models.sources import codec_source, describe, load_codec, locate
 from smidgen.processes import is_main
@@ -70,18 +60,19 @@ def load_base(
 
     `codec` is the folder, pipeline or hub id of an autoencoder: needed with a file, and used
     instead of a folder's own. `image_size` in pixels, one number or "768x512" (wide, high),
-    None: what the base was trained at. The
-    network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
+    None: what the base was trained at.
+
+    The network computes in `dtype` with frozen weights kept in `base_precision`, None: in half
     precision if all in a pipeline's files are, else in `dtype`; of the same weights that gives the
     same numbers. In int8 are the weights of linears and convolutions, in nf4 (4 bit) those in its
-    repeated blocks; all else is as with None.
-    With `offload` the weights of its blocks stay in the memory of the machine and come to the
-    device one by one; with `shard` each of the processes that torchrun started keeps a part of
-    them, and all must do with the base the same, call by call. The rest is for a DiT: at another
-    `image_size` than its own, `positions` "stretch" cover the range of its own, None: they are
-    extended. `frequency_shift` None: what the folder records, else 0, that of the released weights.
-    `num_classes` is checked against the file. `num_heads` is for a file of a width outside the DiT
-    family.
+    repeated blocks; all else is as with None. With `offload` the weights of its blocks stay in the
+    memory of the machine and come to the device one by one; with `shard` each of the processes that
+    torchrun started keeps a part of them, and all must do with the base the same, call by call.
+
+    The rest is for a DiT: at another `image_size` than its own, `positions` "stretch" cover the
+    range of its own, None: they are extended. `frequency_shift` None: what the folder records, else
+    0, that of the released weights. `num_classes` is checked against the file. `num_heads` is for a
+    file of a width outside the DiT family.
 
     Raises: UsageError for an architecture's name instead of weights, a file without codec, a size
         or a number of classes that does not fit, `offload` on a CPU, `shard` in one process or
@@ -115,10 +106,47 @@ def load_base(
             offload=offload,
             shard=shard,
         )
-        if shard:
-            check_same(base.name, base.fingerprint)
         base.given = _given(codec=codec, base_precision=base_precision)
-        return base
+    else:
+        base = _load_dit(
+            name,
+            source,
+            described,
+            codec=codec,
+            device=device,
+            dtype=dtype,
+            base_precision=base_precision,
+            num_classes=num_classes,
+            size=size,
+            positions=positions,
+            frequency_shift=frequency_shift,
+            num_heads=num_heads,
+            offload=offload,
+            shard=shard,
+        )
+    if shard:
+        check_same(base.name, base.fingerprint)
+    return base
+
+
+def _load_dit(
+    name: str | Path,
+    source: Path,
+    described: Mapping[str, Any],
+    *,
+    codec: str | Path | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    base_precision: BasePrecision | None,
+    num_classes: int | None,
+    size: ImageSize | None,
+    positions: Positions | None,
+    frequency_shift: float | None,
+    num_heads: int | None,
+    offload: bool,
+    shard: bool,
+) -> Base:
+    """What `load_base` says of a DiT."""
     _refuse_component(source, described)
     if codec is None and not (source / "vae" / "config.json").is_file():
         read_config(source, num_heads=num_heads)  # which says so if this is no base at all
@@ -128,7 +156,6 @@ def load_base(
     known = size_of_dit(config, autoencoder.factor)
     if size is not None:
         known.sides.check(size, str(name))
-    if size is not None:
         latent_size = (size.height // autoencoder.factor, size.width // autoencoder.factor)
         config, state = fit_positions(config, state, latent_size, source, positions or "extend")
     if (note := note_on_size(name, known.trained, size, positions)) and is_main():
@@ -155,8 +182,6 @@ def load_base(
     )
     quantise_as(denoiser, base_precision)
     place(denoiser, device, offload=offload, shard=shard)
-    if shard:
-        check_same(base.name, base.fingerprint)
     return base
 
 

@@ -25,7 +25,8 @@ from smidgen.core.delta import Delta, read_header
 from smidgen.core.fingerprint import fingerprints_match
 from smidgen.errors import SmidgenError, UsageError, closest, shown
 from smidgen.files.reading import Unreadable, read_json, sha256_of
-from smidgen.library.files import GATE, RESULT, beside, deltas_in
+from smidgen.files.run_files import RESULT
+from smidgen.library.files import GATE, beside, deltas_in
 from smidgen.library.record import refusal
 from smidgen.models.base import Base
 from smidgen.serving.pools import Key

@@ -23,6 +23,7 @@ from smidgen.evaluation.personalisation import NEARNESS, share_of_way
 from smidgen.files.lock import Held
 from smidgen.files.places import default_cache_dir
 from smidgen.files.reading import Unreadable, read_json
+from smidgen.files.run_files import DELTA, REPORT, RESULT
 from smidgen.files.writing import write_json, write_png
 from smidgen.models.base import Base
 from smidgen.models.labels import class_names
@@ -32,11 +33,10 @@ from smidgen.sampling.draw import prepare
 from smidgen.study.design import VALIDATION_LOSS
 from smidgen.study.measuring import BEFORE, OF_DATA, evaluations, loaded, step_kept
 from smidgen.study.request import Request, sets_place
-from smidgen.study.runs import FAILURE, RESULT, Run
+from smidgen.study.runs import FAILURE, Run
 from smidgen.training.config import RunConfig
 from smidgen.training.interrupt import Interrupted
 from smidgen.training.journal import read_log
-from smidgen.training.recipe import DELTA, REPORT
 
 SAMPLES, SHOWN = "samples.png", 8
 
@@ -77,7 +77,7 @@ def measured(run: Run, request: Request, *, force: bool) -> dict[str, Any]:
     table = run.design.table
     if run.tried is not None and table.tune is not None and table.tune.metric == VALIDATION_LOSS:
         return {"training": training}
-    if request.reference is not None:
+    if request.reference is not None and request.reference.is_relative_to(sets_place()):
         provide(request.shown)
     found = evaluations(request, table, run.folder)
     metrics, baselines = (numbers_of(found.after, name) for name in ("metrics", "baselines"))

@@ -24,6 +24,7 @@ from smidgen.data.layouts import open_images
 from smidgen.evaluation.run import measure_batches
 from smidgen.evaluation.stream import ArrayBatch
 from smidgen.files.reading import sha256_of
+from smidgen.files.run_files import DELTA
 from smidgen.models.base import Base
 from smidgen.models.calling import DTYPES
 from smidgen.models.chosen import TrainedBase
@@ -32,7 +33,6 @@ from smidgen.sampling.draw import prepare
 from smidgen.sampling.folder import fill_folder, standing_of
 from smidgen.study.design import StudyTable
 from smidgen.study.request import Request
-from smidgen.training.recipe import DELTA
 from smidgen.training.state import step_of
 
 BEFORE, AFTER, OF_DATA = "before", "after", "of_data"

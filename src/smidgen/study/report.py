@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from smidgen.figures import png, svg
 from smidgen.files.pages import png_address, rendered
+from smidgen.files.run_files import RESULT
 from smidgen.files.toml import toml
 from smidgen.files.writing import whole_file, write_text
 from smidgen.study.analysis import analyse_study, arm_name, block_name
@@ -18,7 +19,7 @@ from smidgen.study.design import Design
 from smidgen.study.execute import SAMPLES
 from smidgen.study.figures import Results, figures_of
 from smidgen.study.results import rows_of
-from smidgen.study.runs import RESULT, runs_of, states
+from smidgen.study.runs import runs_of, states
 from smidgen.study.tables import markdown_table, tables_of
 
 OF_TRAINING = ("seconds", "first_seconds")

@@ -7,10 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from smidgen.files.run_files import RESULT
 from smidgen.files.toml import toml
 from smidgen.files.writing import write_text
 from smidgen.study.design import Design
-from smidgen.study.runs import RESULT, runs_of, states
+from smidgen.study.runs import runs_of, states
 
 TABLE = "table.csv"
 ROW_COLUMNS = ("seed", "state")

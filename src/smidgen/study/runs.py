@@ -18,6 +18,7 @@ from smidgen.errors import UsageError
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
 from smidgen.files.names import file_part
 from smidgen.files.reading import Unreadable, read_json
+from smidgen.files.run_files import RESULT
 from smidgen.files.standing import changed
 from smidgen.study.design import (
     VALIDATION_LOSS,
@@ -28,7 +29,7 @@ from smidgen.study.design import (
 )
 from smidgen.study.request import Request, defaults_of, request_of
 
-RESULT, FAILURE = "result.json", "failure.json"
+FAILURE = "failure.json"
 RUNS, TUNING, TRAINED = "runs", "tuning", "trained"
 
 State = Literal["finished", "failed", "other settings", "begun", "waiting", "missing"]

@@ -15,7 +15,7 @@ from smidgen.training.randomness import Shuffle
 if TYPE_CHECKING:
     from smidgen.models.base import Base
     from smidgen.training.config import RunConfig
-    from smidgen.training.run import Described
+    from smidgen.training.described import Described
 
 # in an identity
 BUCKETS, NO_BUCKETS = "the buckets", "none"

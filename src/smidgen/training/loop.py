@@ -19,7 +19,6 @@ import torch
 from smidgen.core.delta import Delta
 from smidgen.core.sharding import group_of
 from smidgen.data.latents import LatentSet
-from smidgen.data.split import hold_out
 from smidgen.errors import UsageError
 from smidgen.fast.acting import takes_fast_path
 from smidgen.models.base import Base
@@ -44,7 +43,7 @@ from smidgen.training.saving import Saver, identity_of
 from smidgen.training.start import INIT
 from smidgen.training.state import FAST, HOOKS, PATH, TrainingState, writing
 from smidgen.training.together import average_over_processes
-from smidgen.training.validation import Validation
+from smidgen.training.validation import Validation, held_out_of
 
 # of an identity: where texts are read in the step; where images are rewarded
 ENCODERS, CLIP = "the text encoders", "the CLIP of the reward"
@@ -196,41 +195,20 @@ def train_delta(
     config = with_precision(config, base.denoiser, base.latent_shape, base.device, run_folder)
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
-    trained, held_out = hold_out(
-        (
-            latents.class_numbers
-            if latents.captions is None
-            else torch.zeros_like(latents.class_numbers)
-        )[: latents.num_own],
-        share=config.validation_share,
-        seed=config.seed,
-        contents=latents.contents[: latents.num_own],
-    )
-    judged = "keep is best" if config.keep == "best" else f"patience is {config.patience}"
-    needs_judge = config.keep == "best" or config.patience is not None
-    if needs_judge and not (len(held_out) or config.metrics_every):
-        raise UsageError(
-            f"{judged} and none of the {latents.num_own} images is held out to judge by; "
-            "raise validation_share, or give metrics_every"
-        )
+    trained, held_out = held_out_of(latents, config)
     task = task or Task(process=base.process, labels=labels_of(base, delta))
     of_class = torch.arange(latents.num_own, len(latents))
     tags = task.texts is not None and task.texts.keep is not None
     state = fresh_state(delta, latents.in_buckets(trained), config, of_class, tags=tags)
-    start = delta.provenance.training.get(INIT)
-    identity = identity_of(base, latents, start)
     fast = config.fast and takes_fast_path(delta, base.denoiser)
-    identity[PATH] = MIXED if place is not None else FAST if fast else HOOKS
     reduced = config.frozen_precision != "exact"
     if reduced and not fast:
         raise UsageError(
             f"frozen_precision {config.frozen_precision} is there on the fast path alone, which "
             "cannot serve this base and delta; leave it out"
         )
-    if task.texts is not None and base.conditioner is not None and base.conditioner.files:
-        identity[ENCODERS] = base.conditioner.files.fingerprint
-    if task.reward is not None:
-        identity[CLIP] = task.reward.clip.sha256
+    path = MIXED if place is not None else FAST if fast else HOOKS
+    identity = _identity(base, delta, latents, task, path)
     saver = Saver(run_folder, state, config, identity)
     scaler = saver.resume() if resume else {}
     first_step, first_seconds = state.step, state.seconds
@@ -298,6 +276,18 @@ def train_delta(
         log=journal.path,
         frozen_error=frozen_error,
     )
+
+
+def _identity(
+    base: Base, delta: Delta, latents: LatentSet, task: Task, path: str
+) -> dict[str, str]:
+    """What a checkpoint is of; `path` is the way through the network."""
+    found = identity_of(base, latents, delta.provenance.training.get(INIT)) | {PATH: path}
+    if task.texts is not None and base.conditioner is not None and base.conditioner.files:
+        found[ENCODERS] = base.conditioner.files.fingerprint
+    if task.reward is not None:
+        found[CLIP] = task.reward.clip.sha256
+    return found
 
 
 def fresh_state(

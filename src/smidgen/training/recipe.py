@@ -17,6 +17,7 @@ from typing import Any
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.names import check_utf8
 from smidgen.files.reading import read_toml
+from smidgen.files.run_files import DELTA, RECIPE, REPORT
 from smidgen.files.standing import Standing, standing
 from smidgen.files.toml import NONE, toml
 from smidgen.files.writing import try_writing, write_text
@@ -24,7 +25,6 @@ from smidgen.methods import resolve
 from smidgen.training.best import ran_out
 from smidgen.training.state import AGAIN, checkpoints, read_position, writing
 
-RECIPE, REPORT, DELTA = "recipe.toml", "run.json", "delta.safetensors"
 FOLDERS = ("checkpoints", "deltas", "samples", "tensorboard")
 FILES = (DELTA, "log.jsonl", REPORT, "bad_files.json", "nonfinite.json")
 # what changes no trained bit

@@ -16,10 +16,10 @@ from smidgen.models.labels import labels_of
 from smidgen.models.prompts import PROMPTS
 from smidgen.training.captions import read_in_the_step
 from smidgen.training.config import CLIP_REWARD, RunConfig
+from smidgen.training.described import settled
 from smidgen.training.loop import TrainingResult, train_delta
 from smidgen.training.objective import Task
 from smidgen.training.reward_targets import rewarded
-from smidgen.training.run import settled
 
 
 def rehearse(

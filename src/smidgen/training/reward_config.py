@@ -14,7 +14,7 @@ from smidgen.sampling.config import check_steps
 if TYPE_CHECKING:
     from smidgen.models.base import Base
     from smidgen.training.config import RunConfig
-    from smidgen.training.run import Described
+    from smidgen.training.described import Described
 
 # those that draw nothing on the way, so that an image has a gradient to all that made it
 RewardSampler = Literal["ddim", "dpm++", "euler"]

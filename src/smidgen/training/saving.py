@@ -21,13 +21,13 @@ from torch import Tensor
 from smidgen.core.delta import Delta
 from smidgen.data.latents import LatentSet
 from smidgen.errors import SmidgenError
+from smidgen.files.run_files import DELTA
 from smidgen.files.standing import START_OVER
 from smidgen.files.writing import write_json
 from smidgen.models.base import Base
 from smidgen.processes import barrier, gather_list, is_main, shared, world_size
 from smidgen.training.buckets import BUCKETS, identity_of_buckets
 from smidgen.training.config import TrainingConfig
-from smidgen.training.recipe import DELTA
 from smidgen.training.start import NO_START, START
 from smidgen.training.state import (
     AGAIN,

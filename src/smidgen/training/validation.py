@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from smidgen.data.latents import LatentSet
+from smidgen.data.split import hold_out
+from smidgen.errors import UsageError
 from smidgen.models.calling import Network
 from smidgen.processes import shard, sum_over_processes, world_size
 from smidgen.training.config import TrainingConfig
@@ -77,3 +79,22 @@ class Validation:
             if number is not None:
                 total += losses.cpu().double().sum()
         return sum_over_processes(total).item() / sum(len(one.labels) for one in self._draws)
+
+
+def held_out_of(latents: LatentSet, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """The numbers of the images that are trained on, and of those held out. Raises: UsageError."""
+    own = latents.class_numbers[: latents.num_own]
+    trained, held_out = hold_out(
+        own if latents.captions is None else torch.zeros_like(own),
+        share=config.validation_share,
+        seed=config.seed,
+        contents=latents.contents[: latents.num_own],
+    )
+    judged = "keep is best" if config.keep == "best" else f"patience is {config.patience}"
+    needs_judge = config.keep == "best" or config.patience is not None
+    if needs_judge and not (len(held_out) or config.metrics_every):
+        raise UsageError(
+            f"{judged} and none of the {latents.num_own} images is held out to judge by; "
+            "raise validation_share, or give metrics_every"
+        )
+    return trained, held_out

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from smidgen.methods import configure
 from smidgen.models.base import Base
 from smidgen.training.config import RunConfig, TrainingConfig
+from smidgen.training.described import settled
 from smidgen.training.rehearsal import rehearse
-from smidgen.training.run import settled
 from smidgen.verification.check import Check
 
 METHOD, STEPS, NUM_CLASSES = "difffit", 2, 2
