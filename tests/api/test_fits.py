@@ -14,6 +14,7 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OF_ADAPTERS, ids=lambda case: f"{case['base']}-{case['pixels']}")
 def test_a_training_fits(case):
     memory = memory_of(case, "bf16")

@@ -56,6 +56,7 @@ def test_a_base_is_trained_drawn_and_measured_at_a_size_that_is_no_square(folder
     assert result["protocol"]["sampling"]["base"] == str(folder)
 
 
+@pytest.mark.slow
 def test_memory_is_counted_at_the_size(folder, photos, tmp_path):
     config = RunConfig(
         data=photos, output=tmp_path / "run", method="lora", training=TrainingConfig(batch_size=2)

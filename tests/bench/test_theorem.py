@@ -21,6 +21,7 @@ def networks():
     return theorem.denoisers(SMALL, PROCESS)
 
 
+@pytest.mark.slow
 def test_scales_are_found_and_the_error_falls_with_the_data(networks):
     def error(size, denoiser="exact"):
         network = networks[denoiser]

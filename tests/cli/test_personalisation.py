@@ -55,6 +55,7 @@ def test_misuse_is_one_line_before_anything_is_loaded(smidgen, subject, tmp_path
     assert message in outcome.err
 
 
+@pytest.mark.slow
 def test_a_study_of_subjects_says_how_far_each_method_came(smidgen, pipeline, subject, tmp_path):
     recipe = tmp_path / "study.toml"
     recipe.write_text(

@@ -195,6 +195,7 @@ def test_a_run_that_fails_is_told_and_in_no_number(smidgen, base, photos, tmp_pa
     assert "None" not in (tmp_path / "study" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_arm_is_tuned_on_the_same_grid_and_runs_with_what_was_best(
     smidgen, base, photos, tmp_path
 ):
@@ -298,6 +299,7 @@ def with_first(base, photos, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_an_arm_begins_from_a_delta_that_is_trained_first(smidgen, with_first, tmp_path):
     plan = smidgen("study", "plan", with_first, "--json").document
     told = {row["cell"]["method"]: row.get("begins_from") for row in plan["cells"]}

@@ -44,6 +44,7 @@ def reasons(run):
     return " ".join(read_record(run / "delta.safetensors").reasons)
 
 
+@pytest.mark.slow
 def test_a_library_is_trained_judged_and_looked_at(scripts, capsys):
     train, evaluate, gate, serve = commands("A library of deltas")
     for verb, *arguments in (train, evaluate):

@@ -50,6 +50,7 @@ def runs(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_explaining_and_a_part_of_a_delta(runs):
     explained = blocks_of("docs/explain.md", "What a delta learned")
     parts = blocks_of("docs/sampling.md", "A part of a delta")
@@ -63,6 +64,7 @@ def test_explaining_and_a_part_of_a_delta(runs):
     assert len(list((runs / "own").glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_rewards_and_reliefs(runs):
     (runs / "prompts.txt").write_text("a picture of a dog\na picture of an owl\n")
     write_photos(runs / "photos", per_class=2)
@@ -76,6 +78,7 @@ def test_rewards_and_reliefs(runs):
         assert (runs / "relief" / name / "views.png").is_file()
 
 
+@pytest.mark.slow
 def test_changing_restoring_listing_and_repeating(folder):
     blocks = [block for block in blocks_of("docs/sampling.md") if block.language]
     again = [block for block in blocks if "--like" in block.text]

@@ -35,6 +35,7 @@ def few_in_python(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_in_python", "small_sets")
 def test_a_fine_tune_from_folder_to_numbers(folder):
     few = {"train": SHORT, "sample": FEW_IMAGES, "evaluate": ["--num-images", "96", "--steps", "2"]}
@@ -76,6 +77,7 @@ def test_a_comparison(folder):
     assert len(list((folder / "runs/methods/runs").glob("*/result.json"))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_sets")
 def test_a_library_is_trained_served_and_asked(folder, capsys):
     space = follow(tutorial("serve"), {"train-many": SHORT})
@@ -84,6 +86,7 @@ def test_a_library_is_trained_served_and_asked(folder, capsys):
     assert Image.open(folder / "alpha.png").size == (32, 32)
 
 
+@pytest.mark.slow
 def test_pictures_are_changed_filled_in_and_restored(folder):
     blocks = tutorial("change-pictures")
     *first, again = blocks

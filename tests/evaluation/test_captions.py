@@ -66,6 +66,7 @@ def drawn(base, delta, prompts, count):
     return np.stack([np.asarray(image) for image in images])
 
 
+@pytest.mark.slow
 def test_each_image_is_of_a_caption_and_compared_with_it(base, delta, reference, tmp_path):
     captions = captions_of(reference, config_of({}), SAMPLING.num_images)
     assert sorted(captions) == sorted(set(SAID))

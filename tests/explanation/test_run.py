@@ -77,6 +77,7 @@ def test_differences_are_those_of_two_calls_with_the_same_noise(base):
     assert float(same.maps.max()) == 0
 
 
+@pytest.mark.slow
 def test_deltas_of_a_subject_are_shown_beside_the_base(text_base, tmp_path):
     runs = []
     for name, strength in (("one", 1.0), ("none", 0.0)):

@@ -194,6 +194,7 @@ def test_edits_of_other_places_go_by_hooks():
     assert not takes_fast_path(delta, base.denoiser)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("method", "frozen_precision"),

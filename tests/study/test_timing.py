@@ -74,6 +74,7 @@ def test_full_costs_three_forward_passes_and_frozen_weights_save_one_of_them():
     assert passes("bitfit") == pytest.approx(2, abs=0.02)
 
 
+@pytest.mark.slow
 def test_arms_are_timed_in_turn_and_all_that_came_before_is_counted(design):
     study = design()
     turns: list[str] = []

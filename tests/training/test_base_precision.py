@@ -69,6 +69,7 @@ KEPT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "kept"),
     [
@@ -180,6 +181,7 @@ def test_the_estimate_has_half_the_bytes_of_the_weights():
     assert half["delta"] == wide["delta"]
 
 
+@pytest.mark.slow
 def test_the_estimate_has_a_byte_for_each_weight_in_8_bit():
     settings = {"method": "lora", "batch_size": 1, "base_precision": "int8", "device": "cuda"}
     memory = smidgen.inspect("sd-1.5", **settings)["memory"]
@@ -196,6 +198,7 @@ def test_the_estimate_has_a_byte_for_each_weight_in_8_bit():
     assert estimate["weights"] == real + 4 * sum(map(len, of_8_bit))
 
 
+@pytest.mark.slow
 def test_the_estimate_has_half_a_byte_for_each_weight_in_4_bit_and_its_scales():
     settings = {"method": "lora", "batch_size": 1, "base_precision": "nf4", "device": "cuda"}
     memory = smidgen.inspect("sd-1.5", **settings)["memory"]
@@ -212,6 +215,7 @@ def test_the_estimate_has_half_a_byte_for_each_weight_in_4_bit_and_its_scales():
     assert estimate == bytes_of(packed + others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [{"offload": True}, {"num_shards": 2}])
 def test_the_estimate_of_weights_in_4_bit_that_are_elsewhere(elsewhere):
     settings = {"method": "lora", "batch_size": 1, "base_precision": "nf4", "device": "cuda"}

@@ -176,6 +176,7 @@ def test_with_nothing_to_judge_by_the_best_is_refused(tmp_path):
         run(tmp_path, latents=latent_set(2), keep="best")
 
 
+@pytest.mark.slow
 def test_a_run_of_images_is_judged_by_the_kid_of_its_samples(tmp_path, monkeypatch):
     monkeypatch.setenv("SMIDGEN_CACHE", str(tmp_path / "cache"))
     photos = write_photos(tmp_path / "photos")

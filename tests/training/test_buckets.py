@@ -136,6 +136,7 @@ def test_an_order_goes_on_from_its_places():
         BucketOrder(BUCKETS, 1).seek([*whole.places, (0, 0)])
 
 
+@pytest.mark.slow
 def test_squares_train_to_the_same_bits_with_and_without_buckets(folder, squares, tmp_path):
     runs = {buckets: tmp_path / f"{buckets}" for buckets in (None, True, False)}
     found = [
@@ -151,6 +152,7 @@ def test_squares_train_to_the_same_bits_with_and_without_buckets(folder, squares
     assert again.provenance.training["step"] == 7
 
 
+@pytest.mark.slow
 def test_a_run_on_buckets_that_was_stopped_ends_in_the_same_bits(folder, photos, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     smidgen.train(folder, photos, output=whole, **SETTINGS)
@@ -210,6 +212,7 @@ def test_a_validation_sees_each_held_out_image_in_its_shape(folder, photos, tmp_
     assert sum(count for _, count in network.calls) == 64
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_many_images_are_in_each_bucket(folder, photos, tmp_path):
     config = config_of(photos, tmp_path)
     facts = plan_run(str(folder), config, given={})
@@ -260,6 +263,7 @@ def test_buckets_are_refused_by_name_where_they_cannot_be(folder, squares, tmp_p
     assert alone.provenance.training["step"] == SETTINGS["steps"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_the_precision_of_its_cache(folder, photos, tmp_path):
     settings = SETTINGS | {"output": tmp_path / "run", "cache_precision": "fp16"}
     whole = smidgen.train(folder, photos, **settings | {"output": tmp_path / "whole"})

@@ -127,6 +127,7 @@ def test_a_damaged_store_is_encoded_again(base, config, caplog):
     assert torch.equal(again.labels.conditions(torch.tensor([0]))["text"], expected)
 
 
+@pytest.mark.slow
 def test_a_run_on_captions_resumes_bit_for_bit(base, photos, tmp_path):
     settings = {"steps": 4, "label_dropout": 0.3, "checkpoint_every": 2}
     train(base, photos, tmp_path / "whole", **settings)

@@ -80,6 +80,7 @@ def far(one, other, base=None):
     return float((first - second).abs().max() / (first - plain).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
@@ -106,6 +107,7 @@ def test_each_delta_is_the_one_that_it_would_be_alone(tmp_path, data, method, se
     assert base.denoiser.fast is None
 
 
+@pytest.mark.slow
 def test_a_base_that_reads_prompts_trains_in_mixed_batches_too(tmp_path, data):
     base = load_base(TINY_PIPELINES["sd"].save(tmp_path / "sd"))
     settings = {"method": "lora", "options": {"rank": 2}, "prompt": "art of a {class}", "steps": 3}
@@ -137,6 +139,7 @@ def test_one_that_fails_leaves_the_others_and_goes_on_later(tmp_path, data):
     assert far(found["set2"], again["set2"]) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_resumes_in_mixed_batches_and_nowhere_else(tmp_path, data, monkeypatch):
     whole = train_many(tiny_base(), config_of(data, tmp_path / "whole"), together=3)
     asked = []

@@ -15,6 +15,7 @@ from tests.tiny.weights import numbers
 from tests.training.test_base_precision import train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["glyphs", "sd", "sd3"])
 def test_a_delta_trains_resumes_and_draws_as_with_all_weights_on_the_device(tmp_path, model):
     folder = model if model == "glyphs" else TINY_PIPELINES[model].save(tmp_path / "base")
@@ -79,6 +80,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         smidgen.inspect(base, offload=True, batch_size=1)
 
 
+@pytest.mark.slow
 def test_the_estimate_has_one_weight_of_those_outside_on_the_device():
     settings = {"method": "lora", "batch_size": 1, "device": "cuda", "base_precision": "int8"}
     here = smidgen.inspect("sd-1.5", **settings)["memory"]

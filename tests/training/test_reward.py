@@ -283,6 +283,7 @@ def test_a_delta_does_not_name_the_place_of_the_clip(base, prompts, tmp_path):
     assert "weights" not in settings["reward"]
 
 
+@pytest.mark.slow
 def test_patience_stops_where_the_held_out_prompts_are_liked_no_better(base, prompts, tmp_path):
     settings = {"validation_share": 0.5, "validate_every": 1, "patience": 2, "lr": 1e-30}
     train(base, prompts, tmp_path / "run", steps=50, **settings)

@@ -163,6 +163,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path, monkeypatch
         smidgen.inspect("DiT-S/2", num_shards=0)
 
 
+@pytest.mark.slow
 def test_the_estimate_has_a_part_of_each_weight_and_one_whole(monkeypatch, tmp_path):
     settings = {"method": "lora", "batch_size": 1, "device": "cuda", "base_precision": "int8"}
     here = smidgen.inspect("DiT-S/2", **settings)["memory"]

@@ -181,6 +181,7 @@ def test_gradients_reach_what_is_trained_and_the_base_stays(folders, photos, tmp
             assert "text_encoder_2.text_projection.weight" in reached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ENCODER, WORD, TAGS], ids=["encoder", "word", "tags"])
 def test_a_run_resumes_bit_for_bit_and_leaves_the_folder_of_the_base(
     folders, photos, tmp_path, kind, monkeypatch
@@ -208,6 +209,7 @@ def pictures(images) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 @pytest.mark.parametrize("kind", [ENCODER, WORD], ids=["encoder", "word"])
 def test_stock_diffusers_reads_prompts_of_the_folded_folder_as_the_delta_does(
