@@ -1,6 +1,29 @@
 """How the nearest known names are offered: in one line, however long or many they are."""
 
-from smidgen.errors import closest
+import pickle
+
+import pytest
+
+from smidgen.data.images import UnusableImage
+from smidgen.errors import UsageError, closest
+from smidgen.files.reading import Unreadable
+from smidgen.serving.engine import Full
+from smidgen.training.interrupt import Interrupted
+
+ERRORS = (
+    UsageError("no"),
+    Interrupted("stopped", 15),
+    Full(3, seconds=2),
+    UnusableImage("damaged", "cut short"),
+    Unreadable("a.json is none", "none"),
+)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_comes_from_another_process_as_it_was(error):
+    other = pickle.loads(pickle.dumps(error))
+    assert type(other) is type(error)
+    assert (str(other), other.exit_code, vars(other)) == (str(error), error.exit_code, vars(error))
 
 
 def test_the_nearest_name_is_offered_and_without_one_all_are():

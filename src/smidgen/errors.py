@@ -6,6 +6,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 from itertools import accumulate
+from typing import Any
 
 MOST_SHOWN, MOST_LISTED = 80, 600  # characters of a name, and of a list of them
 
@@ -16,6 +17,16 @@ class SmidgenError(Exception):
     """Something given cannot be used; the message says what, what was expected, what to do."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It comes from one process to another whatever its `__init__` takes."""
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
+
+def _as_it_was(kind: type[SmidgenError], args: Any, attributes: dict[str, Any]) -> SmidgenError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(SmidgenError):

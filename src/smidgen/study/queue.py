@@ -8,10 +8,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 from smidgen import cluster
@@ -20,6 +23,7 @@ from smidgen.files.lock import Held, held
 from smidgen.study.design import Design, read_design
 from smidgen.study.runs import FAILURE, Run, State, runs_of, states, tuning_of
 
+SAVING_SECONDS = 30  # that a training has to save when the study's own process is gone
 TO_DO = ("missing", "begun", "other settings")
 Tell = Callable[[str], None]
 
@@ -102,7 +106,7 @@ def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[list[str
         threads = max(1, cores // workers)
         # spawned: a process that has computed with several threads cannot be forked
         with ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_limit, initargs=(threads,)
+            workers, mp_context=get_context("spawn"), initializer=begin_worker, initargs=(threads,)
         ) as pool:
             futures = [pool.submit(do, task) for task in tasks]
             try:
@@ -123,10 +127,21 @@ def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
             yield from ray.get(done)
 
 
-def _limit(threads: int) -> None:
+def begin_worker(threads: int) -> None:
+    """A worker of a pool, which ends when the process that started it does, however that ends."""
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "it is one of a pool"
+    connection.wait([parent.sentinel])
+    while True:  # a training saves at the first signal and dies of the second
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SAVING_SECONDS)
 
 
 def do(task: Task) -> list[str]:
