@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -108,13 +108,12 @@ def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[list[str
         with ProcessPoolExecutor(
             workers, mp_context=get_context("spawn"), initializer=begin_worker, initargs=(threads,)
         ) as pool:
-            futures = [pool.submit(do, task) for task in tasks]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            rest = iter(tasks)
+            running = {pool.submit(do, task) for task in itertools.islice(rest, workers)}
+            while running:  # nothing is given to a pool that would begin it after an interruption
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(do, task) for task in itertools.islice(rest, len(done))}
+                yield from (future.result() for future in done)
 
 
 def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
