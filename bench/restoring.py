@@ -31,6 +31,7 @@ from smidgen.data.embedded_sets import LINE_DRAWINGS, unpack
 from smidgen.evaluation.features import load_extractor
 from smidgen.evaluation.machine import machine
 from smidgen.evaluation.similarity import paired_cosine
+from smidgen.files.run_files import DELTA
 from smidgen.files.writing import write_json, write_png
 from smidgen.statistics.bootstrap import compare_methods
 
@@ -154,7 +155,7 @@ def main() -> None:
         Image.fromarray(mask).save(folder / "mask.png")
         for arm in ARMS:
             for seed in [-1] if arm == "base" else options.seeds:
-                path = options.study / "runs" / f"{arm}-{seed}" / "delta.safetensors"
+                path = options.study / "runs" / f"{arm}-{seed}" / DELTA
                 delta = None if arm == "base" else Delta.load(path)
                 for damage in DAMAGES:
                     given, drawn = zip(

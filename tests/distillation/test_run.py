@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import smidgen
+from smidgen.cli.main import main
 from smidgen.distillation.config import DistillationConfig
 from smidgen.distillation.relief import Relief
 from smidgen.distillation.run import distill, pull
@@ -19,6 +20,7 @@ from smidgen.models.labels import labels_of
 from smidgen.models.pretrained import load_base
 from tests.tiny.bases import tiny_base
 from tests.tiny.deltas import tiny_delta
+from tests.tiny.images import write_photos
 from tests.tiny.pipelines import TINY_PIPELINES
 
 
@@ -104,6 +106,26 @@ def test_the_base_comes_to_prefer_the_relief_and_stays_as_it_was(tmp_path):
     assert 0 <= relief["colours"].min() <= relief["colours"].max() <= 1
     with Image.open(tmp_path / "out" / "views.png") as views:
         assert views.size == (3 * 32, 32)
+
+
+def test_a_base_that_is_told_the_scale_is_told_it(tmp_path):
+    base = load_base(TINY_PIPELINES["flux"].save(tmp_path / "flux"))
+    told = []
+    base.denoiser.register_forward_pre_hook(
+        lambda module, args, given: told.append(given["guidance"].tolist()), with_kwargs=True
+    )
+    config = DistillationConfig(prompt="a fox", guidance=4.0, steps=2, batch_size=3)
+    found = distill(base, None, config)
+    assert told.count([4.0] * 3) == 2  # one pass a step
+    assert {scale for one in told for scale in one} == {1.0, 4.0}  # 1: what a preference is of
+    assert 0 not in (found.before, found.after)
+
+
+def test_pictures_are_no_delta(tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos")
+    places = ["--base", "glyphs", "--delta", str(photos), "--output", str(tmp_path / "out")]
+    assert main(["sds", *places, "--class-name", "upper-a"]) == 2
+    assert "holds images; give a run's folder or a delta's file" in capsys.readouterr().err
 
 
 def test_a_relief_depends_on_its_seed_alone():

@@ -1,5 +1,6 @@
-"""The processes of `smidgen study run --workers N` end with the one that started them."""
+"""The processes of `smidgen study run --workers N` save and end with the one that started them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,30 +8,73 @@ import sys
 import pytest
 
 PROGRAM = """
-import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from smidgen.study.queue import begin_worker
+import sys, time
+from smidgen.study import queue
+from smidgen.training.interrupt import Interrupted, stop_requests
+
+def stand_in(task):
+    if task.places == ("short",):
+        return ["short"]
+    if task.places == ("damaging",):
+        queue.os._exit(9)
+    with stop_requests() as stop:
+        print("begun", flush=True)
+        while stop.signal is None:
+            time.sleep(0.01)
+    print("saved", flush=True)
+    raise Interrupted("stopped", stop.signal)
+
+queue.do = stand_in  # in the workers too, which run this file as well
 
 if __name__ == "__main__":
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(2, spawn, initializer=begin_worker, initargs=(1,)) as pool:
-        workers = {pool.submit(os.getpid).result()}
-        pool.submit(time.sleep, 600)
-        while len(workers) < 2:
-            workers.add(pool.submit(os.getpid).result())
-        print("both are there", flush=True)
-        time.sleep(600)
+    names = sys.argv[1:]
+    how = {"source": "", "output": "", "force": False, "retry": False}
+    tasks = [queue.Task(places=(name,), **how) for name in names]
+    try:
+        for done in queue._by_pool(tasks, 2, print):
+            print("done", flush=True)
+    except (KeyboardInterrupt, queue.SmidgenError) as error:
+        print(type(error).__name__, error)
 """
 PATIENCE = 120  # seconds, of which one is enough
 
 
-@pytest.mark.slow
-def test_no_process_outlives_the_study_that_was_killed(tmp_path):
+@pytest.fixture
+def study(tmp_path):
+    """Starts one of these tasks, and waits until so many lines were written."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as study:
-        assert study.stdout is not None
-        assert study.stdout.readline() == "both are there\n"
-        study.send_signal(signal.SIGKILL)
-        study.communicate(timeout=PATIENCE)  # until nobody is left who could write
+
+    def started(*tasks, lines):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, program, *tasks]
+        process = subprocess.Popen(command, start_new_session=True, **pipes)
+        for _ in range(lines):
+            process.stdout.readline()
+        return process
+
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [("long", "long", "long"), ("long", "short")], ids=" ".join)
+@pytest.mark.parametrize("end", ["ctrl-c", "all ended", "ended", "killed"])
+def test_what_has_begun_saves_and_nobody_is_left(study, tasks, end):
+    process = study(*tasks, lines=2)
+    if end in ("ctrl-c", "all ended"):
+        os.killpg(process.pid, signal.SIGINT if end == "ctrl-c" else signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGKILL if end == "killed" else signal.SIGTERM)
+    out, error = process.communicate(timeout=PATIENCE)  # until nobody is left who could write
+    assert out.splitlines().count("saved") == min(tasks.count("long"), 2)
+    assert "begun" not in out.splitlines(), "none begins after those that were read above"
+    assert "Traceback" not in error
+    if end == "ctrl-c":
+        assert "KeyboardInterrupt" in out
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_told_in_one_line(study):
+    out, error = study("short", "damaging", lines=0).communicate(timeout=PATIENCE)
+    assert "SmidgenError a worker was killed, most often as memory ran out" in out
+    assert "Traceback" not in error

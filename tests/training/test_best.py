@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import smidgen
+from smidgen.cli.main import main
 from smidgen.core.delta import Delta
 from smidgen.core.file import read_header
 from smidgen.data.split import hold_out
@@ -277,3 +278,18 @@ def test_a_run_that_ended_early_is_finished_until_it_gets_more_patience(tmp_path
     moved, once = (Delta.load(tmp_path / name / DELTA) for name in ("run", "once"))
     assert all(map(torch.equal, moved.parameters(), once.parameters()))
     assert moved.provenance.training["settings"]["patience"] == 3
+
+
+def test_a_finished_run_stays_where_force_would_be_refused(tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", per_class=1)
+    places = {"data": photos, "output": tmp_path / "run"}
+    settings = {"steps": 2, "batch_size": 2, "trackers": (), "progress": False}
+    smidgen.train(tiny_base(), **places, **settings, validation_share=0.0)
+    before = {path: path.read_bytes() for path in places["output"].rglob("*") if path.is_file()}
+    refused = {"validation_share": 0.1, "keep": "best", "force": True}
+    with pytest.raises(UsageError, match="none of the 2 images is held out"):
+        smidgen.train(tiny_base(), **places, **settings, **refused)
+    assert {path: path.read_bytes() for path in before} == before
+    plan = ["--data", str(photos), "--output", str(tmp_path / "new"), "--keep", "best"]
+    main(["train", "--base", "glyphs", *plan, "--method", "bitfit", "--dry-run", "--json"])
+    assert "none of the 2 images is held out" in json.loads(capsys.readouterr().out)["refusal"]

@@ -1,9 +1,13 @@
 """Runs that begin from a delta of another version of their base."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import smidgen
+from smidgen.cli.main import main
 from smidgen.core.delta import Delta
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.training.config import RunConfig
@@ -75,6 +79,15 @@ def test_what_cannot_begin_elsewhere_is_refused(tmp_path, photos, method, base, 
         train(photos, tmp_path / "new", tiny_base(**base), init_other_base=True, **settings)
     with pytest.raises(SmidgenError, match=r"give the base that it was made for$"):
         train(photos, tmp_path / "new", tiny_base(**base), **settings)
+
+
+def test_it_is_about_deltas_of_smidgen(tmp_path, photos, capsys):
+    lora = tmp_path / "lora.safetensors"
+    save_file({"unet.to_q.lora_A.weight": torch.zeros(2, 4)}, lora)
+    arguments = ["--init", lora, "--init-other-base", "--method", "lora", "--dry-run"]
+    places = ["--base", "glyphs", "--data", photos, "--output", tmp_path / "run"]
+    main(["train", *map(str, (*places, *arguments)), "--json"])
+    assert "init_other_base is about a delta, and" in json.loads(capsys.readouterr().out)["refusal"]
 
 
 def test_it_is_about_a_start(tmp_path):

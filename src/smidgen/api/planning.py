@@ -49,6 +49,7 @@ from smidgen.training.saving import identity_of_images
 from smidgen.training.start import NO_START, START, identity_of_start
 from smidgen.training.state import CLASS_IMAGES, check_identity, checkpoints, read_position
 from smidgen.training.subject import subject_prompts
+from smidgen.training.validation import held_out_of
 
 Seen = tuple[ImageFolder, Sequence[Look]]
 
@@ -97,7 +98,9 @@ def plan_run(
         facts["run"] = standing = check_run(described, config, force=force)
         if folder is None:
             check_lengths(prompt_files(base), prompts, str(base))
-            identity = identity_of_images(prompts, torch.zeros(len(prompts)), ())
+            numbers = torch.zeros(len(prompts))
+            held_out_of(numbers, (), config.training, has_captions=True)
+            identity = identity_of_images(prompts, numbers, ())
             facts["run"] = _standing(config, standing, {"the images": identity})
         else:
             folder, looks = look_at_all(folder, progress)
@@ -108,6 +111,12 @@ def plan_run(
             if not train_labels and (known_names := known_classes(base)) is not None:
                 rows_of(classes, known_names, str(base))
             facts["images"] = _with_captions(facts["images"], base, config, folder, has_labels)
+            held_out_of(
+                torch.tensor(folder.class_numbers),
+                [look.content for look in looks],
+                config.training,
+                has_captions=config.task == DREAMBOOTH or facts["images"].captions is not None,
+            )
             others = None
             if config.task == DREAMBOOTH:
                 facts["subject"], others = _subject(base, config, folder)
@@ -226,8 +235,10 @@ def _subject(
 
 
 def _standing(config: RunConfig, standing: Standing, identity: dict[str, str]) -> str:
-    """How the run stands to what is in its output. Raises: UsageError if that is of other images or
-    of another start; what of the images of the class the base would draw is not compared.
+    """How the run stands to what is in its output. Images of the class that the base would draw are
+    not compared, nor what would have to be loaded: text encoders and the CLIP of a reward.
+
+    Raises: UsageError if that is of other images or of another start.
     """
     found = [] if standing == "new" else checkpoints(config.output)
     if not found:

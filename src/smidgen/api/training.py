@@ -181,11 +181,6 @@ def _read_init(config: RunConfig, base: Base) -> Delta:
     assert path is not None, "it is read where it is given"
     if is_delta(path):
         return read_start(path, base, other_base=config.init_other_base)
-    if config.init_other_base:
-        raise UsageError(
-            f"init_other_base is about a delta, and {path} is another program's file, which names "
-            "no base; leave it out"
-        )
     return read_embeddings(path, base) if is_embeddings(path) else read_lora(path, base)
 
 

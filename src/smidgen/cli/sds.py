@@ -80,11 +80,11 @@ def request_of(
     base: TrainedBase, place: DistilledDelta, config: DistillationConfig
 ) -> dict[str, Any]:
     """What the relief depends on, as JSON: the delta by its content."""
-    from smidgen.api.evaluation import delta_of
+    from smidgen.api.evaluation import delta_file
 
     settings = flatten(base, place, config)
     values = {name: value for name, value in settings.items() if name not in NOT_COMPARED}
-    delta = None if place.delta is None else sha256_of(delta_of(place.delta))
+    delta = None if place.delta is None else sha256_of(delta_file(place.delta))
     return values | {"delta_sha256": delta}
 
 

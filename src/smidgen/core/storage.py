@@ -111,8 +111,10 @@ def runs_on(network: nn.Module) -> torch.device:
     bringing = network.__dict__[WIDENING].bringing if is_kept(network) else None
     if bringing is not None:
         return bringing.device
-    first = next(network.parameters())
-    tensors = chain([first], network.parameters(), network.buffers())  # most often the first one is
+    tensors = chain(network.parameters(), network.buffers())
+    first = next(tensors)
+    if not first.is_meta:
+        return first.device
     return next((tensor for tensor in tensors if not tensor.is_meta), first).device
 
 

@@ -34,7 +34,8 @@ class DistillationConfig:
     """Where views are pulled. latents: as DreamFusion, through the encoder of the codec, whose
     gradients also make noise that it does not see; pixels: to the decoded image (as HiFA)."""
     guidance: float = 6.0
-    """Scale of classifier-free guidance; SDS needs more than sampling does."""
+    """Scale of classifier-free guidance, which a base that has it as an input (FLUX) is told; SDS
+    needs more than sampling does."""
     depth: float = 0.4
     """Of the relief: how far its highest point rises, where half the picture's side is 1."""
     angle: float = 0.5

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smidgen.diffusion.guidance import guide
+from smidgen.diffusion.guidance import ConditionalModel, guide
 from smidgen.diffusion.process import Process
 from smidgen.diffusion.sampler import Denoise
 from smidgen.models.base import Base
@@ -33,12 +33,18 @@ class Judge:
         """What samplers would read of x_t for the label, at this scale of guidance; a base that is
         told the scale as an input is told it.
         """
-        if self.base.family.guidance == "embedded":
-            return self._led(1.0, told=guidance)
-        return self._led(guidance)
+        embedded = self.base.family.guidance == "embedded"
+        model = self._model(guidance if embedded else None)
+        scale = 1.0 if embedded else guidance
 
-    def _led(self, scale: float, told: float | None = None) -> Denoise:
-        """The prediction without the label at 0, with it at 1, beyond it above."""
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            shown = torch.full((len(x),), self.shown, device=x.device)
+            return guide(model, shown, self.labels.null, scale)(x, t)
+
+        return denoise
+
+    def _model(self, told: float | None = None) -> ConditionalModel:
+        """The base without guidance, or told this scale: (x, t, labels) -> what samplers read."""
         base = self.base
         network, dtype = calling(base.family, base.denoiser, told), dtype_of(base.denoiser)
 
@@ -46,11 +52,7 @@ class Judge:
             output = network(x.to(dtype), t, self.labels.conditions(labels))
             return base.process.predicted(output.float(), x, t)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            shown = torch.full((len(x),), self.shown, device=x.device)
-            return guide(model, shown, self.labels.null, scale)(x, t)
-
-        return denoise
+        return model
 
     @torch.no_grad()
     def preference(self, latents: Tensor, generator: torch.Generator, rounds: int = 8) -> float:
@@ -59,15 +61,16 @@ class Judge:
         what the label says (a diffusion classifier, Li et al. 2023, arXiv 2303.16203).
         """
         errors = torch.zeros(2, dtype=torch.float64)
-        process = self.base.process
+        process, model = self.base.process, self._model()
         for number in range(rounds):
             quantile = torch.full((len(latents),), (number + 0.5) / rounds, dtype=torch.float64)
             t = process.times(quantile).to(latents.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents.device)
             x_t = process.noised(latents, t, noise)
             alpha, sigma = scales(process, latents, t)
-            for place, scale in enumerate((1.0, 0.0)):
-                found = process.x0(self._led(scale)(x_t, t), x_t, t)
+            for place, label in enumerate((self.shown, self.labels.null)):
+                labels = torch.full((len(latents),), label, device=latents.device)
+                found = process.x0(model(x_t, t, labels), x_t, t)
                 errors[place] += float((alpha / sigma * (latents - found)).square().mean())
         return float(1 - errors[0] / errors[1])
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import nn
 
-from smidgen.core.quantising import quantise
+from smidgen.core.quantising import MADE, quantise
 from smidgen.core.weights import open_safetensors
+from smidgen.core.widening import Quantised
 from smidgen.errors import UsageError
 from smidgen.models.calling import DTYPES
 from smidgen.models.names import BasePrecision
@@ -50,8 +51,8 @@ def quantise_as(network: nn.Module, asked: str | None) -> None:
     """`network` with its weights in 8 or 4 bit, if that is `asked` for: after the fingerprint was
     taken, which is that of the weights as they came.
     """
-    if asked == "int8" or asked == "nf4":
-        quantise(network, asked)
+    if asked in MADE:
+        quantise(network, cast("Quantised", asked))
 
 
 def precision_of(files: Sequence[Path]) -> str:

@@ -10,22 +10,24 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 from smidgen import cluster
-from smidgen.errors import UsageError
+from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.lock import Held, held
 from smidgen.study.design import Design, read_design
 from smidgen.study.runs import FAILURE, Run, State, runs_of, states, tuning_of
+from smidgen.training.interrupt import is_stopping
 
-SAVING_SECONDS = 30  # that a training has to save when the study's own process is gone
 TO_DO = ("missing", "begun", "other settings")
 Tell = Callable[[str], None]
+
+_busy = threading.Lock()  # while a worker does a task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ def run_all(
             )
             for _, group in itertools.groupby(chosen, lambda run: run.trained)
         ]
-        names = itertools.chain.from_iterable(_done(tasks, workers, ray))
+        names = itertools.chain.from_iterable(_done(tasks, workers, ray, tell))
         for number, name in enumerate(names, 1):
             tell(f"{number}/{len(chosen)} {name}")
     counts: dict[State, int] = {}
@@ -95,25 +97,41 @@ def _to_do(runs: Iterable[Run], *, force: bool, retry: bool) -> Iterator[Run]:
             yield run
 
 
-def _done(tasks: list[Task], workers: int, ray: str | None) -> Iterator[list[str]]:
+def _done(tasks: list[Task], workers: int, ray: str | None, tell: Tell) -> Iterator[list[str]]:
     """The names of the runs of each task when it is done."""
     if ray is not None:
         yield from _by_ray(tasks, ray)
     elif workers == 1 or len(tasks) < 2:
         yield from map(do, tasks)
     else:
-        cores = os.cpu_count() or 1
-        threads = max(1, cores // workers)
-        # spawned: a process that has computed with several threads cannot be forked
-        with ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=begin_worker, initargs=(threads,)
-        ) as pool:
-            rest = iter(tasks)
-            running = {pool.submit(do, task) for task in itertools.islice(rest, workers)}
-            while running:  # nothing is given to a pool that would begin it after an interruption
+        yield from _by_pool(tasks, workers, tell)
+
+
+def _by_pool(tasks: list[Task], workers: int, tell: Tell) -> Iterator[list[str]]:
+    """By processes of this machine, each of which keeps its bases. Raises: SmidgenError."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # spawned: a process that has computed with several threads cannot be forked
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=begin_worker, initargs=(threads,)
+    )
+    with pool:
+        rest = iter(tasks)
+        running = {pool.submit(do_as_worker, task) for task in itertools.islice(rest, workers)}
+        try:
+            while running:  # a task is given to who can begin it, so that none waits in the pool
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(do, task) for task in itertools.islice(rest, len(done))}
-                yield from (future.result() for future in done)
+                names = [future.result() for future in done]
+                more = itertools.islice(rest, len(done))
+                running |= {pool.submit(do_as_worker, task) for task in more}
+                yield from names
+        except BrokenProcessPool as error:
+            raise SmidgenError(
+                "a worker was killed, most often as memory ran out; give fewer --workers and run "
+                "the same command again, which goes on"
+            ) from error
+        except BaseException:
+            tell("waiting for what has begun")
+            raise
 
 
 def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
@@ -127,20 +145,34 @@ def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
 
 
 def begin_worker(threads: int) -> None:
-    """A worker of a pool, which ends when the process that started it does, however that ends."""
+    """A worker of a pool. It ends with the process that started it, however that ends; of Ctrl-C,
+    which all of them get, it ends what it does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
+def do_as_worker(task: Task) -> list[str]:
+    """`do`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _busy:
+            return do(task)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None, "it is one of a pool"
     connection.wait([parent.sentinel])
-    while True:  # a training saves at the first signal and dies of the second
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SAVING_SECONDS)
+    if _busy.locked() and not is_stopping():
+        os.kill(os.getpid(), signal.SIGTERM)  # a training saves; all else ends
+    with _busy:
+        os._exit(1)
 
 
 def do(task: Task) -> list[str]:

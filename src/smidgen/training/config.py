@@ -207,7 +207,7 @@ class TrainingConfig:
                     f"{name} is of no use to objective {CLIP_REWARD}, which draws images in the "
                     "step; leave it out"
                 )
-        if self.vlb_weight != TrainingConfig.vlb_weight:
+        if self.vlb_weight not in (0, TrainingConfig.vlb_weight):
             raise UsageError(f"vlb_weight is of no use to objective {CLIP_REWARD}; leave it out")
 
     @property

@@ -95,7 +95,7 @@ def check_run(base: Base | Described, config: RunConfig, *, force: bool = False)
     check_runtime(config.training, base.device)
     found = check_recipe(config.output, recipe_of(base, config), defaults_of(config), force=force)
     if found == "new":
-        check_start(config.init, config.method)
+        check_start(config.init, config.method, other_base=config.init_other_base)
     return found
 
 

@@ -27,6 +27,14 @@ class StopRequest:
     signal: int | None = None
 
 
+_open: list[StopRequest] = []  # of this process, the innermost last
+
+
+def is_stopping() -> bool:
+    """Whether something that this process does was asked to stop, and has not ended yet."""
+    return any(request.signal is not None for request in _open)
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Collect the first SIGINT or SIGTERM instead of dying of it; the previous handlers return at
@@ -49,9 +57,11 @@ def stop_requests() -> Iterator[StopRequest]:
         request.signal = number
         restore()
 
+    _open.append(request)
     for number in SIGNALS:
         signal.signal(number, collect)
     try:
         yield request
     finally:
         restore()
+        _open.remove(request)

@@ -187,26 +187,17 @@ def train_delta(
         SmidgenError for a loss that is not finite or a disk that refuses; Interrupted after a
         SIGINT or SIGTERM. What was saved before stays.
     """
-    if bool(config.prior_weight) != (latents.class_images is not None):
-        raise UsageError(
-            f"prior_weight is {config.prior_weight} and the latents have "
-            f"{len(latents) - latents.num_own} class images; it weighs these, give both or neither"
-        )
+    check_training(base, delta, latents, config)
     config = with_precision(config, base.denoiser, base.latent_shape, base.device, run_folder)
     with writing(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
-    trained, held_out = held_out_of(latents, config)
+    trained, held_out = _held_out(latents, config)
     task = task or Task(process=base.process, labels=labels_of(base, delta))
     of_class = torch.arange(latents.num_own, len(latents))
     tags = task.texts is not None and task.texts.keep is not None
     state = fresh_state(delta, latents.in_buckets(trained), config, of_class, tags=tags)
     fast = config.fast and takes_fast_path(delta, base.denoiser)
     reduced = config.frozen_precision != "exact"
-    if reduced and not fast:
-        raise UsageError(
-            f"frozen_precision {config.frozen_precision} is there on the fast path alone, which "
-            "cannot serve this base and delta; leave it out"
-        )
     path = MIXED if place is not None else FAST if fast else HOOKS
     identity = _identity(base, delta, latents, task, path)
     saver = Saver(run_folder, state, config, identity)
@@ -276,6 +267,28 @@ def train_delta(
         log=journal.path,
         frozen_error=frozen_error,
     )
+
+
+def check_training(base: Base, delta: Delta, latents: LatentSet, config: TrainingConfig) -> None:
+    """What `train_delta` refuses before it changes anything. Raises: UsageError."""
+    if bool(config.prior_weight) != (latents.class_images is not None):
+        raise UsageError(
+            f"prior_weight is {config.prior_weight} and the latents have "
+            f"{len(latents) - latents.num_own} class images; it weighs these, give both or neither"
+        )
+    _held_out(latents, config)
+    fast = config.fast and takes_fast_path(delta, base.denoiser)
+    if config.frozen_precision != "exact" and not fast:
+        raise UsageError(
+            f"frozen_precision {config.frozen_precision} is there on the fast path alone, which "
+            "cannot serve this base and delta; leave it out"
+        )
+
+
+def _held_out(latents: LatentSet, config: TrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    own = slice(latents.num_own)
+    numbers, contents = latents.class_numbers[own], latents.contents[own]
+    return held_out_of(numbers, contents, config, has_captions=latents.captions is not None)
 
 
 def _identity(

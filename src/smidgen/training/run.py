@@ -33,7 +33,7 @@ from smidgen.training.captions import provenance_of, task_of
 from smidgen.training.config import CLIP_REWARD, RunConfig, TrainingConfig
 from smidgen.training.described import check_run, recipe_of, settled
 from smidgen.training.images import read_latents
-from smidgen.training.loop import TrainingResult, train_delta
+from smidgen.training.loop import TrainingResult, check_training, train_delta
 from smidgen.training.mixed import Place
 from smidgen.training.previews import evaluators_of
 from smidgen.training.randomness import generator_for
@@ -113,6 +113,7 @@ def fine_tune(
         task = task_of(base, delta, latents, config, reader=reader, progress=progress)
         if config.training.objective == CLIP_REWARD:
             task = rewarded(base, delta, config.training.reward, task, latents)
+        check_training(base, delta, latents, config.training)
         from_main(lambda: _begin(base, config, latents, force=force))
         begun = time.time()
         result = train_delta(

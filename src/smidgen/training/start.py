@@ -24,9 +24,9 @@ INIT, INIT_BASE = "init", "init_base"
 OTHER_BASE_HINT = "or init_other_base to begin from it all the same"
 
 
-def check_start(init: Path | None, method: str) -> None:
+def check_start(init: Path | None, method: str, *, other_base: bool = False) -> None:
     """Raises: UsageError if a run of this method cannot begin from the file, as far as its header
-    tells; SmidgenError if that is damaged.
+    tells, or it is no delta, with `other_base`; SmidgenError if it is damaged.
     """
     if init is None:
         return
@@ -34,6 +34,11 @@ def check_start(init: Path | None, method: str) -> None:
         raise UsageError(f"no such delta to begin from: {init}; give the file of one with init")
     if is_delta(init):
         _check_method(read_header(init)["method"], method)
+    elif other_base:
+        raise UsageError(
+            f"init_other_base is about a delta, and {init} is another program's file, which names "
+            "no base; leave it out"
+        )
 
 
 def identity_of_start(init: Path | None, own: Path) -> str | None:

@@ -6,6 +6,8 @@ equally wide parts of the schedule. Two validations then differ by the weights a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -81,20 +83,25 @@ class Validation:
         return sum_over_processes(total).item() / sum(len(one.labels) for one in self._draws)
 
 
-def held_out_of(latents: LatentSet, config: TrainingConfig) -> tuple[Tensor, Tensor]:
-    """The numbers of the images that are trained on, and of those held out. Raises: UsageError."""
-    own = latents.class_numbers[: latents.num_own]
+def held_out_of(
+    class_numbers: Tensor, contents: Sequence[str], config: TrainingConfig, *, has_captions: bool
+) -> tuple[Tensor, Tensor]:
+    """The numbers of the images that are trained on, and of those held out: of every class some,
+    but of images that are told apart by their captions any.
+
+    Raises: UsageError where nothing is left to judge by, and the settings ask for a judge.
+    """
     trained, held_out = hold_out(
-        own if latents.captions is None else torch.zeros_like(own),
+        torch.zeros_like(class_numbers) if has_captions else class_numbers,
         share=config.validation_share,
         seed=config.seed,
-        contents=latents.contents[: latents.num_own],
+        contents=contents,
     )
     judged = "keep is best" if config.keep == "best" else f"patience is {config.patience}"
     needs_judge = config.keep == "best" or config.patience is not None
     if needs_judge and not (len(held_out) or config.metrics_every):
         raise UsageError(
-            f"{judged} and none of the {latents.num_own} images is held out to judge by; "
+            f"{judged} and none of the {len(class_numbers)} images is held out to judge by; "
             "raise validation_share, or give metrics_every"
         )
     return trained, held_out
