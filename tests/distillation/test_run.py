@@ -109,12 +109,12 @@ def test_the_base_comes_to_prefer_the_relief_and_stays_as_it_was(tmp_path):
 
 
 def test_a_base_that_is_told_the_scale_is_told_it(tmp_path):
-    base = load_base(TINY_PIPELINES["flux"].save(tmp_path / "flux"))
+    base = load_base(TINY_PIPELINES["flux"].save(tmp_path / "flux"), image_size=32)
     told = []
     base.denoiser.register_forward_pre_hook(
         lambda module, args, given: told.append(given["guidance"].tolist()), with_kwargs=True
     )
-    config = DistillationConfig(prompt="a fox", guidance=4.0, steps=2, batch_size=3)
+    config = DistillationConfig(prompt="a fox", guidance=4.0, steps=2, batch_size=3, num_views=2)
     found = distill(base, None, config)
     assert told.count([4.0] * 3) == 2  # one pass a step
     assert {scale for one in told for scale in one} == {1.0, 4.0}  # 1: what a preference is of
