@@ -115,6 +115,7 @@ def test_a_recipe_trains_as_many_parameters_as_its_header_says(recipe, tmp_path)
     assert counted(config, read_recipe(recipe)["base"]) == stated(recipe)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("released")
 @pytest.mark.parametrize("recipe", trains(STUDIES), ids=lambda path: path.stem)
 def test_the_arms_of_a_study_train_between_what_its_header_says(recipe, tmp_path):

@@ -49,6 +49,7 @@ def served(folder):
         process.wait()
 
 
+@pytest.mark.slow
 def test_what_was_taken_is_drawn_before_the_end(served):
     process, address = served
     body = {"model": "few", "prompt": "z", "steps": 12, "stream": True, "partial_images": 3}

@@ -171,6 +171,7 @@ def test_a_dry_run_counts_the_memory_of_a_device_that_is_not_here(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd-1.5", "DiT-S/2"])
 def test_train_dry_run_counts_an_architecture_as_inspect_does(smidgen, photos, tmp_path, name):
     settings = ("--method", "lora", "--gradient-checkpointing", "--base-precision", "bf16")

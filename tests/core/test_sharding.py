@@ -43,6 +43,7 @@ def sharded(network, count=COUNT, rank=1, ahead=True):
     return all_of_them[rank]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "autocast"])
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("host", TINY_HOSTS)

@@ -399,6 +399,7 @@ if processes.is_main():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_document_of_one(tmp_path, monkeypatch):
     folder, reference = class_folder(tmp_path / "a", 3), class_folder(tmp_path / "b", 4, seed=1)
     (folder / "red" / "torn.png").write_bytes((folder / "red" / "0.png").read_bytes()[:60])

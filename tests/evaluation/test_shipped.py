@@ -22,6 +22,7 @@ def extractor():
     return glyphs(torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_a_shipped_reference_is_that_of_the_shipped_unseen_families(extractor, name):
     letters = load_set(name)

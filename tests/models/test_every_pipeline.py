@@ -103,6 +103,7 @@ def test_images_that_are_no_squares_are_those_of_the_stock_pipeline(tiny, folder
     assert (pictures(images) - stock_images(tiny, folder, base)).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_lora_trains_for_a_step_and_is_drawn_with_the_prompts_of_its_classes(
     tiny, base, photos, tmp_path
 ):

@@ -62,6 +62,7 @@ def use(folder):
         base.conditioner.encode(["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_changed_configuration_is_refused_in_one_line_or_harmless(folders, tmp_path, name):
     kind, _, path = name.partition("/")

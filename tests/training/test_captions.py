@@ -220,6 +220,7 @@ def test_every_caption_of_an_image_is_among_its_choices():
     assert [{*drawn[images == image].tolist()} for image in range(3)] == [{0}, {3}, {0, 1, 2}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_a_dry_run_tells_of_captions_what_the_training_finds(folders, name, photos, config):
     """77 tokens of a CLIP, 512 of FLUX's T5, of which the tiny tokenizers make one a letter."""

@@ -150,6 +150,7 @@ def test_two_processes_draw_and_train_as_one_with_twice_the_batch(
         torch.testing.assert_close(two[name], expected, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_kind_of_base_is_personalised(name, photos, tmp_path, monkeypatch):
     kind, scheduler = FAMILIES[name]
@@ -260,6 +261,7 @@ def test_previews_show_the_subject(base, photos, tmp_path, monkeypatch):
     assert any("kid" in line or "fd" in line for line in read_log(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_the_training_does_and_counts_twice_the_rows(
     pipeline, base, photos, tmp_path
 ):

@@ -42,6 +42,7 @@ def bytes_of(folder):
     return (folder / "delta.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["difffit", "lora", "full"])
 def test_more_steps_at_a_constant_rate_end_as_if_asked_for_at_once(tmp_path, photos, method):
     settings = {"method": method, "warmup_steps": 3}

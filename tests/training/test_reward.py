@@ -315,6 +315,7 @@ def test_of_images_the_target_is_their_mean_direction(base, tmp_path, clip):
         assert functional.cosine_similarity(targets[label], expected, dim=0) > 1 - 1e-4
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_of_prompts_and_counts_the_passes_that_are_kept(
     base, pipelines, prompts, tmp_path
 ):

@@ -259,6 +259,7 @@ def test_stock_diffusers_reads_prompts_of_the_folded_folder_as_the_delta_does(
     assert (pictures(drawn) - pictures(images)).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_encoders_and_names_what_is_wrong(folders, photos, tmp_path):
     config = config_of(photos, tmp_path / "run", **ENCODER)
     facts = plan_run(folders["sd"], config, given={})
