@@ -36,7 +36,13 @@ if __name__ == "__main__":
     except (KeyboardInterrupt, queue.SmidgenError) as error:
         print(type(error).__name__, error)
 """
-PATIENCE = 120  # seconds, of which one is enough
+SLOW_START = """
+import sys
+if any("spawn_main" in word for word in sys.orig_argv):
+    print("starting", flush=True)
+    sys.stdin.readline()
+"""
+PATIENCE = 600  # seconds, after which what has not ended never will
 
 
 @pytest.fixture
@@ -44,11 +50,16 @@ def study(tmp_path):
     """Starts one of these tasks, and waits until so many lines were written."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
     def started(*tasks, lines):
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = [sys.executable, program, *tasks]
-        process = subprocess.Popen(command, start_new_session=True, **pipes)
+        process = subprocess.Popen(
+            [sys.executable, program, *tasks],
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+            start_new_session=True,
+            env=environment,
+            text=True,
+        )
         for _ in range(lines):
             process.stdout.readline()
         return process
@@ -71,6 +82,17 @@ def test_what_has_begun_saves_and_nobody_is_left(study, tasks, end):
     assert "Traceback" not in error
     if end == "ctrl-c":
         assert "KeyboardInterrupt" in out
+
+
+@pytest.mark.slow
+def test_nothing_begins_in_workers_that_were_starting_at_ctrl_c(study, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START)
+    process = study("long", "long", lines=2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, error = process.communicate("start\n" * 2, timeout=PATIENCE)
+    assert "KeyboardInterrupt" in out
+    assert "begun" not in out.splitlines()
+    assert "Traceback" not in error
 
 
 @pytest.mark.slow

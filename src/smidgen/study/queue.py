@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
@@ -116,13 +116,20 @@ def _by_pool(tasks: list[Task], workers: int, tell: Tell) -> Iterator[list[str]]
     )
     with pool:
         rest = iter(tasks)
-        running = {pool.submit(do_as_worker, task) for task in itertools.islice(rest, workers)}
+
+        def given(count: int) -> set[Future[list[str]]]:
+            _hold_ctrl_c(True)  # a worker that this starts begins so
+            try:
+                return {pool.submit(do_as_worker, task) for task in itertools.islice(rest, count)}
+            finally:
+                _hold_ctrl_c(False)
+
         try:
+            running = given(workers)
             while running:  # a task is given to who can begin it, so that none waits in the pool
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 names = [future.result() for future in done]
-                more = itertools.islice(rest, len(done))
-                running |= {pool.submit(do_as_worker, task) for task in more}
+                running |= given(len(done))
                 yield from names
         except BrokenProcessPool as error:
             raise SmidgenError(
@@ -144,11 +151,17 @@ def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
             yield from ray.get(done)
 
 
+def _hold_ctrl_c(held: bool) -> None:
+    """From now on it waits, or comes; where the system can do that. New processes inherit it."""
+    if hasattr(signal, "pthread_sigmask"):
+        how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
+        signal.pthread_sigmask(how, {signal.SIGINT})
+
+
 def begin_worker(threads: int) -> None:
-    """A worker of a pool. It ends with the process that started it, however that ends; of Ctrl-C,
-    which all of them get, it ends what it does.
+    """A worker of a pool, which ends with the process that started it, however that ends. It is
+    started with Ctrl-C held, so that one which comes before a task, or between two, ends the next.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(threads)
@@ -156,13 +169,13 @@ def begin_worker(threads: int) -> None:
 
 
 def do_as_worker(task: Task) -> list[str]:
-    """`do`."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """`do`, which Ctrl-C ends."""
     try:
+        _hold_ctrl_c(False)
         with _busy:
             return do(task)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _hold_ctrl_c(True)
 
 
 def _end_with_parent() -> None:
