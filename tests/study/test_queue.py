@@ -4,8 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from smidgen.study import queue
 
 PROGRAM = """
 import sys, time
@@ -21,7 +24,8 @@ def stand_in(task):
         print("begun", flush=True)
         while stop.signal is None:
             time.sleep(0.01)
-    print("saved", flush=True)
+        time.sleep(0.1)
+        print("saved", flush=True)
     raise Interrupted("stopped", stop.signal)
 
 queue.do = stand_in  # in the workers too, which run this file as well
@@ -93,6 +97,19 @@ def test_nothing_begins_in_workers_that_were_starting_at_ctrl_c(study, tmp_path)
     assert "KeyboardInterrupt" in out
     assert "begun" not in out.splitlines()
     assert "Traceback" not in error
+
+
+def test_a_worker_that_ctrl_c_came_to_begins_nothing_more(monkeypatch):
+    monkeypatch.setattr(queue, "_ended", threading.Event())
+    monkeypatch.setattr(queue, "do", lambda task: pytest.fail("it has begun"))
+    queue._hold_ctrl_c(True)
+    try:
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(2):  # the other may be a task of a worker that is still starting
+            with pytest.raises(KeyboardInterrupt):
+                queue.do_as_worker(None)
+    finally:
+        queue._hold_ctrl_c(False)
 
 
 @pytest.mark.slow

@@ -22,12 +22,12 @@ from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.lock import Held, held
 from smidgen.study.design import Design, read_design
 from smidgen.study.runs import FAILURE, Run, State, runs_of, states, tuning_of
-from smidgen.training.interrupt import is_stopping
+from smidgen.training.interrupt import Interrupted, ask_to_stop
 
 TO_DO = ("missing", "begun", "other settings")
 Tell = Callable[[str], None]
 
-_busy = threading.Lock()  # while a worker does a task
+_ended = threading.Event()  # in a worker that was asked to stop: it does nothing more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +169,17 @@ def begin_worker(threads: int) -> None:
 
 
 def do_as_worker(task: Task) -> list[str]:
-    """`do`, which Ctrl-C ends."""
+    """`do`, which Ctrl-C ends, and with it what would be the next: a task that waits for a worker
+    that starts may come to one that has ended another.
+    """
     try:
         _hold_ctrl_c(False)
-        with _busy:
-            return do(task)
+        if _ended.is_set():
+            raise KeyboardInterrupt
+        return do(task)
+    except (KeyboardInterrupt, Interrupted):
+        _ended.set()
+        raise
     finally:
         _hold_ctrl_c(True)
 
@@ -182,10 +188,8 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None, "it is one of a pool"
     connection.wait([parent.sentinel])
-    if _busy.locked() and not is_stopping():
-        os.kill(os.getpid(), signal.SIGTERM)  # a training saves; all else ends
-    with _busy:
-        os._exit(1)
+    ask_to_stop()
+    os._exit(1)
 
 
 def do(task: Task) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -30,9 +32,14 @@ class StopRequest:
 _open: list[StopRequest] = []  # of this process, the innermost last
 
 
-def is_stopping() -> bool:
-    """Whether something that this process does was asked to stop, and has not ended yet."""
-    return any(request.signal is not None for request in _open)
+def ask_to_stop() -> None:
+    """Ask all that collects stop requests in this process to stop, from another thread than the
+    main one, and wait until it has: what was asked before is not hurried by it.
+    """
+    while _open:
+        if all(request.signal is None for request in _open):
+            _thread.interrupt_main(signal.SIGTERM)  # does nothing where no handler is
+        time.sleep(0.05)
 
 
 @contextmanager
