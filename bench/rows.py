@@ -32,9 +32,9 @@ Rows = dict[str, Row]
 @dataclass(frozen=True)
 class Case:
     """A table: its rows, made when it is measured; what is `kept` for the backward pass, `held`
-    together with gradients and the optimiser's averages, at most at any time of a step (`peak`),
-    and by the optimiser alone (`state`), in which unit. `asked`: only measured where it is named,
-    for it takes minutes.
+    together with gradients and the averages of AdamW, at most at any time of a step (`peak`), and
+    by the optimizer alone (`state`), in which unit; on what rows spend their time (`spent`).
+    `asked`: only measured where it is named, for it takes minutes.
     """
 
     make: Callable[[], Rows]
@@ -42,6 +42,7 @@ class Case:
     held: Callable[[], dict[str, float]] | None = None
     peak: Callable[[], dict[str, float]] | None = None
     state: Callable[[], dict[str, float]] | None = None
+    spent: Callable[[Rows], dict[str, dict[str, float]]] | None = None
     unit: str = "units of (B, N, D) a block"
     asked: bool = False
 

@@ -21,7 +21,15 @@ from typing import Any
 
 import torch
 
-from bench import gpu_rows, optimizer_rows, sampling_rows, training_rows, unet_rows
+from bench import (
+    gpu_rows,
+    optimizer_rows,
+    own_process,
+    sampling_rows,
+    step_profile,
+    training_rows,
+    unet_rows,
+)
 from bench.rows import SHAPES, Case, measured
 from bench.speed_page import write_page
 from bench.start_up import start_ups
@@ -37,6 +45,18 @@ CASES: Mapping[str, Case] = {
             partial(training_rows.steps_of, name), partial(training_rows.kept, name)
         )
         for name in SHAPES
+    },
+    **{
+        f"where the time of a training step of {name} goes": Case(
+            partial(step_profile.steps_of, name), spent=step_profile.spent
+        )
+        for name in ("DiT-S/2", "DiT-B/2", "glyphs")
+    },
+    **{
+        f"a training step of {name}, each in its own process": Case(
+            partial(own_process.apart, name, None), asked=True
+        )
+        for name in ("DiT-S/2", "glyphs")
     },
     "a compiled training step of DiT-S/2": Case(
         partial(training_rows.compiled_of, "DiT-S/2"), asked=True
@@ -60,11 +80,26 @@ CASES: Mapping[str, Case] = {
         for name in list(SHAPES)[:3]
         for images, words in COUNTS.items()
     },
+    **{
+        f"{words} of {name}, each in its own process": Case(
+            partial(own_process.apart, name, images), asked=True
+        )
+        for name, images, words in (
+            *(("DiT-S/2", *count) for count in COUNTS.items()),
+            ("glyphs", 64, "64 guided images"),
+        )
+    },
     "four guided images with a delta of DiT-S/2": Case(partial(sampling_rows.deltas_of, "DiT-S/2")),
     "sixteen guided images of DiT-S/2": Case(partial(sampling_rows.mixed_of, "DiT-S/2")),
     **{
         f"{sampling_rows.STEPS} steps of {words} of DiT-S/2": Case(
             partial(sampling_rows.samplings_of, "DiT-S/2", images)
+        )
+        for images, words in COUNTS.items()
+    },
+    **{
+        f"where the time of {words} of DiT-S/2 goes": Case(
+            partial(step_profile.forwards_of, "DiT-S/2", images), spent=step_profile.spent
         )
         for images, words in COUNTS.items()
     },
@@ -87,8 +122,8 @@ def main() -> None:
         nargs="*",
         default=[],
         metavar="WORDS",
-        help="cases that have one of these in their name; also those that compile, which take "
-        "minutes and are left out otherwise",
+        help="cases that have one of these in their name; also those that compile or start "
+        "processes, which take minutes and are left out otherwise",
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -106,16 +141,18 @@ def main() -> None:
         case.setdefault("machine", document["machine"])
     for name in () if arguments.page else wanted(cases, arguments.only):
         case = cases[name]
+        rows = case.make()
         found = {
             "date": date.today().isoformat(),
             "threads": arguments.threads,
             "rounds": arguments.rounds,
             "machine": torch.cuda.get_device_name() if arguments.gpu else machine(),
-            "rows": measured(case.make(), arguments.rounds),
+            "rows": measured(rows, arguments.rounds),
         }
         amounts = {"kept": case.kept, "held": case.held, "peak": case.peak, "state": case.state}
         found |= {what: count() for what, count in amounts.items() if count is not None}
         found |= {"unit": case.unit}
+        found |= {} if case.spent is None else {"spent": case.spent(rows)}
         print(json.dumps({name: found}), flush=True)
         document |= header()
         document["cases"][name] = found

@@ -31,7 +31,8 @@ def write_page(
         "first row of the same round, its median with quartiles. *Plain PyTorch* is the network as "
         "its paper describes it ([bench/plain_dit.py](../bench/plain_dit.py)), trained with "
         "PyTorch's default AdamW. *The floor* is what the products with frozen weights, forward "
-        "and for the input's gradient, and attention both ways take alone. *diffusers* is its "
+        "and for the input's gradient, and attention both ways take alone, of a forward pass only "
+        "forward. *diffusers* is its "
         "`DiTTransformer2DModel` of the same shape, in whole samplings its `DiTPipeline` with a "
         "codec of next to nothing; *PEFT* is its LoRA of rank 8 on the same linears.",
     ]
@@ -54,10 +55,39 @@ def write_page(
         for what, words in AMOUNTS.items():
             if what in case:
                 lines += ["", f"{words}, in {case.get('unit', UNIT)}: {_amounts(case[what])}."]
+        lines += _spent(case.get("spent", {}))
     missing = [name for name in names if name not in document["cases"]]
     if missing:
         lines += ["", "## Not measured", "", *(f"- {name}" for name in missing)]
     write_text("\n".join(lines) + "\n", page)
+
+
+def _spent(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A table of what the rows spend their time on, in milliseconds."""
+    if not rows:
+        return []
+    kinds = list(next(iter(rows.values())))
+    return [
+        "",
+        "Milliseconds by kind of PyTorch's operators, of the fastest of three steps under its "
+        "profiler; a bias is copied into the output of its product first, which counts as a copy.",
+        "",
+        f"| | {' | '.join(kinds)} |",
+        "|---" * (len(kinds) + 1) + "|",
+        *(
+            f"| {row} | {' | '.join(f'{1000 * found[kind]:.1f}' for kind in kinds)} |"
+            for row, found in rows.items()
+        ),
+        *_beside_floor(rows),
+    ]
+
+
+def _beside_floor(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What the last row takes, in parts of all that the floor does."""
+    floor, (name, found) = rows["the floor"]["all"], list(rows.items())[-1]
+    parts = {kind: seconds / floor for kind, seconds in found.items()}
+    words = ", ".join(f"{kind} {part:.2f}" for kind, part in parts.items() if kind != "all")
+    return ["", f"In units of the floor, {name} takes {parts['all']:.2f}: {words}."]
 
 
 def _where(case: Mapping[str, Any], document: Mapping[str, Any]) -> str:

@@ -43,25 +43,28 @@ DOMAINS = 8
 ATTACHED = ExitStack()  # deltas that stay until the end
 
 
-def floor(shape: Shape) -> Row:
-    """The products of frozen linears, both ways, and attention, both ways, of all blocks."""
-    width, rows = shape.width, shape.batch * shape.tokens
+def floor(shape: Shape, *, images: int | None = None, backward: bool = True) -> Row:
+    """The products of frozen linears and attention of all blocks, both ways or only forward."""
+    width, images = shape.width, images or shape.batch
+    rows = images * shape.tokens
     sizes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
     linears = [
         (torch.randn(rows, a), torch.randn(b, a), torch.randn(b), torch.randn(rows, b))
         for a, b in sizes
     ]
-    heads = (shape.batch, shape.tokens, 3, shape.heads, width // shape.heads)
+    heads = (images, shape.tokens, 3, shape.heads, width // shape.heads)
     q, k, v = torch.randn(heads).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k, v = qkv = [each.detach().requires_grad_() for each in (q, k, v)]
+    q, k, v = qkv = [each.detach().requires_grad_(backward) for each in (q, k, v)]
 
     def run() -> None:
         for _ in range(shape.depth):
             for h, weight, bias, dy in linears:
                 torch.addmm(bias, h, weight.T)
-                torch.mm(dy, weight)
+                if backward:
+                    torch.mm(dy, weight)
             output = functional.scaled_dot_product_attention(q, k, v)
-            torch.autograd.grad(output, qkv, output.detach())
+            if backward:
+                torch.autograd.grad(output, qkv, output.detach())
 
     return timed(run)
 

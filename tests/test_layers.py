@@ -27,6 +27,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sizes": ("errors",),
     "files": ("errors", "sizes"),
     "processes": ("errors",),
+    "allocator": (),
     "progress": (),
     "cluster": ("errors",),
     "figures": (),
@@ -35,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "diffusion": (),
     "models.dit": (),  # apart from the rest of models/, so that hosts may name its class
     "hosts": ("errors", "sizes", "files", "core", "models.dit"),
-    "models": (*MODELS, "processes"),
+    "models": (*MODELS, "processes", "allocator"),
     "data": ("errors", "sizes", "files"),
     # L2
     "methods": L1,

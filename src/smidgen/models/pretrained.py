@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from smidgen.allocator import keep_freed_memory
 from smidgen.core.storage import narrow
 from smidgen.diffusion.process import Diffusion
 from smidgen.errors import SmidgenError, UsageError
@@ -69,6 +70,8 @@ def load_base(
     memory of the machine and come to the device one by one; with `shard` each of the processes that
     torchrun started keeps a part of them, and all must do with the base the same, call by call.
 
+    On a CPU this process keeps the memory that it frees from now on (`smidgen.allocator`).
+
     The rest is for a DiT: at another `image_size` than its own, `positions` "stretch" cover the
     range of its own, None: they are extended. `frequency_shift` None: what the folder records, else
     0, that of the released weights. `num_classes` is checked against the file. `num_heads` is for a
@@ -85,6 +88,8 @@ def load_base(
     check_base_precision(base_precision)
     check_placing(device, offload=offload, shard=shard)
     check_processes(shard=shard)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     source = locate(name)
     described = describe(source)
     if is_pipeline(described):
