@@ -15,17 +15,21 @@ import sys, time
 from smidgen.study import queue
 from smidgen.training.interrupt import Interrupted, stop_requests
 
+def say(line):
+    sys.stdout.write(line + "\\n")  # in one write: several processes have this pipe
+    sys.stdout.flush()
+
 def stand_in(task):
     if task.places == ("short",):
         return ["short"]
     if task.places == ("damaging",):
         queue.os._exit(9)
     with stop_requests() as stop:
-        print("begun", flush=True)
+        say("begun")
         while stop.signal is None:
             time.sleep(0.01)
         time.sleep(0.1)
-        print("saved", flush=True)
+        say("saved")
     raise Interrupted("stopped", stop.signal)
 
 queue.do = stand_in  # in the workers too, which run this file as well
@@ -36,14 +40,15 @@ if __name__ == "__main__":
     tasks = [queue.Task(places=(name,), **how) for name in names]
     try:
         for done in queue._by_pool(tasks, 2, print):
-            print("done", flush=True)
+            say("done")
     except (KeyboardInterrupt, queue.SmidgenError) as error:
         print(type(error).__name__, error)
 """
 SLOW_START = """
 import sys
 if any("spawn_main" in word for word in sys.orig_argv):
-    print("starting", flush=True)
+    sys.stdout.write("starting\\n")
+    sys.stdout.flush()
     sys.stdin.readline()
 """
 PATIENCE = 600  # seconds, after which what has not ended never will
