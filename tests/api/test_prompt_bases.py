@@ -111,6 +111,7 @@ def test_inspect_fetches_and_reads_configurations_only(folder, tmp_path, monkeyp
     assert all(pattern.endswith(".json") for pattern in patterns)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_base_with_prompts_is_that_of_a_real_step_at_its_image_size(folder):
     base = api.load_base(folder, image_size=32)
     delta, count = lora(base), 4

@@ -10,6 +10,7 @@ ROWS = json.loads(RESULTS.read_text())["rows"]
 GLYPHS, FIRST = BASES[0], ROWS[: len(WAYS)]
 
 
+@pytest.mark.slow
 def test_the_results_are_what_is_measured_here():
     # products are summed in another order on another machine, far below what rounding moves
     for of in ("weights", "output"):

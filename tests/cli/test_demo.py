@@ -43,6 +43,7 @@ def demo(few_letters, tmp_path_factory):
     return arguments, folder
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_pictures_a_delta_and_numbers_for_each_part(demo):
     _, folder = demo
     document = json.loads((folder / "result.json").read_text())
@@ -80,6 +81,7 @@ def test_a_finished_demo_says_so_and_other_settings_are_refused(demo, smidgen):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_stopped_goes_on(demo, smidgen):
     arguments, folder = demo
     first = json.loads((folder / "result.json").read_text())

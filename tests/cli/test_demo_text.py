@@ -30,6 +30,7 @@ def demo(tmp_path_factory):
     return arguments, folder
 
 
+@pytest.mark.slow
 @ships
 def test_the_demo_leaves_a_page_a_delta_and_numbers_with_ceiling_and_floor(demo):
     _, folder = demo

@@ -24,6 +24,7 @@ def subject(tmp_path):
     return tmp_path / "subject"
 
 
+@pytest.mark.slow
 def test_it_is_planned_trained_and_drawn(smidgen, pipeline, subject, tmp_path):
     arguments = train_arguments(pipeline, subject, tmp_path / "run", "--method", "lora", *OWL)
     planned = smidgen(*arguments, "--dry-run")

@@ -161,6 +161,7 @@ def test_a_committed_result_counts_without_its_delta(smidgen, recipe):
     )
 
 
+@pytest.mark.slow
 def test_parts_together_do_everything_once(smidgen, recipe):
     assert smidgen("study", "run", recipe, "--part", "1/2").code == 0
     assert sum(path.exists() for path in results(recipe).values()) == 2
@@ -170,6 +171,7 @@ def test_parts_together_do_everything_once(smidgen, recipe):
     assert {path: path.read_bytes() for path in first} == first
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_in_no_number(smidgen, base, photos, tmp_path):
     levels = '[study.factors.method]\nfine = { method = "difffit" }\n'
     levels += 'wild = { method = "difffit", lr = 1e30, max_grad_norm = "none" }\n'
@@ -270,6 +272,7 @@ def test_levels_that_differ_in_how_is_drawn_share_a_training(smidgen, base, phot
         assert (one.settings["sampling.guidance"], three.settings["sampling.guidance"]) == (1, 3)
 
 
+@pytest.mark.slow
 def test_what_another_process_trains_is_left_to_it_and_no_failure(smidgen, base, photos, tmp_path):
     factor = '"sampling.guidance" = [1.0, 3.0]\n'
     path = write_study(base, photos, tmp_path, seeds="[0]")
@@ -329,6 +332,7 @@ def test_an_arm_begins_from_a_delta_that_is_trained_first(smidgen, with_first, t
     assert delta == (run.folder / "delta.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_at_twice_the_size_begins_from_a_delta_at_the_bases_own(
     smidgen, base, photos, tmp_path
 ):
@@ -361,6 +365,7 @@ def test_a_report_has_the_step_in_place_of_the_seconds_once_it_was_timed(smidgen
     assert "of bitfit's" in words.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_the_delta_that_was_trained_first(
     smidgen, with_first, monkeypatch
 ):
@@ -383,6 +388,7 @@ def test_a_killed_run_goes_on_from_the_delta_that_was_trained_first(
     assert made.stat().st_mtime_ns == before  # it was done and is not done again
 
 
+@pytest.mark.slow
 def test_a_result_with_another_first_training_is_of_other_settings(smidgen, with_first):
     assert smidgen("study", "run", with_first).code == 0
     with_first.write_text(with_first.read_text().replace("steps = 1, lr", "steps = 2, lr"))

@@ -24,6 +24,7 @@ def by_name(document):
     return {check["name"]: check for check in document["checks"]}
 
 
+@pytest.mark.slow
 def test_the_shipped_base_is_verified_end_to_end(smidgen, tmp_path):
     outcome = smidgen("verify", "glyphs", *FEW, "--output", tmp_path / "out", "--json")
     assert outcome.code == 0

@@ -509,6 +509,7 @@ print(latents.mean.double().sum().item())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_cache_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_what_stands_high_moves_to_the_side_and_what_lies_low_does_not():
     assert low_aside == pytest.approx(low, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_base_comes_to_prefer_the_relief_and_stays_as_it_was(tmp_path):
     base = load_base("glyphs")
     delta = tiny_delta(base, "difffit", ("upper-a", "lower-b"), std=0.001).float()

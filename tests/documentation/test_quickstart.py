@@ -29,6 +29,7 @@ def short(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_sets", "short")
 def test_the_cells_run_one_after_the_other(folder):
     space = {}

@@ -56,6 +56,7 @@ def pages(site):
     return {path: Links(path) for path in found if path.name not in ("report.html", "404.html")}
 
 
+@pytest.mark.slow
 def test_every_link_leads_to_a_file_of_the_site_or_elsewhere(site, pages):
     for page, links in pages.items():
         for link in [*links.linked, *links.loaded]:

@@ -81,6 +81,7 @@ def run_two(folder: Path) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     kept, streamed = (accumulate(metrics).result() for metrics in (KEPT, STREAMED))
     assert kept.features is not None

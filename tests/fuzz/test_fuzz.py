@@ -50,6 +50,7 @@ serve(lambda arguments: next(answers)(), build)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [

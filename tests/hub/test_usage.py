@@ -44,6 +44,7 @@ def blocks(delta: Delta, folder) -> list[tuple[str, str]]:
     return re.findall(r"````(\w*)\n(.*?)````", card.text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_every_block_of_a_card_runs(hub, base, tmp_path, monkeypatch, smidgen):
     delta = delta_of(base, "lora", rank=1)
     here, shell, in_diffusers, convert = blocks(delta, tmp_path)

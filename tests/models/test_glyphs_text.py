@@ -79,6 +79,7 @@ def test_all_in_float16_fails_in_stock_diffusers(base, tmp_path):
         pipeline(PROMPTS[0], num_inference_steps=1, height=32, width=32)
 
 
+@pytest.mark.slow
 def test_it_draws_the_ink_and_the_ground_of_the_prompt(base):
     pairs = list(itertools.product(range(len(INKS)), range(len(GROUNDS))))
     inks, grounds = list(INKS), list(GROUNDS)

@@ -82,6 +82,7 @@ def test_each_of_200_mixed_requests_gets_the_image_of_sample(base, folder):
         assert np.abs(image - np.asarray(expected).astype(int)).max() <= 1, body
 
 
+@pytest.mark.slow
 def test_more_than_can_wait_are_refused_and_nothing_is_kept_of_them(base, folder, monkeypatch):
     go_on, jobs, asked_for = threading.Event(), [], 150
 
@@ -126,6 +127,7 @@ def test_more_than_can_wait_are_refused_and_nothing_is_kept_of_them(base, folder
     assert [job for job in jobs if job() is not None] == []
 
 
+@pytest.mark.slow
 def test_all_that_the_document_of_the_api_allows_is_answered_as_it_says(base, folder):
     config = ServeConfig(deltas=folder, most_images=1, most_steps=2, waiting=10_000)
     app = create_app(base, config)

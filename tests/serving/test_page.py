@@ -48,6 +48,7 @@ def draw(page):
     page.locator("#go:enabled").wait_for()
 
 
+@pytest.mark.slow
 def test_a_delta_is_chosen_and_drawn_by_keyboard_on_a_phone(base, folder, page):
     with listening(base, folder) as address:
         page.goto(address)

@@ -58,6 +58,7 @@ ASKED = (
 )
 
 
+@pytest.mark.slow
 def test_prompts_words_and_negative_prompts_are_those_of_sample(base, folder):
     app = create_app(base, ServeConfig(deltas=folder, slots=2))
     with TestClient(app, base_url="http://localhost") as client:

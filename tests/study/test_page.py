@@ -59,6 +59,7 @@ def phone(browser, page_file) -> Iterator:
     page.close()
 
 
+@pytest.mark.slow
 def test_on_a_phone_the_page_is_no_wider_than_the_screen_and_tables_scroll(phone):
     assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     wide = phone.locator(".wide").first

@@ -111,6 +111,7 @@ def test_a_base_in_few_bits_trains_a_delta_in_float32_and_resumes_bit_for_bit(
         train(load_base(folder), tmp_path, "parts", steps=5)
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_fp16_files_is_kept_so_and_trains_as_if_it_were_wide(tmp_path):
     folder = halve(TINY_PIPELINES["sd"].save(tmp_path / "base"))
     write_photos(tmp_path / "photos")

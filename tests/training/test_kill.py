@@ -3,6 +3,8 @@
 import json
 import signal
 
+import pytest
+
 from smidgen import api
 from tests.launch import finish, start
 from tests.tiny.bases import tiny_base
@@ -35,6 +37,7 @@ api.train(base, sys.argv[1], output=sys.argv[2], cache_dir=sys.argv[3], **{SETTI
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_bit_equal(tmp_path):
     photos, cache = write_photos(tmp_path / "photos"), tmp_path / "cache"
     whole, run = tmp_path / "whole", tmp_path / "killed"

@@ -149,6 +149,7 @@ def test_a_convolution_takes_copies_in_a_layout_of_its_own():
     assert peak.highest == y.nbytes + x.nbytes + x.nbytes + y.nbytes
 
 
+@pytest.mark.slow
 def test_checkpointing_and_bf16_take_less_and_twice_the_batch_about_twice():
     base = tiny_base(depth=6)
     delta = delta_of(base, "difffit")

@@ -128,6 +128,7 @@ def test_what_cannot_be_mixed_is_trained_one_after_the_other(tmp_path, data, cap
     assert not_mixable(reduced) == "frozen_precision is 8bit-backward"
 
 
+@pytest.mark.slow
 def test_one_that_fails_leaves_the_others_and_goes_on_later(tmp_path, data):
     for path in (data / "set1").rglob("*.png"):
         path.write_bytes(b"no image")

@@ -235,6 +235,7 @@ def test_weights_that_were_cast_without_gradients_do_not_hide_them():
     assert functional.cosine_similarity(*found, dim=0) > 0.95  # bf16 has eight bits
 
 
+@pytest.mark.slow
 def test_a_training_draws_images_that_are_liked_better(base, prompts, tmp_path, clip):
     delta = train(base, prompts, tmp_path / "run", steps=12, ema_decay=0.0)
     plain = {"prompts": list(PROMPTS), "num_images": 16, "steps": 3, "guidance": 2.0}

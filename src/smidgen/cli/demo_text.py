@@ -20,7 +20,7 @@ from smidgen.cli import train
 from smidgen.cli.arguments import Request, read_request
 from smidgen.cli.clock import Clock
 from smidgen.cli.options import answer, answer_dry_run, check_output_folder, log, quiet_stdout
-from smidgen.data.embedded_sets import SUBJECTS, load_set, unpack
+from smidgen.data.embedded_sets import SUBJECTS, classes_of_set, unpack
 from smidgen.errors import UsageError, closest
 from smidgen.evaluation.config import EvaluationConfig
 from smidgen.evaluation.schemas import MOST_RESULT_BYTES
@@ -61,7 +61,7 @@ class TextDemoOptions:
     """Scale of classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        known = load_set(SUBJECTS).class_names
+        known = classes_of_set(SUBJECTS)
         if self.subject not in known:
             raise UsageError(f'no subject "{self.subject}" ships{closest(self.subject, known)}')
         check_integer("num_images", self.num_images)

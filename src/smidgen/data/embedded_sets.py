@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -141,17 +142,31 @@ def save_set(embedded: EmbeddedSet, path: Path) -> None:
 
 def load_set(name: str) -> EmbeddedSet:
     """Reads a shipped set. Raises: UsageError if no set has this name."""
-    if name not in NAMES:
-        raise UsageError(f'no image set "{name}" ships with smidgen; choose {", ".join(NAMES)}')
-    with (EMBEDDED / name / "glyphs.npz").open("rb") as file, np.load(file) as arrays:
+    with _arrays_of(name) as arrays:
         packed = arrays["packed"]
         levels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), 32, 32)
-        names = tuple(str(class_name) for class_name in arrays["class_names"])
         rest = {
             key: arrays[key]
             for key in ("label", "ink", "ground", "is_test", "font", "inks", "grounds")
         }
-        return EmbeddedSet(levels=levels, class_names=names, **rest)
+        return EmbeddedSet(levels=levels, class_names=_names_in(arrays), **rest)
+
+
+def classes_of_set(name: str) -> tuple[str, ...]:
+    """The classes of a shipped set, its pictures unread. Raises: as `load_set`."""
+    with _arrays_of(name) as arrays:
+        return _names_in(arrays)
+
+
+def _arrays_of(name: str) -> Any:
+    """What `save_set` wrote, each array read when it is asked for."""
+    if name not in NAMES:
+        raise UsageError(f'no image set "{name}" ships with smidgen; choose {", ".join(NAMES)}')
+    return np.load(str(EMBEDDED / name / "glyphs.npz"))
+
+
+def _names_in(arrays: Any) -> tuple[str, ...]:
+    return tuple(str(class_name) for class_name in arrays["class_names"])
 
 
 def shipped_reference(name: str) -> Path:

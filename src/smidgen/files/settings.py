@@ -13,7 +13,8 @@ import dataclasses
 import numbers
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
@@ -100,12 +101,12 @@ def settings_of(*configs: type, prefix: str = "") -> dict[str, Setting]:
     return found
 
 
-def fields_of(config: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+@cache  # a study asks for each of its runs
+def fields_of(config: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
     """The fields of a config dataclass that are settings or hold such, each with its type."""
     hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
-        if field.metadata.get("flag", True):
-            yield field, hints[field.name]
+    fields = dataclasses.fields(config)
+    return tuple((field, hints[field.name]) for field in fields if field.metadata.get("flag", True))
 
 
 def make(config: type[C], values: Mapping[str, Any], source: str = "", kind: str = "setting") -> C:

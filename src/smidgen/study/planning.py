@@ -10,7 +10,7 @@ from typing import Any
 
 from smidgen.api.planning import time_steps
 from smidgen.api.weights import count_weights, reader_without_weights
-from smidgen.data.embedded_sets import SETS, load_set
+from smidgen.data.embedded_sets import SETS, classes_of_set
 from smidgen.data.layouts import open_images
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.toml import toml
@@ -85,7 +85,7 @@ def num_classes(request: Request) -> int:
     if request.config.task == DREAMBOOTH:
         return 1
     if request.data in SETS:
-        return len(load_set(request.data).class_names)
+        return len(classes_of_set(request.data))
     config = request.config
     found = open_images(config.data, layout=config.layout, split=config.split, decode=False)
     return len(found.classes)
