@@ -28,7 +28,11 @@ def study(tmp_path):
     """A design and an analysis of made-up numbers."""
     (tmp_path / "study.toml").write_text(RECIPE)
     design = read_design(tmp_path / "study.toml")
-    rows = [
+    return design, analysis_of(design, rows_of(design))
+
+
+def rows_of(design):
+    return [
         {
             **cell,
             "seed": seed,
@@ -42,7 +46,6 @@ def study(tmp_path):
         for cell in design.cells()
         for seed in (0, 1)
     ]
-    return design, analysis_of(design, rows)
 
 
 def timed(analysis, **more):
@@ -68,6 +71,15 @@ def test_k_deltas_are_counted_against_k_copies_of_the_network(study):
         ["full", "12,000", "12,000", "100.00%"],
     ]
     assert bytes_table(analysis, ["all"])["rows"] == []
+
+
+def test_few_pairs_are_said_to_be_few_in_place_of_no_difference_each(study):
+    design, analysis = study
+    assert analysis["says"][0].startswith("difffit is better than full in fd")  # six pairs
+    of_one_set = [row for row in rows_of(design) if row["data"] == "greek"]
+    said = analysis_of(design, of_one_set)["says"]
+    assert "2 pairs have no p below 0.5, of 1 compared one would have to be below 0.05" in said[0]
+    assert not any("is shown between" in line for line in said)
 
 
 def test_the_column_of_time_is_the_step_where_it_was_timed(study):

@@ -17,6 +17,7 @@ from smidgen.files.writing import write_json
 from smidgen.statistics.anova import anova
 from smidgen.statistics.bootstrap import Comparison, compare_methods, mean_with_interval
 from smidgen.statistics.config import AnovaConfig
+from smidgen.statistics.effects import CONFIDENCE
 from smidgen.study.costs import times_of, training_name
 from smidgen.study.design import Design
 from smidgen.study.results import finished, rows_of, write_table
@@ -191,6 +192,16 @@ def sentences(
 ) -> Iterator[str]:
     """What the numbers support, and nothing stronger."""
     metric = design.table.metric
+    least = min((one.least_p for one in comparisons), default=0.0)
+    if least * len(comparisons) >= 1 - CONFIDENCE:  # Holm's correction of the smallest
+        pairs = max(one.num_pairs for one in comparisons)
+        needed = (1 - CONFIDENCE) / len(comparisons)
+        yield (
+            f"No difference in {metric} between two arms can be shown by so few runs: {pairs} "
+            f"pairs have no p below {least:.2g}, of {len(comparisons)} compared one would have to "
+            f"be below {needed:.2g}. The table has the differences with their intervals."
+        )
+        comparisons = ()
     for one in comparisons:
         first, second = one.methods
         low, high = one.difference_interval
