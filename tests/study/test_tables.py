@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from smidgen.study.analysis import analysis_of
 from smidgen.study.design import read_design
-from smidgen.study.figures import cells, outline, spent
+from smidgen.study.figures import cells, cost, outline, spent
 from smidgen.study.tables import bytes_table, cost_table, main_table
 
 RECIPE = """
@@ -80,6 +82,15 @@ def test_few_pairs_are_said_to_be_few_in_place_of_no_difference_each(study):
     said = analysis_of(design, of_one_set)["says"]
     assert "2 pairs have no p below 0.5, of 1 compared one would have to be below 0.05" in said[0]
     assert not any("is shown between" in line for line in said)
+
+
+def test_no_name_in_a_figure_lies_on_another(study):
+    _, analysis = study
+    _, large = analysis["arms"]  # of 10 and 1,000 parameters
+    analysis["arms"].append({**large, "trainable": 990, "mean": large["mean"] + 0.001})
+    _, figure = cost(analysis)
+    boxes = [name.get_window_extent() for name in figure.axes[0].texts]
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
 
 
 def test_the_column_of_time_is_the_step_where_it_was_timed(study):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from scipy.stats import probplot, t
 
 from smidgen.figures import COLOURS, MARKERS, new, styled
@@ -52,6 +54,7 @@ def cost(analysis: Mapping[str, Any]) -> Drawn:
         point(axes, number, arm, x)
     axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{analysis['metric']} (mean)")
     axes.margins(0.18)
+    spread(axes.texts)
     what = "the time of a step" if timed else "training time"
     words = f"{analysis['metric']} against trained parameters; the area of a disc is {what}"
     return words, figure
@@ -75,6 +78,7 @@ def spent(analysis: Mapping[str, Any]) -> Drawn:
         point(axes, number, arm, x)
     axes.set(xscale="log", xlabel="GFLOP of training", ylabel=f"{analysis['metric']} (mean)")
     axes.margins(0.18)
+    spread(axes.texts)
     words = f"{analysis['metric']} against the operations of the training, and (open) of all before"
     return words, figure
 
@@ -86,6 +90,16 @@ def point(axes: Axes, number: int, arm: Mapping[str, Any], x: float) -> None:
         axes.plot([x, x], arm["interval"], color=colour, linewidth=1.5)
     axes.plot(x, y, MARKERS[number % len(MARKERS)], color=colour, markersize=5)
     axes.annotate(arm["arm"], (x, y), (6, 6), textcoords="offset points", fontsize=9)
+
+
+def spread(names: Iterable[Text]) -> None:
+    """Moves names up until none lies on another, those of lower points first."""
+    placed: list[Bbox] = []
+    for name in sorted(names, key=lambda one: one.get_window_extent().y0):
+        while any(name.get_window_extent().overlaps(other) for other in placed):
+            across, up = name.get_position()
+            name.set_position((across, up + 1))
+        placed.append(name.get_window_extent())
 
 
 def curves(design: Design, results: Results) -> Drawn:
