@@ -51,6 +51,7 @@ if any("spawn_main" in word for word in sys.orig_argv):
     sys.stdout.flush()
     sys.stdin.readline()
 """
+ALONE = {"stopped": signal.SIGINT, "ended": signal.SIGTERM, "killed": signal.SIGKILL}
 PATIENCE = 600  # seconds, after which what has not ended never will
 
 
@@ -78,19 +79,22 @@ def study(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tasks", [("long", "long", "long"), ("long", "short")], ids=" ".join)
-@pytest.mark.parametrize("end", ["ctrl-c", "all ended", "ended", "killed"])
+@pytest.mark.parametrize("end", ["ctrl-c", "all ended", "stopped", "ended", "killed"])
 def test_what_has_begun_saves_and_nobody_is_left(study, tasks, end):
     process = study(*tasks, lines=2)
     if end in ("ctrl-c", "all ended"):
         os.killpg(process.pid, signal.SIGINT if end == "ctrl-c" else signal.SIGTERM)
     else:
-        process.send_signal(signal.SIGKILL if end == "killed" else signal.SIGTERM)
+        process.send_signal(ALONE[end])
     out, error = process.communicate(timeout=PATIENCE)  # until nobody is left who could write
     assert out.splitlines().count("saved") == min(tasks.count("long"), 2)
     assert "begun" not in out.splitlines(), "none begins after those that were read above"
     assert "Traceback" not in error
-    if end == "ctrl-c":
-        assert "KeyboardInterrupt" in out
+    if end != "killed":
+        assert "waiting for what has begun" in out
+        name = "KeyboardInterrupt" if end in ("ctrl-c", "stopped") else "Interrupted stopped;"
+        assert out.splitlines()[-1].startswith(name)
+        assert not error
 
 
 @pytest.mark.slow
@@ -107,14 +111,14 @@ def test_nothing_begins_in_workers_that_were_starting_at_ctrl_c(study, tmp_path)
 def test_a_worker_that_ctrl_c_came_to_begins_nothing_more(monkeypatch):
     monkeypatch.setattr(queue, "_ended", threading.Event())
     monkeypatch.setattr(queue, "do", lambda task: pytest.fail("it has begun"))
-    queue._hold_ctrl_c(True)
+    queue._hold(True, signal.SIGINT)
     try:
         signal.raise_signal(signal.SIGINT)
         for _ in range(2):  # the other may be a task of a worker that is still starting
             with pytest.raises(KeyboardInterrupt):
                 queue.do_as_worker(None)
     finally:
-        queue._hold_ctrl_c(False)
+        queue._hold(False, signal.SIGINT)
 
 
 @pytest.mark.slow

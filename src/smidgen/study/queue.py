@@ -13,16 +13,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from pathlib import Path
+from types import FrameType
 
 from smidgen import cluster
 from smidgen.errors import SmidgenError, UsageError
 from smidgen.files.lock import Held, held
 from smidgen.study.design import Design, read_design
 from smidgen.study.runs import FAILURE, Run, State, runs_of, states, tuning_of
-from smidgen.training.interrupt import Interrupted, ask_to_stop
+from smidgen.training.interrupt import SIGNALS, Interrupted, ask_to_stop
 
 TO_DO = ("missing", "begun", "other settings")
 Tell = Callable[[str], None]
@@ -111,18 +113,18 @@ def _by_pool(tasks: list[Task], workers: int, tell: Tell) -> Iterator[list[str]]
     """By processes of this machine, each of which keeps its bases. Raises: SmidgenError."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     # spawned: a process that has computed with several threads cannot be forked
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=begin_worker, initargs=(threads,)
-    )
-    with pool:
+    context = get_context("spawn")
+    end, kept = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=begin_worker, initargs=(threads, end))
+    with end, kept, _ended_by_sigterm(), pool:
         rest = iter(tasks)
 
         def given(count: int) -> set[Future[list[str]]]:
-            _hold_ctrl_c(True)  # a worker that this starts begins so
+            _hold(True, *SIGNALS)  # a worker that this starts begins so
             try:
                 return {pool.submit(do_as_worker, task) for task in itertools.islice(rest, count)}
             finally:
-                _hold_ctrl_c(False)
+                _hold(False, *SIGNALS)
 
         try:
             running = given(workers)
@@ -131,12 +133,13 @@ def _by_pool(tasks: list[Task], workers: int, tell: Tell) -> Iterator[list[str]]
                 names = [future.result() for future in done]
                 running |= given(len(done))
                 yield from names
-        except BrokenProcessPool as error:
-            raise SmidgenError(
-                "a worker was killed, most often as memory ran out; give fewer --workers and run "
-                "the same command again, which goes on"
-            ) from error
-        except BaseException:
+        except BaseException as error:
+            kept.close()  # which the workers wait for
+            if isinstance(error, BrokenProcessPool):
+                raise SmidgenError(
+                    "a worker was killed, most often as memory ran out; give fewer --workers and "
+                    "run the same command again, which goes on"
+                ) from error
             tell("waiting for what has begun")
             raise
 
@@ -151,21 +154,40 @@ def _by_ray(tasks: list[Task], address: str) -> Iterator[list[str]]:
             yield from ray.get(done)
 
 
-def _hold_ctrl_c(held: bool) -> None:
-    """From now on it waits, or comes; where the system can do that. New processes inherit it."""
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises, as Ctrl-C does, so that what has begun is told and waited for."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped; the same command goes on", number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _hold(held: bool, *signals: signal.Signals) -> None:
+    """From now on they wait, or come; where the system can do that. New processes inherit it."""
     if hasattr(signal, "pthread_sigmask"):
         how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
-        signal.pthread_sigmask(how, {signal.SIGINT})
+        signal.pthread_sigmask(how, signals)
 
 
-def begin_worker(threads: int) -> None:
-    """A worker of a pool, which ends with the process that started it, however that ends. It is
-    started with Ctrl-C held, so that one which comes before a task, or between two, ends the next.
+def begin_worker(threads: int, end: connection.Connection) -> None:
+    """A worker of a pool, which ends once the other side of `end` is closed: by the process that
+    started it, or by the end of that, whatever it was. It is started with signals held. Ctrl-C that
+    comes before a task, or between two, ends the next; SIGTERM never comes, since a pool sends it
+    to all when one is lost, and what has begun saves.
     """
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(end,), daemon=True).start()
 
 
 def do_as_worker(task: Task) -> list[str]:
@@ -173,7 +195,7 @@ def do_as_worker(task: Task) -> list[str]:
     that starts may come to one that has ended another.
     """
     try:
-        _hold_ctrl_c(False)
+        _hold(False, signal.SIGINT)
         if _ended.is_set():
             raise KeyboardInterrupt
         return do(task)
@@ -181,13 +203,12 @@ def do_as_worker(task: Task) -> list[str]:
         _ended.set()
         raise
     finally:
-        _hold_ctrl_c(True)
+        _hold(True, signal.SIGINT)
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None, "it is one of a pool"
-    connection.wait([parent.sentinel])
+def _end_with(end: connection.Connection) -> None:
+    connection.wait([end])
+    _ended.set()
     ask_to_stop()
     os._exit(1)
 

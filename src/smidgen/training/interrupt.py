@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import threading
 import time
@@ -37,8 +36,8 @@ def ask_to_stop() -> None:
     main one, and wait until it has: what was asked before is not hurried by it.
     """
     while _open:
-        if all(request.signal is None for request in _open):
-            _thread.interrupt_main(signal.SIGTERM)  # does nothing where no handler is
+        for request in tuple(_open):
+            request.signal = request.signal or signal.SIGTERM
         time.sleep(0.05)
 
 
