@@ -32,12 +32,14 @@ def told(**variables: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_pages_are_taken_once():
     kept, faults = told()
     assert kept == "True"
     assert int(faults) < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variable", [("MALLOC_ARENA_MAX", "4"), ("GLIBC_TUNABLES", "glibc.malloc.arena_max=4")]
 )

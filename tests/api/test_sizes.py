@@ -33,6 +33,7 @@ def photos(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("data") / "photos", ("a",), per_class=3)
 
 
+@pytest.mark.slow
 def test_a_base_is_trained_drawn_and_measured_at_a_size_that_is_no_square(folder, photos, tmp_path):
     base = api.load_base(folder, image_size=WIDE)
     run = tmp_path / "run"

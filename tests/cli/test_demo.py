@@ -64,6 +64,7 @@ def test_the_demo_leaves_pictures_a_delta_and_numbers_for_each_part(demo):
     assert (folder / "delta.safetensors").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_a_finished_demo_says_so_and_other_settings_are_refused(demo, smidgen):
     arguments, folder = demo
     before = {path: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}

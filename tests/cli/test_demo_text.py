@@ -49,6 +49,7 @@ def test_the_demo_leaves_a_page_a_delta_and_numbers_with_ceiling_and_floor(demo)
     assert all(document["seconds"][part] >= 0 for part in parts)
 
 
+@pytest.mark.slow
 @ships
 def test_a_finished_demo_says_so_and_other_settings_are_refused(demo, smidgen):
     arguments, folder = demo

@@ -5,6 +5,7 @@ import pytest
 SHORT = ["--num-images", "1", "--times", "2", "--steps", "2"]
 
 
+@pytest.mark.slow
 def test_a_run_is_explained_once_and_again_only_when_asked(smidgen, base, trained, tmp_path):
     output = tmp_path / "out"
     arguments = ["explain", trained.parent, *SHORT, "--output", output]

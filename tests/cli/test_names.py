@@ -110,7 +110,7 @@ def test_an_output_that_is_not_utf8_is_named_by_its_own_bytes(tmp_path):
     """On a terminal that takes nothing but UTF-8 in text."""
     output = os.fsencode(tmp_path) + b"/caf\xe9"
     done = subprocess.run(
-        [sys.executable, "-m", "smidgen.cli", "unpack", "greek", "--output", output],
+        [sys.executable, "-m", "smidgen.cli", "unpack", "subjects", "--output", output],
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
         capture_output=True,
     )

@@ -86,6 +86,7 @@ def delta(folder, photos, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_trained_delta_folds_into_what_stock_diffusers_draws(
     smidgen, drawn, tiny, folder, delta, tmp_path
 ):

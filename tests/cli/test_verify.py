@@ -67,6 +67,7 @@ def test_released_weights_of_a_dit_are_verified(smidgen, tmp_path):
     assert "dit.pt" in checks["files"]["facts"]["files"]
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_verified_once(smidgen, pipeline, tmp_path):
     given = ("verify", pipeline, "--checks", "forward,training", "--output", tmp_path / "out")
     outcome = smidgen(*given)

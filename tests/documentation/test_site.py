@@ -14,6 +14,8 @@ from tests.documentation.pages import ROOT
 pytest.importorskip("material", reason="the site's theme is not installed")
 pytest.importorskip("mkdocstrings")
 
+pytestmark = pytest.mark.slow  # a site is built
+
 
 class Links(HTMLParser):
     """What a page links to, what it loads, and its anchors."""
@@ -56,7 +58,6 @@ def pages(site):
     return {path: Links(path) for path in found if path.name not in ("report.html", "404.html")}
 
 
-@pytest.mark.slow
 def test_every_link_leads_to_a_file_of_the_site_or_elsewhere(site, pages):
     for page, links in pages.items():
         for link in [*links.linked, *links.loaded]:

@@ -90,6 +90,7 @@ def among(vectors):
     )
 
 
+@pytest.mark.slow
 def test_every_number_is_that_of_the_images_drawn_again(base, delta, subject):
     prompts = prompts_of(subject_of(OWL), PHOTOGRAPHS)
     count = EACH * len(prompts.drawn)

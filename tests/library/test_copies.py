@@ -47,6 +47,7 @@ def test_the_scale_is_a_quantile_of_the_distances_to_the_nearest_other(count, k)
     assert (near.numpy() == (between.min(axis=1) < scale.distance)).all()
 
 
+@pytest.mark.slow
 def test_other_real_vectors_count_as_copies_as_often_as_chance_says():
     """Of five points that are alike, each is one of the nearest pair in 2 of 5 cases."""
     trials, real = 2000, 4

@@ -51,6 +51,7 @@ def test_a_delta_fits_is_an_orphan_or_lost(tmp_path):
     assert found["wider"]["command"] is None
 
 
+@pytest.mark.slow
 def test_other_text_encoders_make_an_orphan_too(tmp_path, capsys):
     old, new = (TINY_PIPELINES["sd"].save(tmp_path / name) for name in ("old", "new"))
     place = new / "text_encoder" / "model.safetensors"

@@ -74,6 +74,7 @@ def stock_images(tiny, folder, base) -> torch.Tensor:
     return pictures(images)
 
 
+@pytest.mark.slow
 def test_images_and_latents_are_those_of_the_stock_pipeline(tiny, folder, base, decoded):
     assert base.host.family == tiny.family
     expected = stock_images(tiny, folder, base)

@@ -46,6 +46,7 @@ def pipeline(base):
     return pipeline
 
 
+@pytest.mark.slow
 def test_stock_diffusers_draws_what_smidgen_draws(base, pipeline):
     noise = draw_noise((4, 8, 8), [sample_generator(7, number) for number in range(3)])
     stock = pipeline(

@@ -70,6 +70,7 @@ def test_an_image_that_is_gone_is_told(folder):
         write_page(folder[1], folder[0])
 
 
+@pytest.mark.slow
 def test_on_a_phone_and_by_keyboard_a_picture_opens_and_closes(folder, browser):
     """Tab by Tab to the first picture; Enter shows it alone, and the next link goes back."""
     page = browser.new_page(viewport={"width": 360, "height": 740})

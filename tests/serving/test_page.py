@@ -81,6 +81,7 @@ def test_a_delta_is_chosen_and_drawn_by_keyboard_on_a_phone(base, folder, page):
         assert wide <= PHONE["width"]
 
 
+@pytest.mark.slow
 def test_names_are_text_and_what_cannot_be_is_said(base, folder, page):
     with listening(base, folder) as address:
         page.goto(address)
@@ -91,6 +92,7 @@ def test_names_are_text_and_what_cannot_be_is_said(base, folder, page):
         assert 'unknown class "unicorn"' in page.locator("#says").inner_text()
 
 
+@pytest.mark.slow
 def test_two_deltas_are_mixed_and_the_base_is_beside(base, folder, page):
     with listening(base, folder) as address:
         page.goto(address)

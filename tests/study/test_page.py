@@ -71,6 +71,7 @@ def test_on_a_phone_the_page_is_no_wider_than_the_screen_and_tables_scroll(phone
     assert small == 0
 
 
+@pytest.mark.slow
 def test_by_keyboard_one_comes_to_the_numbers_and_through_every_table(phone):
     phone.keyboard.press("Tab")
     assert phone.evaluate("document.activeElement.className") == "skip"

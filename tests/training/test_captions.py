@@ -137,6 +137,7 @@ def test_a_run_on_captions_resumes_bit_for_bit(base, photos, tmp_path):
     assert whole.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_captions_change_what_is_learned_and_a_finished_run_names_that_they_changed(
     base, photos, tmp_path
 ):

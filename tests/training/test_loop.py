@@ -222,6 +222,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
             assert b[name] == pytest.approx(a[name], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"compile": True}])
 def test_how_it_is_computed_does_not_change_what_is_trained(tmp_path, monkeypatch, settings):

@@ -122,6 +122,7 @@ def test_the_allocator_says_the_same_of_a_dit(kept, method, settings):
     assert counted == pytest.approx(allocated(base, delta, config, task), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("method", ["lora", "difffit", "adapter", "full"])
 def test_the_allocator_says_the_same_of_a_unet(method, checkpointed):

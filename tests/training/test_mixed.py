@@ -118,6 +118,7 @@ def test_a_base_that_reads_prompts_trains_in_mixed_batches_too(tmp_path, data):
         assert far(alone, delta, base) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_cannot_be_mixed_is_trained_one_after_the_other(tmp_path, data, caplog):
     caplog.set_level("INFO")
     found = train_many(tiny_base(), config_of(data, tmp_path / "many", "full"), together=3)
