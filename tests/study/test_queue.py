@@ -12,6 +12,7 @@ from smidgen.study import queue
 
 PROGRAM = """
 import sys, time
+from tqdm import tqdm
 from smidgen.study import queue
 from smidgen.training.interrupt import Interrupted, stop_requests
 
@@ -24,6 +25,7 @@ def stand_in(task):
         return ["short"]
     if task.places == ("damaging",):
         queue.os._exit(9)
+    tqdm.get_lock()  # as a training has, which shows a bar
     with stop_requests() as stop:
         say("begun")
         while stop.signal is None:

@@ -185,8 +185,12 @@ def begin_worker(threads: int, end: connection.Connection) -> None:
     to all when one is lost, and what has begun saves.
     """
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(threads)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore of the system, which ends leave behind
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
 
 
