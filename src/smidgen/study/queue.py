@@ -188,9 +188,7 @@ def begin_worker(threads: int, end: connection.Connection) -> None:
     from tqdm import tqdm
 
     torch.set_num_threads(threads)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is a semaphore of the system, which ends leave behind
+    tqdm.set_lock(threading.RLock())  # its own is the system's, and would be left behind
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
 
 
