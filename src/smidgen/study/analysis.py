@@ -198,8 +198,8 @@ def sentences(
         needed = (1 - CONFIDENCE) / len(comparisons)
         yield (
             f"No difference in {metric} between two arms can be shown by so few runs: {pairs} "
-            f"pairs have no p below {least:.2g}, of {len(comparisons)} compared one would have to "
-            f"be below {needed:.2g}. The table has the differences with their intervals."
+            f"pairs have no p below {least:.3g}, and by Holm's correction one below {needed:.2g} "
+            "is needed. The table has the differences with their intervals."
         )
         comparisons = ()
     for one in comparisons:
